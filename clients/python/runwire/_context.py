@@ -1,0 +1,175 @@
+"""The executing run, as a context variable, and what an engine must offer to be one.
+
+`runwire.metadata`, `runwire.streams` and `task.trigger` find the executing run here. The worker
+(runwire_engine.executor) sets it around every attempt and implements `Runtime`; the public package
+never imports the engine.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol, TypeAlias
+
+from runwire.errors import NotInRunError
+from runwire.requests import BatchItem, TriggerOptions
+from runwire.wire import JsonObject
+
+MetadataTarget: TypeAlias = Literal["self", "parent", "root"]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    id: str
+    tags: tuple[str, ...]
+    is_test: bool
+    created_at: datetime
+    started_at: datetime
+    parent_id: str | None
+    root_id: str | None
+    depth: int
+    idempotency_key: str | None
+    version: str | None
+    max_duration: float | None
+
+
+@dataclass(frozen=True)
+class AttemptInfo:
+    number: int  # from 1
+    execution: int  # +1 on every claim, retries or not
+    started_at: datetime
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    id: str
+
+
+@dataclass(frozen=True)
+class QueueInfo:
+    name: str
+    concurrency_key: str | None
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    id: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a task function gets when it names a parameter `ctx`."""
+
+    run: RunInfo
+    attempt: AttemptInfo
+    task: TaskInfo
+    queue: QueueInfo
+    batch: BatchInfo | None
+    environment: str
+
+
+@dataclass(frozen=True)
+class Triggered:
+    """The answer to a trigger. The token reads that run; None where no secret is at hand."""
+
+    id: str
+    is_cached: bool
+    public_access_token: str | None
+
+
+@dataclass(frozen=True)
+class TriggeredBatch:
+    id: str
+    run_count: int
+    is_cached: bool
+    public_access_token: str | None
+
+
+class Runtime(Protocol):
+    """What the executing run offers. Every method may be called from the task's loop or thread.
+
+    Coroutines run on the caller's loop; the `_blocking` twins are for `def` tasks, which run in a
+    thread without a loop. Writes raise FencedError once the run is no longer this execution's.
+    """
+
+    @property
+    def ctx(self) -> Context: ...
+
+    def metadata_current(self) -> JsonObject:
+        """Return the run's metadata as this attempt sees it (a copy)."""
+        ...
+
+    def metadata_apply(self, target: MetadataTarget, operation: JsonObject) -> None:
+        """Apply one operation to the local document at once (target self) and queue its flush."""
+        ...
+
+    async def metadata_flush(self) -> None:
+        """Wait until every operation queued so far is committed."""
+        ...
+
+    def metadata_flush_blocking(self) -> None: ...
+
+    async def stream_append(self, target: str, key: str, bodies: Sequence[str]) -> int:
+        """Append chunks (JSON text each) to a stream; target: "self", "parent", "root", a run id.
+
+        Return the seq after the last one, once committed. Waits while the buffer is full.
+        """
+        ...
+
+    async def stream_write(self, target: str, key: str, body: str) -> None:
+        """Queue one chunk in order and return; waits only while the buffer is full."""
+        ...
+
+    async def stream_end(self, target: str, key: str) -> None:
+        """Say that this attempt's writer is done, after everything queued is committed."""
+        ...
+
+    def stream_append_blocking(self, target: str, key: str, bodies: Sequence[str]) -> int: ...
+
+    def stream_write_blocking(self, target: str, key: str, body: str) -> None: ...
+
+    def stream_end_blocking(self, target: str, key: str) -> None: ...
+
+    async def trigger(
+        self, task: str, payload: str | None, options: TriggerOptions, request_key: str
+    ) -> Triggered:
+        """Start a child run of this run."""
+        ...
+
+    async def trigger_batch(
+        self, items: Sequence[BatchItem], idempotency_key: str | None
+    ) -> TriggeredBatch:
+        """Start a batch of child runs."""
+        ...
+
+    def trigger_blocking(
+        self, task: str, payload: str | None, options: TriggerOptions, request_key: str
+    ) -> Triggered: ...
+
+    def trigger_batch_blocking(
+        self, items: Sequence[BatchItem], idempotency_key: str | None
+    ) -> TriggeredBatch: ...
+
+    async def add_tags(self, tags: Sequence[str]) -> None: ...
+
+    def add_tags_blocking(self, tags: Sequence[str]) -> None: ...
+
+    def locals(self) -> Mapping[str, object]:
+        """Return what `init` returned, and nothing else yet."""
+        ...
+
+
+_current: ContextVar[Runtime | None] = ContextVar("runwire_runtime", default=None)
+
+
+def current() -> Runtime | None:
+    """Return the executing run, or None outside of one."""
+    return _current.get()
+
+
+def require(what: str) -> Runtime:
+    """Return the executing run. Raises NotInRunError, naming the call, outside of one."""
+    runtime = _current.get()
+    if runtime is None:
+        raise NotInRunError(f"{what} works only inside an executing task")
+    return runtime

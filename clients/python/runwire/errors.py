@@ -1,0 +1,156 @@
+"""What can go wrong, as classes that carry data.
+
+RunwireError
+├── InvalidValueError        yours: a value that cannot be sent or stored
+├── ConfigurationError       yours: no address, no credential, a wrong option
+├── NotInRunError            yours: a call that only makes sense inside an executing run
+├── TaskError                yours: a task definition that cannot work
+├── AbortTaskRunError        yours, raised on purpose: fail the attempt and do not retry
+├── ApiError                 theirs: the server refused a request
+│   ├── MalformedError (400) ├── UnauthorizedError (401) ├── ForbiddenError (403)
+│   ├── NotFoundError (404)  ├── ConflictError (409, 422) ├── TooLargeError (413)
+│   ├── RateLimitedError (429) └── ServerError (5xx)
+├── SubscriptionError        theirs: a subscription ended without `done`
+│   └── (the ApiError of the same code is its __cause__ where there is one)
+├── UnreachableError         nobody's: the server stayed away past the deadline
+└── FencedError              a write came from an execution that no longer holds its run
+"""
+
+from runwire.wire import ErrorCode
+
+
+class RunwireError(Exception):
+    """Every error this package raises on purpose."""
+
+
+class InvalidValueError(RunwireError, ValueError):
+    """A value that cannot be sent or stored; `code` says why in one word."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ConfigurationError(RunwireError):
+    """Something that must be configured is missing or wrong."""
+
+
+class NotInRunError(RunwireError):
+    """The call needs an executing run around it."""
+
+
+class TaskError(RunwireError):
+    """A task definition that cannot work; the message says what to change."""
+
+
+class AbortTaskRunError(RunwireError):
+    """Raise it in a task to fail the run at once, without further attempts."""
+
+
+class FencedError(RunwireError):
+    """The write was refused: another execution holds the run, or the run is final."""
+
+    def __init__(self, message: str, *, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class ApiError(RunwireError):
+    """The server refused; `status` is the HTTP status, `code` the protocol's word for it."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class MalformedError(ApiError):
+    """The request was not understood."""
+
+
+class UnauthorizedError(ApiError):
+    """The credential is missing, wrong or expired."""
+
+
+class ForbiddenError(ApiError):
+    """The credential does not allow this."""
+
+
+class NotFoundError(ApiError):
+    """There is nothing by that id that this credential may see."""
+
+
+class ConflictError(ApiError):
+    """The state of the thing does not allow this."""
+
+
+class TooLargeError(ApiError):
+    """A body or value over its limit."""
+
+
+class RateLimitedError(ApiError):
+    """Too many requests; `retry_after` is in seconds."""
+
+    retry_after: float | None = None
+
+
+class ServerError(ApiError):
+    """The server failed; the request may be repeated."""
+
+
+class SubscriptionError(RunwireError):
+    """A subscription that the server closed; `code` is the protocol's word for it."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class UnreachableError(RunwireError):
+    """The server could not be reached before the deadline (`after` seconds)."""
+
+    def __init__(self, message: str, *, after: float) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: MalformedError,
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    410: NotFoundError,
+    413: TooLargeError,
+    422: ConflictError,
+    429: RateLimitedError,
+}
+_STATUS_OF_CODE: dict[str, int] = {
+    ErrorCode.MALFORMED: 400,
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.FORBIDDEN: 403,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.GONE: 410,
+    ErrorCode.CONFLICT: 422,
+    ErrorCode.TOO_LARGE: 413,
+    ErrorCode.TOO_MANY: 429,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.UNAVAILABLE: 503,
+    ErrorCode.INTERNAL: 500,
+}
+
+
+def api_error(status: int, message: str, code: str) -> ApiError:
+    """Return the error class that fits an HTTP status."""
+    kind = _BY_STATUS.get(status, ServerError if status >= 500 else ApiError)
+    return kind(message, status=status, code=code)
+
+
+def error_of_code(code: str, message: str) -> ApiError:
+    """Return the error class that fits a protocol error code."""
+    return api_error(_STATUS_OF_CODE.get(code, 500), message, code)
+
+
+def status_of(code: ErrorCode) -> int:
+    """Return the HTTP status that goes with a protocol error code."""
+    return _STATUS_OF_CODE[code]

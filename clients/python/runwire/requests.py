@@ -1,0 +1,143 @@
+"""HTTP bodies, once for the client that writes them and the server that reads them.
+
+Their shape is Trigger.dev's management API, so that its official clients work: camelCase, and a
+`payload` that is JSON *text* whose meaning `payloadType` gives.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from runwire.wire import Json, JsonObject, Tag
+
+MAX_TAGS = 10
+MAX_BATCH_ITEMS = 1000
+
+
+class _Body(BaseModel):
+    """Unknown fields are ignored: official clients send more than we need."""
+
+    model_config = ConfigDict(
+        extra="ignore", frozen=True, alias_generator=to_camel, populate_by_name=True
+    )
+
+
+class QueueOption(_Body):
+    name: str = Field(min_length=1, max_length=128)
+    concurrency_limit: int | None = Field(default=None, ge=0)
+
+
+class TriggerOptions(_Body):
+    """How a run is triggered. Durations are seconds or text like "1h30m"; times are ISO 8601."""
+
+    payload_type: str = "application/json"
+    tags: Tag | Annotated[list[Tag], Field(max_length=MAX_TAGS)] | None = None
+    metadata: JsonObject | None = None
+    delay: str | float | None = None
+    ttl: str | float | None = None
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=2048)
+    idempotency_key_ttl: str | float | None = Field(default=None, alias="idempotencyKeyTTL")
+    queue: QueueOption | str | None = None
+    concurrency_key: str | None = Field(default=None, max_length=128)
+    max_attempts: int | None = Field(default=None, ge=1, le=1000)
+    max_duration: float | None = Field(default=None, gt=0)
+    priority: float | None = None
+    test: bool = False
+    # Not built yet: refused with a clear error rather than accepted and ignored.
+    debounce: Json = None
+    machine: Json = None
+    region: Json = None
+    lock_to_version: str | None = None
+
+
+class TriggerBody(_Body):
+    """POST /api/v1/tasks/{task}/trigger."""
+
+    payload: str | None = None
+    options: TriggerOptions = TriggerOptions()
+
+
+class TriggerAnswer(_Body):
+    id: str
+    is_cached: bool = False
+
+
+class BatchBody(_Body):
+    """POST /api/v3/batches: the first of two phases."""
+
+    run_count: int = Field(ge=0, le=MAX_BATCH_ITEMS)
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=2048)
+    parent_run_id: str | None = None
+
+
+class BatchItem(_Body):
+    """One NDJSON line of POST /api/v3/batches/{batchId}/items."""
+
+    index: int = Field(ge=0, lt=MAX_BATCH_ITEMS)
+    task: str
+    payload: str | None = None
+    options: TriggerOptions = TriggerOptions()
+
+
+class BatchAnswer(_Body):
+    id: str
+    run_count: int
+    is_cached: bool = False
+
+
+class BatchItemsAnswer(_Body):
+    id: str
+    items_accepted: int
+    items_deduplicated: int
+    sealed: bool
+    enqueued_count: int | None = None
+    expected_count: int | None = None
+
+
+class PublicTokenBody(_Body):
+    """POST /api/v1/auth/public-tokens."""
+
+    scopes: list[str] = Field(min_length=1, max_length=64)
+    expiration_time: str | float | None = None  # a span ("1h"), or Unix seconds
+    one_time_use: bool = False
+    # Narrower than the default view: only these run fields, only these streams.
+    fields: list[str] | None = None
+    streams: list[str] | None = None
+
+
+class TagsBody(_Body):
+    """POST /api/v1/runs/{runId}/tags."""
+
+    tags: Tag | Annotated[list[Tag], Field(min_length=1, max_length=MAX_TAGS)]
+
+
+class MetadataBody(_Body):
+    """PUT /api/v1/runs/{runId}/metadata: a whole document, or operations in order."""
+
+    metadata: JsonObject | None = None
+    operations: list[JsonObject] | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """Every error of the HTTP API."""
+
+    error: str
+    code: str
+
+
+RunStatus = Literal[
+    "PENDING_VERSION",
+    "DELAYED",
+    "QUEUED",
+    "DEQUEUED",
+    "EXECUTING",
+    "WAITING",
+    "COMPLETED",
+    "CANCELED",
+    "FAILED",
+    "CRASHED",
+    "SYSTEM_FAILURE",
+    "EXPIRED",
+    "TIMED_OUT",
+]
