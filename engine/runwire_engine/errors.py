@@ -2,13 +2,22 @@
 
 EngineError
 ├── DatabaseUnavailableError   theirs: Postgres is away, starting, full or out of connections
+├── LockHeldError              somebody else's: a lock was not had in time
 ├── CommitUnknownError         nobody's: COMMIT got no answer; it may have happened
+├── StandbyError               theirs: this Postgres only follows another
 ├── StatementError             a statement failed; `repeatable` after a deadlock
 ├── DataRefusedError           yours: Postgres cannot hold a value
 ├── TransitionRefusedError     the run's state does not allow it (guard of the schema)
 ├── UnknownTaskError           yours: no worker ever announced the task
 ├── RunNotFoundError           yours: no run by that id
-└── RunFinalError              yours: the run is over
+├── RunFinalError              yours: the run is over
+├── BatchNotFoundError         yours: no batch by that id
+├── TokenUsedError             yours: a one-time token that has paid for a run already
+├── StreamFullError            yours: the stream has reached its limit
+├── KeyRefusedError            yours: not an API key, or another environment's
+├── MigrationRefusedError      yours: this code and this database do not fit together
+└── EmbeddedPostgresError      theirs: the embedded Postgres does not start
+    └── DataDirectoryLockedError   yours: another process has this data folder open
 FencedError (runwire.errors) is raised for writes of an execution that lost its run.
 """
 
@@ -21,8 +30,16 @@ class DatabaseUnavailableError(EngineError):
     """Postgres cannot be used right now; the work may be tried again later."""
 
 
+class LockHeldError(DatabaseUnavailableError):
+    """Somebody sits on a lock that is needed; the work may be tried again later."""
+
+
 class CommitUnknownError(DatabaseUnavailableError):
     """COMMIT got no answer: the transaction may or may not have happened."""
+
+
+class StandbyError(EngineError):
+    """This Postgres is a standby: what it shows may be old, and its snapshots are incomplete."""
 
 
 class StatementError(EngineError):
@@ -67,3 +84,48 @@ class RunFinalError(EngineError):
         super().__init__(f"run {run_id} is over ({status})")
         self.run_id = run_id
         self.status = status
+
+
+class BatchNotFoundError(EngineError):
+    """There is no such batch in this environment."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"there is no batch {batch_id}")
+        self.batch_id = batch_id
+
+
+class TokenUsedError(EngineError):
+    """The one-time token has triggered a run already."""
+
+    def __init__(self) -> None:
+        super().__init__("this one-time token was used already")
+
+
+class StreamFullError(EngineError):
+    """The stream would grow beyond its limit (`limit` bytes)."""
+
+    def __init__(self, run_id: str, key: str, limit: int) -> None:
+        super().__init__(f"stream {key!r} of {run_id} would grow beyond {limit} bytes")
+        self.run_id = run_id
+        self.key = key
+        self.limit = limit
+
+
+class KeyRefusedError(EngineError):
+    """A text that cannot be an API key of this environment."""
+
+
+class MigrationRefusedError(EngineError):
+    """This version of the code and this database do not fit together."""
+
+
+class EmbeddedPostgresError(EngineError):
+    """The embedded Postgres cannot be made or started."""
+
+
+class DataDirectoryLockedError(EmbeddedPostgresError):
+    """Another process supervises the Postgres in this data folder."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(f"the data folder {directory} is in use by another runwire process")
+        self.directory = directory

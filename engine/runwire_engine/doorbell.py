@@ -1,0 +1,307 @@
+"""The doorbell: NOTIFY on its own connection, LISTEN on another; neither carries the truth.
+
+A NOTIFY inside a writing transaction serialises every commit of the database, so writers ring only
+after their commit was acknowledged, without waiting: `ring_*` notes what moved, and the one task in
+`Doorbell.run` sends at once, then whatever gathered while that was in flight. Errors are logged and
+swallowed. Whoever listens also polls (1 s), so that a lost bell costs time, never data.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import TypeAlias
+
+import anyio
+import psycopg
+from anyio.abc import TaskGroup
+from psycopg import AsyncConnection, sql
+
+from runwire_engine.bells import CHANNELS as CHANNELS
+from runwire_engine.bells import Bell as Bell
+from runwire_engine.bells import ChunkRow as ChunkRow
+from runwire_engine.bells import Control as Control
+from runwire_engine.bells import Ringing, decode, encode
+from runwire_engine.bells import StreamMoved as StreamMoved
+from runwire_engine.statements import statement
+
+logger = logging.getLogger("runwire.doorbell")
+
+Connection: TypeAlias = AsyncConnection[tuple[object, ...]]
+
+# Half-open connections are found in about 11 s by TCP, and in PING_EVERY + PING_WITHIN by the ping.
+_SESSION = {
+    "options": "-c synchronous_commit=off -c statement_timeout=5s -c timezone=UTC",
+    "keepalives": "1",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "connect_timeout": "5",
+}
+PING_EVERY = 5.0
+PING_WITHIN = 3.0
+# A bell that takes this long is worth less than a new connection.
+_SEND_WITHIN = 5.0
+_BACK_OFF = (0.05, 5.0)
+
+
+class Doorbell:
+    """Rings after commits. One per process and event loop; `run` belongs into a task group."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._ringing: dict[int, Ringing] = {}
+        self._rung = asyncio.Event()
+        self._sending = False
+        # Whether the notification queue was full at the last try: told once, not at each bell.
+        self._is_full = False
+
+    def ring_work(self, environment_id: int, queues: Iterable[str]) -> None:
+        """Say that queues have new work."""
+        self._of(environment_id).add_work(queues)
+        self._rung.set()
+
+    def ring_feed(
+        self, environment_id: int, runs: Iterable[str] = (), streams: Iterable[StreamMoved] = ()
+    ) -> None:
+        """Say that runs and streams moved. Call it only once the commit is acknowledged."""
+        ringing = self._of(environment_id)
+        ringing.runs_moved = ringing.runs_moved or any(True for _ in runs)
+        for moved in streams:
+            ringing.add_stream(moved)
+        self._rung.set()
+
+    def ring_control(self, environment_id: int, kind: str, target: str) -> None:
+        """Say that something is to be done now, such as "cancel" of a run."""
+        self._of(environment_id).add_control(Control(kind, target))
+        self._rung.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything rung so far has been sent (or given up)."""
+        return not self._sending and not any(self._ringing.values())
+
+    async def run(self) -> None:
+        """Send bells until cancelled, over one connection that is opened again when it breaks."""
+        waits = _back_offs()
+        while True:
+            try:
+                async with _connected(self._dsn, "runwire-bell") as connection:
+                    waits = _back_offs()
+                    await self._send_all(connection)
+            except (psycopg.Error, OSError) as error:
+                self._sending = False
+                logger.warning("the doorbell lost its connection: %s", type(error).__name__)
+                # What was in flight may be lost: let everybody look.
+                for ringing in self._ringing.values():
+                    ringing.scan = True
+                self._rung.set()
+            await anyio.sleep(next(waits))
+
+    async def _send_all(self, connection: Connection) -> None:
+        while True:
+            await self._rung.wait()
+            self._rung.clear()
+            self._sending = True
+            try:
+                await self._send(connection)
+                self._is_full = False
+            except psycopg.errors.ProgramLimitExceeded:
+                # A stuck listener somewhere fills the queue; polling goes on, and so do writers.
+                if not self._is_full:
+                    logger.error("the notification queue of Postgres is full; bells are lost")
+                self._is_full = True
+            self._sending = False
+
+    async def _send(self, connection: Connection) -> None:
+        payloads = [
+            payload
+            for environment_id, ringing in self._ringing.items()
+            if ringing
+            for payload in encode(environment_id, ringing.take())
+        ]
+        if not payloads:
+            return
+        channels, texts = zip(*payloads, strict=True)
+        # Not to be cancelled: psycopg would ask the server to agree first.
+        with anyio.CancelScope(shield=True), _severed_after(_SEND_WITHIN, connection):
+            await connection.execute(
+                statement("doorbell.ring"), {"channels": list(channels), "payloads": list(texts)}
+            )
+
+    def _of(self, environment_id: int) -> Ringing:
+        # As many as this process's environments: never removed.
+        return self._ringing.setdefault(environment_id, Ringing())
+
+
+class Listener:
+    """Yields bells, the first and every first after a reconnect with `scan`.
+
+    `async with Listener(dsn) as bells: async for bell in bells: ...`; what rings while the reader
+    is busy is joined into its next bell. `listening` says whether bells arrive at all: False while
+    disconnected, and behind a transaction pooler for ever (poll-only is a supported mode).
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        environment_id: int | None = None,
+        ping_every: float = PING_EVERY,
+        ping_within: float = PING_WITHIN,
+    ) -> None:
+        """Listen to all environments, or to one."""
+        self.listening = False
+        self._dsn = dsn
+        self._only = environment_id
+        self._ping_every = ping_every
+        self._ping_within = ping_within
+        self._ringing = Ringing()
+        self._rang = asyncio.Event()
+        self._ponged = asyncio.Event()
+        # Of this listener alone: nobody else's ping counts.
+        self._own = f"runwire_ping_{secrets.token_hex(8)}"
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> "Listener":
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._run)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
+        return await self._tasks.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> "Listener":
+        return self
+
+    async def __anext__(self) -> Bell:
+        await self._rang.wait()
+        return self.take()
+
+    def take(self) -> Bell:
+        """Return what rang since the last time, which may be nothing, without waiting."""
+        self._rang.clear()
+        return self._ringing.take()
+
+    async def _run(self) -> None:
+        waits = _back_offs()
+        told = False
+        while True:
+            try:
+                await self._listen()
+            except* (psycopg.Error, OSError, _SilentError) as group:
+                # Behind a transaction pooler this goes on for ever: said once.
+                level = logging.WARNING if self.listening or not told else logging.DEBUG
+                logger.log(level, "listening was interrupted: %s", _names(group))
+                told = True
+            if self.listening:
+                waits = _back_offs()
+            self.listening = False
+            await anyio.sleep(next(waits))
+
+    async def _listen(self) -> None:
+        async with (
+            _connected(self._dsn, "runwire-listen") as connection,
+            _connected(self._dsn, "runwire-ping") as pinger,
+        ):
+            for channel in (*CHANNELS, self._own):
+                with _severed_after(_SEND_WITHIN, connection):
+                    await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            # From here on nothing is missed; what came before has to be read.
+            self._ringing.scan = True
+            self._rang.set()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._drain, connection)
+                tasks.start_soon(self._ping, pinger)
+
+    async def _drain(self, connection: Connection) -> None:
+        async for notification in connection.notifies():
+            if notification.channel == self._own:
+                self._ponged.set()
+                continue
+            decode(notification.channel, notification.payload, self._ringing, only=self._only)
+            if self._ringing:
+                self._rang.set()
+
+    async def _ping(self, pinger: Connection) -> None:
+        while True:
+            self._ponged.clear()
+            with anyio.CancelScope(shield=True), _severed_after(self._ping_within, pinger):
+                await pinger.execute(
+                    statement("doorbell.ring"), {"channels": [self._own], "payloads": [""]}
+                )
+            with anyio.move_on_after(self._ping_within):
+                await self._ponged.wait()
+            if not self._ponged.is_set():
+                raise _SilentError("the ping did not come back")
+            self.listening = True
+            await anyio.sleep(self._ping_every)
+
+
+class _SilentError(Exception):
+    """The connection lives, as far as anybody can tell, but notifications do not arrive."""
+
+
+@asynccontextmanager
+async def _connected(dsn: str, name: str) -> AsyncGenerator[Connection]:
+    connection = await AsyncConnection.connect(
+        dsn,
+        autocommit=True,
+        application_name=name,
+        **_SESSION,  # type: ignore[arg-type]  # one mapping for parameters of several types
+    )
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.close()
+
+
+@contextmanager
+def _severed_after(seconds: float, connection: Connection) -> Generator[None]:
+    """Cut a connection that does not answer in time; whoever waits on it gets an error.
+
+    A timeout around the call would not do: cancelling a statement asks the same silent server to
+    agree, for up to ten seconds.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, _sever, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _sever(connection: Connection) -> None:
+    if connection.closed:
+        return
+    logger.warning("a connection to Postgres does not answer; it is cut")
+    with socket.socket(fileno=os.dup(connection.fileno())) as line:
+        try:
+            line.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the other side was faster
+
+
+def _names(group: BaseExceptionGroup[Exception]) -> str:
+    return ", ".join(type(error).__name__ for error in group.exceptions)
+
+
+def _back_offs() -> Iterator[float]:
+    wait, longest = _BACK_OFF
+    while True:
+        yield wait * random.uniform(0.5, 1.0)
+        wait = min(wait * 2, longest)

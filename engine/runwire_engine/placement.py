@@ -1,0 +1,218 @@
+"""Where appended chunks go: fences, seq, attempts, limits. [core]
+
+`Placement` is fed the rows a flush holds locked and the appends of the flush, in order, and says
+what to write. Whether an append is allowed is decided here, and only here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Final, TypeAlias
+
+from runwire.errors import FencedError, InvalidValueError
+from runwire.wire import MAX_CHUNK_BYTES
+from runwire_engine.bells import ChunkRow
+from runwire_engine.errors import (
+    RunFinalError,
+    RunNotFoundError,
+    StreamFullError,
+)
+from runwire_engine.states import FINAL
+
+# As Trigger.dev's streams.
+MAX_STREAM_BYTES: Final = 300 * 1024 * 1024
+MAX_KEY_LENGTH: Final = 128
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+# The statuses in which an execution may write; a parked one too.
+_WRITING: Final = frozenset({"EXECUTING", "WAITING"})
+
+StreamName: TypeAlias = tuple[str, str]  # run id, key
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Chunks (JSON text each) for one stream, by one writer; all of them or none.
+
+    The run itself writes with its `execution` and `attempt`. Anybody else gives `writer`: another
+    run's id, with *that* run's `execution` as the fence, or the name of a backend, with none.
+    `part`: an id under which a repeated append is answered as the first time.
+    """
+
+    run_id: str
+    key: str
+    bodies: tuple[str, ...] = ()
+    execution: int | None = None
+    attempt: int | None = None
+    writer: str | None = None
+    end: bool = False
+    part: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AppendAnswer:
+    """Where the chunks stand: from `from_seq` up to `next_seq`, exclusive."""
+
+    from_seq: int
+    next_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFence:
+    """What a flush holds locked of a run."""
+
+    id: str
+    status: str
+    execution: int
+    bucket: date
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptMark:
+    """Where the chunks of one execution begin."""
+
+    attempt: int
+    execution: int
+    from_seq: int
+
+
+@dataclass(slots=True)
+class StreamState:
+    """A stream's row under its lock, and what the flush makes of it."""
+
+    id: int
+    run_id: str
+    key: str
+    bucket: date
+    next_seq: int
+    bytes: int
+    execution: int
+    attempts: tuple[AttemptMark, ...]
+    ended_execution: int | None
+    changed: bool = False
+    ended_now: bool = False
+    written: list[ChunkRow] = field(default_factory=list[ChunkRow])
+
+
+Outcome: TypeAlias = AppendAnswer | Exception
+
+
+class Placement:
+    """Places the appends of one flush."""
+
+    def __init__(
+        self,
+        runs: Mapping[str, RunFence],
+        streams: Mapping[StreamName, StreamState],
+        parts: Mapping[tuple[StreamName, str], AppendAnswer],
+        *,
+        stream_limit: int = MAX_STREAM_BYTES,
+    ) -> None:
+        """Take the locked rows, and the answers of the parts that were stored before."""
+        self._runs = runs
+        self._streams = streams
+        self._parts = dict(parts)
+        self._limit = stream_limit
+        # Parts stored by this flush.
+        self.new_parts: dict[tuple[StreamName, str], AppendAnswer] = {}
+
+    def place(self, append: Append) -> Outcome:
+        """Return where the append goes, or why it is refused; a refused one leaves no trace."""
+        refusal = check(append) or refuse(append, self._runs)
+        if refusal is not None:
+            return refusal
+        part = (append.run_id, append.key), append.part or ""
+        if append.part is not None and part in self._parts:
+            return self._parts[part]
+        outcome = self._write(self._streams[append.run_id, append.key], append)
+        if append.part is not None and isinstance(outcome, AppendAnswer):
+            self._parts[part] = self.new_parts[part] = outcome
+        return outcome
+
+    def _write(self, stream: StreamState, append: Append) -> Outcome:
+        refusal = self._refuse(stream, append)
+        if refusal is not None:
+            return refusal
+        own = append.writer is None and append.execution is not None
+        if own and append.execution is not None:
+            _begin(stream, append.execution, append.attempt or 0)
+            # Whoever writes on after its end takes the end back: a second pipe into the same key.
+            stream.ended_execution = None
+        first = stream.next_seq
+        for body in append.bodies:
+            stream.written.append(_chunk(stream.next_seq, append, body))
+            stream.next_seq += 1
+            stream.bytes += len(body.encode())
+        if own and append.end:
+            stream.ended_execution = append.execution
+            stream.ended_now = True
+        stream.changed = True
+        return AppendAnswer(first, stream.next_seq)
+
+    def _refuse(self, stream: StreamState, append: Append) -> Exception | None:
+        own = append.writer is None
+        if own and append.execution is not None and append.execution < stream.execution:
+            return _fenced(append.run_id)
+        size = sum(len(body.encode()) for body in append.bodies)
+        if stream.bytes + size > self._limit:
+            return StreamFullError(append.run_id, append.key, self._limit)
+        return None
+
+
+def check(append: Append) -> Exception | None:
+    """Return why no run could accept this append, if so."""
+    if not 1 <= len(append.key) <= MAX_KEY_LENGTH or _CONTROL.search(append.key):
+        return InvalidValueError(
+            f"a stream key is 1 to {MAX_KEY_LENGTH} characters, none of them control characters",
+            code="key",
+        )
+    if any(len(body.encode()) > MAX_CHUNK_BYTES for body in append.bodies):
+        return InvalidValueError(
+            f"a chunk is at most {MAX_CHUNK_BYTES} bytes of JSON", code="too_large"
+        )
+    return None
+
+
+def refuse(append: Append, runs: Mapping[str, RunFence]) -> Exception | None:
+    """Return why the runs, as they stand, do not accept this append, if so."""
+    owner = runs.get(append.run_id)
+    if owner is None:
+        return RunNotFoundError(append.run_id)
+    if append.writer is None and append.execution is not None:
+        return None if _holds(owner, append.execution) else _fenced(owner.id)
+    if owner.status in FINAL:
+        return RunFinalError(owner.id, owner.status)
+    if append.writer is not None and append.execution is not None:
+        writer = runs.get(append.writer)
+        if writer is None or not _holds(writer, append.execution):
+            return _fenced(append.writer)
+    return None
+
+
+def fencing(appends: Sequence[Append]) -> list[str]:
+    """Return the runs that have to stand still while these are placed, in the order of locks."""
+    ids = {append.run_id for append in appends}
+    ids |= {a.writer for a in appends if a.writer is not None and a.execution is not None}
+    return sorted(ids)
+
+
+def _holds(run: RunFence, execution: int) -> bool:
+    return run.execution == execution and run.status in _WRITING
+
+
+def _fenced(run_id: str) -> FencedError:
+    return FencedError(f"this execution of {run_id} no longer holds the run", run_id=run_id)
+
+
+def _begin(stream: StreamState, execution: int, attempt: int) -> None:
+    """Note where a new execution's chunks begin."""
+    if execution == stream.execution:
+        return
+    stream.execution = execution
+    stream.attempts += (AttemptMark(attempt, execution, stream.next_seq),)
+
+
+def _chunk(seq: int, append: Append, body: str) -> ChunkRow:
+    if append.writer is None and append.execution is not None:
+        return ChunkRow(seq, append.execution, append.attempt or 0, None, body)
+    return ChunkRow(seq, None, None, append.writer or "api", body)

@@ -1,0 +1,158 @@
+-- hasten --
+-- Gives up a lock that is not had soon, for this transaction only.
+set local lock_timeout = '200ms';
+
+-- lock_runs --
+-- Keeps runs as they are while their streams are written.
+select id, status, execution, bucket
+  from runwire.runs
+ where environment_id = %(environment_id)s and id = any(%(ids)s::text[])
+ order by id
+   for share;
+
+-- lock_runs_to_change --
+-- Keeps runs for this transaction, which may give them new streams.
+select id, status, execution, bucket
+  from runwire.runs
+ where environment_id = %(environment_id)s and id = any(%(ids)s::text[])
+ order by id
+   for no key update;
+
+-- there --
+-- Which of these runs exist.
+select id from runwire.runs where environment_id = %(environment_id)s and id = any(%(ids)s::text[]);
+
+-- lock_free_runs --
+-- As lock_runs_to_change, without those that somebody holds.
+select id, status, execution, bucket
+  from runwire.runs
+ where environment_id = %(environment_id)s and id = any(%(ids)s::text[])
+ order by id
+   for no key update skip locked;
+
+-- make --
+-- Makes the rows of streams that are written for the first time, and tells which are new.
+insert into runwire.streams (environment_id, run_id, key, bucket)
+select %(environment_id)s, made.run_id, made.key, made.bucket
+  from unnest(%(run_ids)s::text[], %(keys)s::text[], %(buckets)s::date[])
+       as made (run_id, key, bucket)
+ order by made.run_id, made.key
+    on conflict do nothing
+returning run_id, key;
+
+-- announce --
+-- Adds new streams to their runs: a revision and an event each.
+with fresh as (
+    select made.run_id, array_agg(made.key order by made.position) as keys
+      from unnest(%(run_ids)s::text[], %(keys)s::text[]) with ordinality
+           as made (run_id, key, position)
+     group by made.run_id
+), changed as (
+    update runwire.runs r
+       set stream_keys = r.stream_keys || fresh.keys,
+           revision = r.revision + 1,
+           updated_at = runwire.now_v1()
+      from fresh
+     where r.environment_id = %(environment_id)s and r.id = fresh.run_id
+    returning r.*
+)
+insert into runwire.run_events
+       (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+select bucket, environment_id, id, revision, 'streams',
+       json_build_object('set', json_build_object('realtimeStreams', to_json(stream_keys)))::text,
+       updated_at, task, tags, batch_id
+  from changed;
+
+-- lock --
+-- Takes the lock of streams, under which their seq is given out.
+select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.bytes, s.execution, s.attempts,
+       s.ended_execution
+  from runwire.streams s
+  join unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
+    on s.run_id = wanted.run_id and s.key = wanted.key
+ where s.environment_id = %(environment_id)s
+ order by s.run_id, s.key
+   for no key update of s;
+
+-- lock_free --
+-- As lock, without those that somebody holds.
+select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.bytes, s.execution, s.attempts,
+       s.ended_execution
+  from runwire.streams s
+  join unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
+    on s.run_id = wanted.run_id and s.key = wanted.key
+ where s.environment_id = %(environment_id)s
+ order by s.run_id, s.key
+   for no key update of s skip locked;
+
+-- parts --
+-- Finds what repeated parts were answered.
+select w.target, w.writer_id, w.last_result
+  from runwire.writers w
+  join unnest(%(targets)s::text[], %(parts)s::text[]) as wanted (target, writer_id)
+    on w.target = wanted.target and w.writer_id = wanted.writer_id
+ where w.environment_id = %(environment_id)s;
+
+-- keep_parts --
+-- Records the answers of parts, under the lock of their streams.
+insert into runwire.writers (environment_id, target, writer_id, last_no, last_result)
+select %(environment_id)s, part.target, part.writer_id, 0, part.answer
+  from unnest(%(targets)s::text[], %(parts)s::text[], %(answers)s::text[])
+       as part (target, writer_id, answer);
+
+-- write --
+-- Stores the chunks of a flush, moves their streams and records the flush; returns nothing when a
+-- flush of this number (or a later one) is already stored: then this one must not commit.
+with moved as (
+    update runwire.streams s
+       set next_seq = new.next_seq, bytes = new.bytes, execution = new.execution,
+           attempts = new.attempts, ended_execution = new.ended_execution
+      from unnest(%(ids)s::bigint[], %(next_seqs)s::bigint[], %(sizes)s::bigint[],
+                  %(executions)s::integer[], %(attempts)s::text[], %(ended_executions)s::integer[])
+           as new (id, next_seq, bytes, execution, attempts, ended_execution)
+     where s.id = new.id
+), stored as (
+    insert into runwire.stream_chunks
+           (bucket, stream_id, seq, execution, attempt, writer, body)
+    select * from unnest(%(chunk_buckets)s::date[], %(chunk_streams)s::bigint[],
+                         %(chunk_seqs)s::bigint[], %(chunk_executions)s::integer[],
+                         %(chunk_attempts)s::integer[], %(chunk_writers)s::text[],
+                         %(chunk_bodies)s::text[])
+)
+insert into runwire.writers as w (environment_id, target, writer_id, last_no, last_result)
+values (%(environment_id)s, 'chunks', %(writer_id)s, %(number)s, %(result)s)
+    on conflict (environment_id, target, writer_id) do update
+   set last_no = excluded.last_no, last_result = excluded.last_result,
+       updated_at = runwire.now_v1()
+ where w.last_no < excluded.last_no
+returning w.last_no;
+
+-- heads --
+-- Where streams stand.
+select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.bytes, s.execution, s.attempts,
+       s.ended_execution, s.eof_reason, s.created_at
+  from runwire.streams s
+  join unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
+    on s.run_id = wanted.run_id and s.key = wanted.key
+ where s.environment_id = %(environment_id)s;
+
+-- of_run --
+-- Every stream of a run, oldest first.
+select id, run_id, key, bucket, next_seq, bytes, execution, attempts, ended_execution, eof_reason,
+       created_at
+  from runwire.streams
+ where environment_id = %(environment_id)s and run_id = %(run_id)s
+ order by id;
+
+-- chunks --
+-- A page of a stream: at least one chunk, then as many as fit. The bucket prunes to one partition.
+select seq, execution, attempt, writer, body
+  from (select seq, execution, attempt, writer, body,
+               sum(octet_length(body)) over (order by seq) - octet_length(body) as before
+          from (select seq, execution, attempt, writer, body
+                  from runwire.stream_chunks
+                 where bucket = %(bucket)s and stream_id = %(stream_id)s and seq >= %(from_seq)s
+                 order by seq
+                 limit %(limit_chunks)s) as page) as measured
+ where before < %(limit_bytes)s
+ order by seq;
