@@ -1,0 +1,113 @@
+# setup · run · test · check · bench · faults — `make help` says what each does.
+#
+# Everything is installed into the checkout: Python packages in .venv, npm packages in
+# clients/typescript/node_modules, a browser for tests in .runwire/browser where there is none.
+# Needs Python 3.11 or newer and make; Node comes from PyPI where there is no recent one.
+
+PYTHON ?= python3
+PORT ?= 8420
+
+BIN := .venv/bin
+TYPESCRIPT := clients/typescript
+DASHBOARD := realtime/runwire_realtime/dashboard/index.html
+BROWSER := .runwire/browser/chromium
+PYTHON_READY := .venv/.python-ready
+NODE_READY := .venv/.node-ready
+NPM_READY := $(TYPESCRIPT)/node_modules/.npm-ready
+PEERS := tests/benchmarks/peers
+PEERS_READY := $(PEERS)/node_modules/.npm-ready
+
+# Node and npm of the wheel, if it was installed, come before the system's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# The browser of the tests: $CHROMIUM, or one on the PATH, or one we unpack here.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable)
+ifeq ($(strip $(CHROMIUM)),)
+ifeq ($(shell uname -sm),Linux x86_64)
+CHROMIUM := $(CURDIR)/$(BROWSER)
+BROWSER_READY := $(BROWSER)
+endif
+endif
+export CHROMIUM
+
+SOURCES := $(shell find $(TYPESCRIPT) -name node_modules -prune -o -name dist -prune -o -type f -print 2>/dev/null)
+
+.DELETE_ON_ERROR:
+.PHONY: help setup run test check bench faults wire lock clean
+
+help: ## Say what each target does
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+
+setup: $(PYTHON_READY) $(DASHBOARD) $(BROWSER_READY) ## Install everything into the checkout and build the dashboard
+
+run: $(PYTHON_READY) $(DASHBOARD) ## Start it all with the examples: make run PORT=8420
+	@$(BIN)/runwire dev --port $(PORT) --data .runwire docs.examples.ask docs.examples.import_csv docs.examples.digest_folder
+
+test: setup ## Run every test, Python and TypeScript
+	$(BIN)/python -m pytest -m "not soak"
+	npm --prefix $(TYPESCRIPT) test
+
+check: setup ## Everything CI runs: style, types, import rules, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	npm --prefix $(TYPESCRIPT) run check
+	$(MAKE) test
+
+bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
+	$(BIN)/python -m tests.benchmarks
+
+faults: setup ## Only the tests that kill and stall real processes
+	$(BIN)/python -m pytest -m faults
+
+wire: $(PYTHON_READY) ## Write the TypeScript constants of the wire from the Python ones
+	$(BIN)/python $(TYPESCRIPT)/codes.py
+
+lock: $(PYTHON_READY) ## Resolve the Python dependencies anew: LOCK_FLAGS=--upgrade for newer ones
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) --extra server --extra embedded --group test --group check --group build -o requirements.lock
+	$(COMPILE) --only-group node -o requirements-node.lock
+
+clean: ## Remove what setup and the tests made; the data of `make run` stays
+	rm -rf .venv $(TYPESCRIPT)/node_modules $(PEERS)/node_modules $(dir $(DASHBOARD))
+	rm -rf .runwire/browser .runwire/cache .runwire/test-postgres
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
+
+COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet $(LOCK_FLAGS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Runwire needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "This Python cannot make virtual environments (on Debian: apt install python3-venv)" >&2; exit 1; }
+
+# --no-build-isolation: what builds our package is locked like everything else.
+$(PYTHON_READY): requirements.lock pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The dashboard's build needs 20.19: an older Node, or none, or one without npm, means the wheel's.
+$(NODE_READY): requirements-node.lock | $(PYTHON_READY)
+	node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null && npm --version >/dev/null 2>&1 \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-node.lock
+	@touch $@
+
+$(NPM_READY): $(TYPESCRIPT)/package-lock.json | $(NODE_READY)
+	cd $(TYPESCRIPT) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(PEERS_READY): $(PEERS)/package-lock.json | $(NODE_READY)
+	cd $(PEERS) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(DASHBOARD): $(NPM_READY) $(SOURCES)
+	cd $(TYPESCRIPT) && npm run --silent build
+	@touch $@
+
+$(BROWSER): tests/support/chromium/package-lock.json tests/support/chromium/unpack.mjs | $(NODE_READY)
+	mkdir -p $(dir $@)
+	cp tests/support/chromium/package.json tests/support/chromium/package-lock.json $(dir $@)
+	cd $(dir $@) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	node tests/support/chromium/unpack.mjs $(dir $@)
+	rm -rf $(dir $@)node_modules

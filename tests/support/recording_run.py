@@ -1,0 +1,118 @@
+"""An executing run that writes down what it is told, for the calls that only pass things on."""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from runwire import _context
+from runwire._context import (
+    AttemptInfo,
+    Context,
+    MetadataTarget,
+    QueueInfo,
+    RunInfo,
+    TaskInfo,
+    Triggered,
+    TriggeredBatch,
+)
+from runwire._metadata import apply
+from runwire.requests import BatchItem, TriggerOptions
+from runwire.wire import JsonObject
+
+NOW = datetime(2026, 11, 23, 20, tzinfo=UTC)
+
+
+def context(attempt: int = 1) -> Context:
+    return Context(
+        run=RunInfo("run_a", (), False, NOW, NOW, None, None, 0, None, None, None),
+        attempt=AttemptInfo(attempt, attempt, NOW),
+        task=TaskInfo("t"),
+        queue=QueueInfo("task/t", None),
+        batch=None,
+        environment="dev",
+    )
+
+
+@dataclass
+class RecordingRun:
+    """Keeps the metadata as a real run would; everything else is a line in `told`."""
+
+    ctx: Context = field(default_factory=context)
+    document: JsonObject = field(default_factory=dict[str, object])
+    told: list[tuple[object, ...]] = field(default_factory=list[tuple[object, ...]])
+
+    def metadata_current(self) -> JsonObject:
+        return dict(self.document)
+
+    def metadata_apply(self, target: MetadataTarget, operation: JsonObject) -> None:
+        self.told.append((target, operation))
+        if target == "self":
+            self.document = apply(self.document, [operation])
+
+    async def metadata_flush(self) -> None:
+        self.metadata_flush_blocking()
+
+    def metadata_flush_blocking(self) -> None:
+        self.told.append(("flush",))
+
+    async def stream_append(self, target: str, key: str, bodies: Sequence[str]) -> int:
+        return self.stream_append_blocking(target, key, bodies)
+
+    async def stream_write(self, target: str, key: str, body: str) -> None:
+        self.stream_write_blocking(target, key, body)
+
+    async def stream_end(self, target: str, key: str) -> None:
+        self.stream_end_blocking(target, key)
+
+    def stream_append_blocking(self, target: str, key: str, bodies: Sequence[str]) -> int:
+        self.told.append(("append", target, key, *bodies))
+        return 7
+
+    def stream_write_blocking(self, target: str, key: str, body: str) -> None:
+        self.told.append(("write", target, key, body))
+
+    def stream_end_blocking(self, target: str, key: str) -> None:
+        self.told.append(("end", target, key))
+
+    async def trigger(
+        self, task: str, payload: str | None, options: TriggerOptions, request_key: str
+    ) -> Triggered:
+        return self.trigger_blocking(task, payload, options, request_key)
+
+    async def trigger_batch(
+        self, items: Sequence[BatchItem], idempotency_key: str | None
+    ) -> TriggeredBatch:
+        return self.trigger_batch_blocking(items, idempotency_key)
+
+    def trigger_blocking(
+        self, task: str, payload: str | None, options: TriggerOptions, request_key: str
+    ) -> Triggered:
+        self.told.append(("trigger", task, payload, options.tags))
+        return Triggered("run_b", False, "token")
+
+    def trigger_batch_blocking(
+        self, items: Sequence[BatchItem], idempotency_key: str | None
+    ) -> TriggeredBatch:
+        self.told.append(("batch", *((item.task, item.payload) for item in items)))
+        return TriggeredBatch("batch_a", len(items), False, None)
+
+    async def add_tags(self, tags: Sequence[str]) -> None:
+        self.add_tags_blocking(tags)
+
+    def add_tags_blocking(self, tags: Sequence[str]) -> None:
+        self.told.append(("tags", *tags))
+
+    def locals(self) -> Mapping[str, object]:
+        return {}
+
+
+@contextmanager
+def executing(attempt: int = 1) -> Generator[RecordingRun]:
+    """Make the code inside believe that it is a run."""
+    run = RecordingRun(context(attempt))
+    _context.enter(run)
+    try:
+        yield run
+    finally:
+        _context.enter(None)
