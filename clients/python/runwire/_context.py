@@ -162,6 +162,11 @@ class Runtime(Protocol):
 _current: ContextVar[Runtime | None] = ContextVar("runwire_runtime", default=None)
 
 
+def enter(runtime: Runtime | None) -> None:
+    """Make a run the executing one for the rest of this context; for the engine alone."""
+    _current.set(runtime)
+
+
 def current() -> Runtime | None:
     """Return the executing run, or None outside of one."""
     return _current.get()

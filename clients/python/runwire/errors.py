@@ -10,8 +10,8 @@ RunwireError
 │   ├── MalformedError (400) ├── UnauthorizedError (401) ├── ForbiddenError (403)
 │   ├── NotFoundError (404)  ├── ConflictError (409, 422) ├── TooLargeError (413)
 │   ├── RateLimitedError (429) └── ServerError (5xx)
-├── SubscriptionError        theirs: a subscription ended without `done`
-│   └── (the ApiError of the same code is its __cause__ where there is one)
+├── SubscriptionError        theirs: a subscription ended for a reason that HTTP has no word for;
+│                            else it raises the ApiError that a request would
 ├── UnreachableError         nobody's: the server stayed away past the deadline
 └── FencedError              a write came from an execution that no longer holds its run
 """

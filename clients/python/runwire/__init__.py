@@ -1,0 +1,57 @@
+"""Tasks, runs and live updates: everything an application imports."""
+
+from runwire import auth, batch, idempotency_keys, metadata, runs, streams, tags, tasks
+from runwire._async import AsyncRunwire
+from runwire._context import Context
+from runwire._sync import Runwire
+from runwire.errors import (
+    AbortTaskRunError,
+    ApiError,
+    ConfigurationError,
+    ConflictError,
+    FencedError,
+    ForbiddenError,
+    InvalidValueError,
+    NotFoundError,
+    NotInRunError,
+    RunwireError,
+    SubscriptionError,
+    TaskError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from runwire.runs import Event, Run
+from runwire.tasks import Signal, Task, task
+
+__all__ = [
+    "AbortTaskRunError",
+    "ApiError",
+    "AsyncRunwire",
+    "ConfigurationError",
+    "ConflictError",
+    "Context",
+    "Event",
+    "FencedError",
+    "ForbiddenError",
+    "InvalidValueError",
+    "NotFoundError",
+    "NotInRunError",
+    "Run",
+    "Runwire",
+    "RunwireError",
+    "Signal",
+    "SubscriptionError",
+    "Task",
+    "TaskError",
+    "UnauthorizedError",
+    "UnreachableError",
+    "auth",
+    "batch",
+    "idempotency_keys",
+    "metadata",
+    "runs",
+    "streams",
+    "tags",
+    "task",
+    "tasks",
+]

@@ -1,0 +1,162 @@
+"""How far the streams of one subscription have been handed out. [core]
+
+Rule: a stream's chunks are handed out with seq exactly +1. What came before is dropped; one that
+does not continue is a HoleError, unless the server said so (`gap`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from runwire._items import ChunkItem, EofItem, Request
+from runwire.wire import Json, JsonObject, StreamStart
+
+
+@dataclass
+class Position:
+    """How far one stream has been handed out."""
+
+    next: int | None = None  # None: wherever the server begins
+    attempt: int | None = None
+    length: int = 0  # characters so far, of a stream read as text from its start
+    gap: str | None = None
+    is_over: bool = False
+    # On this socket, the server has come to where we are.
+    is_reached: bool = False
+    # Before that, something came that belongs to another subscription's place.
+    has_missed: bool = False
+
+    def moved(self, next: int, attempt: int | None) -> bool:
+        """Note what was handed out. Return whether a later attempt began."""
+        before, self.next = self.attempt, next
+        self.attempt = attempt if attempt is not None else before
+        return attempt is not None and before is not None and attempt > before
+
+    def go_on(self, reason: str, next: int | None) -> None:
+        self.next, self.length, self.gap = next, 0, reason
+
+
+class HoleError(Exception):
+    """A chunk came that is not the next one."""
+
+
+class Positions:
+    """The streams of all runs that one subscription follows."""
+
+    def __init__(self, request: Request) -> None:
+        self._asked = request.streams
+        self._as_text = request.as_text
+        self._is_feed = "run" not in request.to
+        self._held: dict[tuple[str, str], Position] = {
+            key: Position(next=next) for key, next in request.progress.positions()
+        }
+
+    def requests(self) -> JsonObject | None:
+        """Return from where the server is to send each stream on a new socket."""
+        if self._asked is None:
+            return None
+        for position in self._held.values():
+            position.is_reached = position.has_missed = False
+        starts: dict[str, StreamStart] = dict(self._asked)
+        for key, next in self._lowest().items():
+            # In a feed, a run that joined while we were away may need its streams whole.
+            if not self._is_feed or self._start_of(key) != "start":
+                starts[key] = next
+        form = {"as": "text"} if self._as_text else {}
+        return {key: {"from": start, **form} for key, start in starts.items()}
+
+    def _lowest(self) -> dict[str, int]:
+        lowest: dict[str, int] = {}
+        for (_, key), position in self._held.items():
+            if position.next is not None:
+                lowest[key] = min(position.next, lowest.get(key, position.next))
+        return lowest
+
+    def _start_of(self, key: str) -> StreamStart:
+        asked: Mapping[str, StreamStart] = self._asked or {}
+        return asked.get(key, asked.get("*", "start"))
+
+    def wants(self, key: str) -> bool:
+        return self._asked is not None and (key in self._asked or "*" in self._asked)
+
+    def is_early(self, run: str, key: str, seq: int, *, may_be: bool) -> bool:
+        """Say whether this is not for us yet, but sent because others on the socket are further.
+
+        Raises HoleError when chunks before `seq` are missing and that is no explanation.
+        """
+        position = self._of(run, key)
+        if position.next is None or seq <= position.next:
+            position.is_reached, position.has_missed = True, False
+            return False
+        if position.is_reached or not may_be:
+            raise HoleError
+        position.has_missed = True
+        return True
+
+    @property
+    def have_missed(self) -> bool:
+        """Whether the server never came to where we are in some stream."""
+        return any(position.has_missed for position in self._held.values())
+
+    def chunks(
+        self,
+        run: str,
+        key: str,
+        seq: int,
+        data: list[Json],
+        attempt: int | None,
+        writer: str | None,
+        document: JsonObject | None,
+    ) -> Iterator[ChunkItem]:
+        """Yield the chunks that were not handed out yet."""
+        position = self._of(run, key)
+        # Chunks without data say where a stream begins that was asked for by "latest" or -n.
+        expected = position.next = seq if position.next is None else position.next
+        for index, value in enumerate(data[max(0, expected - seq) :], max(seq, expected)):
+            if isinstance(value, str):
+                position.length += len(value)
+            is_restart = position.moved(index + 1, attempt)
+            gap, position.gap = position.gap, None
+            yield ChunkItem(run, key, index, value, attempt, writer, is_restart, gap, document)
+
+    def text(
+        self, run: str, key: str, up_to: int, value: str, document: JsonObject | None
+    ) -> Iterator[ChunkItem]:
+        """Yield what is new of the text so far, as one chunk that ends before `up_to`."""
+        position = self._of(run, key)
+        if up_to <= (position.next or 0):
+            return
+        rest, position.length = value[position.length :], len(value)
+        position.moved(up_to, None)
+        gap, position.gap = position.gap, None
+        yield ChunkItem(run, key, up_to - 1, rest, None, None, False, gap, document)
+
+    def eof(self, run: str, key: str, next: int, reason: str) -> Iterator[EofItem]:
+        """Yield the end of a stream, once."""
+        position = self._of(run, key)
+        if position.is_over:
+            return
+        position.is_over, position.next = True, next
+        yield EofItem(run, key, next, reason)
+
+    def go_on(self, run: str, key: str, reason: str, next: int | None) -> None:
+        """Go on elsewhere; the next chunk is marked."""
+        self._of(run, key).go_on(reason, next)
+
+    def go_on_anywhere(self, reason: str) -> None:
+        """Take every stream from wherever the server goes on; the next chunks are marked."""
+        for position in self._held.values():
+            position.go_on(reason, None)
+
+    def restart(self, reason: str) -> None:
+        """Begin every stream again where the application began; the first chunks are marked."""
+        for run, key in list(self._held):
+            del self._held[run, key]
+            self._of(run, key).gap = reason
+
+    def _of(self, run: str, key: str) -> Position:
+        position = self._held.get((run, key))
+        if position is None:
+            start = self._start_of(key)
+            first = 0 if start == "start" else start if isinstance(start, int) else -1
+            position = self._held[run, key] = Position(next=first if first >= 0 else None)
+        return position

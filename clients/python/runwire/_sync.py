@@ -1,0 +1,275 @@
+"""The blocking twins: the async classes, run on a thread of their own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+
+from runwire import _triggering
+from runwire._default import Blocking as Owner
+from runwire._definition import BatchEntry, Task
+from runwire._following import Asked, BlockingUpdates
+from runwire._options import TriggerKeywords
+from runwire._run import Run
+from runwire._settings import AccessToken, Settings
+from runwire._triggering import BatchHandle, RunHandle
+from runwire.auth import Auth, Expiry, Scopes
+from runwire.batch import Batch, BatchItem, entries
+from runwire.batch import Batches as AsyncBatches
+from runwire.durations import Duration
+from runwire.requests import RunStatus
+from runwire.runs import UNSET, RunList, RunPage
+from runwire.runs import Runs as AsyncRuns
+from runwire.streams import Streams, SyncStreams
+from runwire.tasks import AnyTask, entry, named
+
+PayloadT = TypeVar("PayloadT")
+OutputT = TypeVar("OutputT")
+OneOrMore = str | Sequence[str]
+
+
+class SyncTasks:
+    """Starts runs of tasks by id; see `runwire.tasks`."""
+
+    def __init__(self, owner: Callable[[], Owner | None]) -> None:
+        self._owner = owner
+
+    @overload
+    def trigger(
+        self,
+        task: Task[PayloadT, OutputT, ..., Any],
+        payload: PayloadT = ...,
+        **options: Unpack[TriggerKeywords],
+    ) -> RunHandle[OutputT]: ...
+
+    @overload
+    def trigger(
+        self, task: str, payload: object = None, **options: Unpack[TriggerKeywords]
+    ) -> RunHandle[Any]: ...
+
+    def trigger(
+        self, task: Any, payload: object = None, **options: Unpack[TriggerKeywords]
+    ) -> RunHandle[Any]:
+        """Start a run of a task, given by its id or itself."""
+        id, text = named(task, payload)
+        return _triggering.trigger_blocking(self._owner(), id, text, options)
+
+    def batch_trigger(
+        self,
+        task: str | AnyTask,
+        items: Sequence[BatchEntry[Any]],
+        *,
+        idempotency_key: str | None = None,
+    ) -> BatchHandle:
+        """Start up to 1 000 runs of a task as one batch."""
+        ready = [entry(task, item) for item in items]
+        return _triggering.trigger_batch_blocking(self._owner(), ready, idempotency_key)
+
+
+class SyncRunList:
+    """The runs that match, newest first."""
+
+    def __init__(self, owner: Owner, runs: RunList) -> None:
+        self._owner = owner
+        self._runs = runs
+
+    def page(self, *, after: str | None = None, before: str | None = None) -> RunPage:
+        """Return the page after (or before) a cursor; without one, the first."""
+        return self._owner.run(self._runs.page(after=after, before=before))
+
+    def __iter__(self) -> Iterator[Run]:
+        after: str | None = None
+        while True:
+            page = self.page(after=after)
+            yield from page.runs
+            if page.next is None:
+                return
+            after = page.next
+
+
+class SyncRuns:
+    """Everything about runs; see `runwire.runs`."""
+
+    def __init__(self, owner: Callable[[], Owner]) -> None:
+        self._owner = owner
+        self._runs = AsyncRuns(lambda: owner().client)
+
+    def retrieve(self, run: str | RunHandle[Any]) -> Run:
+        """Return a run as it is now. Raises NotFoundError."""
+        return self._owner().run(self._runs.retrieve(run))
+
+    def list(
+        self,
+        *,
+        status: RunStatus | Sequence[RunStatus] | None = None,
+        task: OneOrMore | None = None,
+        tag: OneOrMore | None = None,
+        batch: str | None = None,
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+        created_in_last: Duration | None = None,
+        page_size: int = 20,
+    ) -> SyncRunList:
+        """Return the runs that match all filters, newest first."""
+        runs = self._runs.list(
+            status=status,
+            task=task,
+            tag=tag,
+            batch=batch,
+            created_from=created_from,
+            created_to=created_to,
+            created_in_last=created_in_last,
+            page_size=page_size,
+        )
+        return SyncRunList(self._owner(), runs)
+
+    def cancel(self, run: str | RunHandle[Any]) -> None:
+        """Stop a run."""
+        self._owner().run(self._runs.cancel(run))
+
+    def replay(self, run: str | RunHandle[Any], *, payload: object = UNSET) -> RunHandle[Any]:
+        """Start a new run of the same task, with the same payload unless another is given."""
+        return self._owner().run(self._runs.replay(run, payload=payload))
+
+    def poll(
+        self,
+        run: str | RunHandle[Any],
+        *,
+        interval: Duration = 1.0,
+        timeout: Duration | None = None,
+    ) -> Run:
+        """Return a run once it is over. Raises TimeoutError."""
+        return self._owner().run(self._runs.poll(run, interval=interval, timeout=timeout))
+
+    def subscribe_to_run(
+        self, run: str | RunHandle[Any], *, wait: Duration | None = None, **asked: Unpack[Asked]
+    ) -> BlockingUpdates:
+        """Follow one run until it is over."""
+        updates = self._runs.subscribe_to_run(run, wait=wait, **asked)
+        return BlockingUpdates(self._owner().portal, updates)
+
+    def subscribe_to_runs_with_tag(
+        self,
+        tag: OneOrMore,
+        *,
+        created_at: Duration | datetime | None = None,
+        **asked: Unpack[Asked],
+    ) -> BlockingUpdates:
+        """Follow the runs that carry a tag, or all of several; it never ends by itself."""
+        updates = self._runs.subscribe_to_runs_with_tag(tag, created_at=created_at, **asked)
+        return BlockingUpdates(self._owner().portal, updates)
+
+    def subscribe_to_batch(self, batch_id: str, **asked: Unpack[Asked]) -> BlockingUpdates:
+        """Follow the runs of a batch until all of them are over."""
+        updates = self._runs.subscribe_to_batch(batch_id, **asked)
+        return BlockingUpdates(self._owner().portal, updates)
+
+    def subscribe_to_runs(
+        self,
+        *,
+        task: OneOrMore | None = None,
+        status: RunStatus | Sequence[RunStatus] | None = None,
+        created_at: Duration | datetime | None = None,
+        **asked: Unpack[Asked],
+    ) -> BlockingUpdates:
+        """Follow every run of the environment that matches; it never ends by itself."""
+        updates = self._runs.subscribe_to_runs(
+            task=task, status=status, created_at=created_at, **asked
+        )
+        return BlockingUpdates(self._owner().portal, updates)
+
+
+class SyncBatches:
+    """Everything about batches; see `runwire.batch`."""
+
+    def __init__(self, owner: Callable[[], Owner], chosen: Callable[[], Owner | None]) -> None:
+        self._owner = owner
+        # Who triggers: None while the executing run goes first.
+        self._chosen = chosen
+        self._batches = AsyncBatches(lambda: owner().client, lambda: owner().client)
+
+    def trigger(
+        self, items: Sequence[BatchItem], *, idempotency_key: str | None = None
+    ) -> BatchHandle:
+        """Start up to 1 000 runs of any tasks."""
+        return _triggering.trigger_batch_blocking(self._chosen(), entries(items), idempotency_key)
+
+    def retrieve(self, batch_id: str) -> Batch:
+        """Return a batch as it is now. Raises NotFoundError."""
+        return self._owner().run(self._batches.retrieve(batch_id))
+
+
+class SyncAuth:
+    """Mints public tokens; see `runwire.auth`."""
+
+    def __init__(self, owner: Callable[[], Owner]) -> None:
+        self._owner = owner
+        self._auth = Auth(lambda: owner().client)
+
+    def create_public_token(
+        self,
+        *,
+        scopes: Scopes,
+        expiration_time: Expiry = "15m",
+        fields: Sequence[str] | None = None,
+        streams: Sequence[str] | None = None,
+    ) -> str:
+        """Return a token that may do what any one of the scopes allows."""
+        return self._owner().run(
+            self._auth.create_public_token(
+                scopes=scopes, expiration_time=expiration_time, fields=fields, streams=streams
+            )
+        )
+
+    def create_trigger_public_token(
+        self, task: OneOrMore, *, expiration_time: Expiry = "15m", multiple_use: bool = False
+    ) -> str:
+        """Return a token that triggers a task, or any of several; once, unless told otherwise."""
+        return self._owner().run(
+            self._auth.create_trigger_public_token(
+                task, expiration_time=expiration_time, multiple_use=multiple_use
+            )
+        )
+
+    def create_batch_trigger_public_token(
+        self, task: OneOrMore, *, expiration_time: Expiry = "15m", multiple_use: bool = False
+    ) -> str:
+        """Return a token that triggers batches of a task, or of any of several."""
+        return self._owner().run(
+            self._auth.create_batch_trigger_public_token(
+                task, expiration_time=expiration_time, multiple_use=multiple_use
+            )
+        )
+
+
+class Runwire:
+    """The twin of `AsyncRunwire` for code without a loop: the same calls, blocking.
+
+    Its connections live on a thread, started when first needed; use `with`, or call `close`.
+    """
+
+    def __init__(
+        self, *, api_url: str | None = None, access_token: AccessToken | None = None
+    ) -> None:
+        owner = Owner(Settings.of(api_url, access_token))
+        self._blocking = owner
+        self.tasks = SyncTasks(lambda: owner)
+        self.runs = SyncRuns(lambda: owner)
+        self.batch = SyncBatches(lambda: owner, lambda: owner)
+        self.streams = SyncStreams(lambda: owner.portal, Streams(lambda: owner.client))
+        self.auth = SyncAuth(lambda: owner)
+
+    def close(self) -> None:
+        """Close every connection and end the thread."""
+        self._blocking.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,36 @@
+"""The blocking twins, under the names of the async ones, for scripts and `def` tasks.
+
+from runwire.sync import runs, tasks
+
+handle = tasks.trigger("write-story", {"topic": "tides"})
+for run in runs.subscribe_to_run(handle.id):
+    print(run.status)
+"""
+
+from runwire import _default, idempotency_keys
+from runwire._sync import Runwire, SyncAuth, SyncBatches, SyncRuns, SyncTasks
+from runwire.metadata import sync as metadata
+from runwire.streams import sync as streams
+from runwire.tags import sync as tags
+
+__all__ = [
+    "Runwire",
+    "auth",
+    "batch",
+    "idempotency_keys",
+    "metadata",
+    "runs",
+    "streams",
+    "tags",
+    "tasks",
+]
+
+
+def _no_client() -> None:
+    """Say that the executing run goes first, and the environment decides elsewhere."""
+
+
+tasks = SyncTasks(_no_client)
+runs = SyncRuns(_default.blocking)
+batch = SyncBatches(_default.blocking, _no_client)
+auth = SyncAuth(_default.blocking)

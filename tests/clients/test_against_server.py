@@ -1,0 +1,373 @@
+"""The clients against the real thing: a server, a worker and Postgres, over real sockets."""
+
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from pydantic import BaseModel
+
+from runwire import (
+    AsyncRunwire,
+    Context,
+    Event,
+    Run,
+    Runwire,
+    UnauthorizedError,
+    _reconnect,
+    metadata,
+    streams,
+    task,
+)
+from runwire.errors import ForbiddenError, NotFoundError
+from runwire.tasks import AnyTask
+from runwire.wire import StreamStart
+from tests.support.faultproxy import fault_proxy
+from tests.support.server import TestRealtime, running_realtime
+from tests.support.working import Bench, opened_bench
+
+pytestmark = pytest.mark.anyio
+
+
+class Prompt(BaseModel):
+    topic: str
+    words: int = 20
+    pause: float = 0.0
+
+
+class Story(BaseModel):
+    text: str
+
+
+async def tokens(payload: Prompt) -> AsyncIterator[str]:
+    for index in range(payload.words):
+        await anyio.sleep(payload.pause)  # stands for a model that thinks
+        yield f"{payload.topic}-{index} "
+
+
+@task(id="client-story", retry={"max_attempts": 1})
+async def story(payload: Prompt, ctx: Context) -> Story:
+    metadata.set("status", "writing").set("attempt", ctx.attempt.number)
+    text = ""
+    async for token in await metadata.stream("text", tokens(payload)):
+        text += token
+    metadata.set("status", "written")
+    return Story(text=text)
+
+
+@task(id="client-blocking-story", retry={"max_attempts": 1})
+def blocking_story(payload: Prompt) -> Story:
+    words = [f"{payload.topic}-{index} " for index in range(payload.words)]
+    text = "".join(metadata.sync.stream("text", words))
+    streams.sync.append("log", {"words": len(words)})
+    return Story(text=text)
+
+
+@task(id="client-parent", retry={"max_attempts": 1})
+async def parent(payload: int) -> str:
+    handle = await story.batch_trigger(
+        [{"payload": Prompt(topic=str(number), words=2)} for number in range(payload)]
+    )
+    return handle.batch_id
+
+
+@task(id="client-flaky", retry={"max_attempts": 2, "min_timeout": 0.05, "randomize": False})
+async def flaky(payload: None, ctx: Context) -> int:
+    await streams.append("log", f"attempt {ctx.attempt.number}")
+    if ctx.attempt.number == 1:
+        raise RuntimeError("the first attempt fails")
+    return ctx.attempt.number
+
+
+@task(id="client-sleeper", retry={"max_attempts": 1})
+async def sleeper(payload: None = None) -> None:
+    await anyio.sleep_forever()
+
+
+TASKS: list[AnyTask] = [story, blocking_story, parent, flaky, sleeper]
+
+
+@pytest.fixture
+async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
+    async with opened_bench(database_url) as opened, opened.worker(*TASKS):
+        yield opened
+
+
+@pytest.fixture
+async def server(bench: Bench, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
+    async with running_realtime(bench.database_url) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: TestRealtime, anyio_backend: str) -> AsyncGenerator[AsyncRunwire]:
+    async with AsyncRunwire(api_url=server.url, access_token=server.key) as opened:
+        yield opened
+
+
+def text_of(events: list[Event], key: str = "text") -> str:
+    return "".join(event.chunk for event in events if event.type == key)
+
+
+async def test_a_run_is_followed_from_its_trigger_to_its_output(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger(story, Prompt(topic="sea"), tags=["user:1"])
+    with anyio.fail_after(15):
+        events = [event async for event in client.runs.subscribe_to_run(handle.id).with_streams()]
+    last = [event.run for event in events if event.type == "run"][-1]
+    assert last.is_success and last.tags == ("user:1",)
+    assert last.metadata == {"status": "written", "attempt": 1}
+    assert text_of(events) == story.parse_output(last.output).text
+    assert [event.seq for event in events if event.type == "text"] == list(range(20))
+    assert {event.attempt for event in events if event.type == "text"} == {1}
+    retrieved = await client.runs.retrieve(handle)
+    assert (retrieved.revision, retrieved.output) == (last.revision, last.output)
+
+
+async def test_a_run_is_followed_by_code_without_a_loop(server: TestRealtime) -> None:
+    def follow() -> tuple[list[Event], list[Any], Run]:
+        with Runwire(api_url=server.url, access_token=server.key) as client:
+            handle = client.tasks.trigger(blocking_story, Prompt(topic="sea"))
+            events = list(client.runs.subscribe_to_run(handle.id).with_streams())
+            log = list(client.streams.read(handle.id, "log"))
+            return events, log, client.runs.retrieve(handle)
+
+    with anyio.fail_after(15):
+        events, log, run = await anyio.to_thread.run_sync(follow, abandon_on_cancel=True)
+    assert text_of(events) == blocking_story.parse_output(run.output).text
+    assert log == [{"words": 20}]
+
+
+async def test_the_token_of_a_trigger_reads_that_run_and_no_other(
+    server: TestRealtime, client: AsyncRunwire
+) -> None:
+    mine = await client.tasks.trigger(story, Prompt(topic="mine", words=1))
+    other = await client.tasks.trigger(story, Prompt(topic="other", words=1))
+    token = mine.public_access_token
+    assert token is not None
+    async with AsyncRunwire(api_url=server.url, access_token=token) as browser:
+        with anyio.fail_after(15):
+            states = [run async for run in browser.runs.subscribe_to_run(mine)]
+            assert states[-1].is_success
+            with pytest.raises((ForbiddenError, NotFoundError)):
+                [run async for run in browser.runs.subscribe_to_run(other)]
+            with pytest.raises((ForbiddenError, NotFoundError)):
+                await browser.runs.retrieve(other)
+
+
+@pytest.mark.parametrize("credential", ["tr_dev_sk_000000000000000000000000", "a.b.c", "x"])
+async def test_a_wrong_credential_is_an_error_everywhere(
+    server: TestRealtime, credential: str
+) -> None:
+    async with AsyncRunwire(api_url=server.url, access_token=credential) as client:
+        with anyio.fail_after(10):
+            with pytest.raises(UnauthorizedError):
+                await client.tasks.trigger("client-story", {"topic": "a"})
+            with pytest.raises(UnauthorizedError):
+                [run async for run in client.runs.subscribe_to_run("run_x")]
+            with pytest.raises(UnauthorizedError):
+                [chunk async for chunk in client.streams.read("run_x", "text")]
+
+
+async def test_what_does_not_exist_is_an_error(client: AsyncRunwire) -> None:
+    unknown = "run_" + "0" * 25
+    with anyio.fail_after(10):
+        with pytest.raises(NotFoundError):
+            await client.tasks.trigger("no-such-task")
+        with pytest.raises(NotFoundError):
+            await client.runs.retrieve(unknown)
+        with pytest.raises(NotFoundError):
+            [run async for run in client.runs.subscribe_to_run(unknown)]
+        with pytest.raises(NotFoundError):
+            await client.runs.cancel(unknown)
+
+
+async def test_a_tag_is_followed_across_runs_from_before_and_after(client: AsyncRunwire) -> None:
+    before = await client.tasks.trigger(story, Prompt(topic="a", words=1), tags=["t", "u"])
+    done: set[str] = set()
+    wanted = {before.id}
+    with anyio.fail_after(15):
+        async for run in client.runs.subscribe_to_runs_with_tag(["t", "u"]):
+            assert {"t", "u"} <= set(run.tags)
+            if len(wanted) == 1:
+                after = await client.tasks.trigger(
+                    story, Prompt(topic="b", words=1), tags=["u", "t"]
+                )
+                wanted.add(after.id)
+                await client.tasks.trigger(story, Prompt(topic="c", words=1), tags=["t"])
+            if run.is_completed:
+                done.add(run.id)
+            if done == wanted:
+                break
+    assert done == wanted and len(done) == 2
+
+
+async def test_a_batch_that_a_run_started_is_followed_to_its_end(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger(parent, 5)
+    with anyio.fail_after(20):
+        finished = [run async for run in client.runs.subscribe_to_run(handle)][-1]
+        batch_id = parent.parse_output(finished.output)
+        final: dict[str, Run] = {}
+        async for run in client.runs.subscribe_to_batch(batch_id):
+            final[run.id] = run
+    assert len(final) == 5 and all(run.is_success for run in final.values())
+    assert all(run.parent_id == handle.id for run in final.values())
+    held = await client.batch.retrieve(batch_id)
+    assert held.is_completed and set(held.run_ids) == set(final)
+
+
+async def test_a_batch_over_http_has_one_run_for_each_item(client: AsyncRunwire) -> None:
+    handle = await client.batch.trigger(
+        [
+            {"task": story, "payload": Prompt(topic="a", words=1)},
+            {"task": "client-flaky", "options": {"tags": "x"}},
+        ]
+    )
+    with anyio.fail_after(20):
+        final = {run.id: run async for run in client.runs.subscribe_to_batch(handle.batch_id)}
+    assert sorted(run.task_identifier for run in final.values()) == [
+        "client-flaky",
+        "client-story",
+    ]
+
+
+async def test_a_later_attempt_of_a_stream_is_marked(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger("client-flaky")
+    with anyio.fail_after(15):
+        events = [event async for event in client.runs.subscribe_to_run(handle).with_streams("log")]
+    chunks = [event for event in events if event.type == "log"]
+    assert [(chunk.chunk, chunk.attempt, chunk.is_restart) for chunk in chunks] == [
+        ("attempt 1", 1, False),
+        ("attempt 2", 2, True),
+    ]
+
+
+async def test_every_revision_is_told_to_who_asks_for_it(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger("client-flaky", delay=0.3)
+    with anyio.fail_after(15):
+        told = [run.revision async for run in client.runs.subscribe_to_run(handle, mode="every")]
+    assert told == list(range(told[0], told[-1] + 1))
+    assert told[-1] == (await client.runs.retrieve(handle)).revision
+
+
+async def test_a_run_that_is_stopped_ends_its_subscription(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger("client-sleeper")
+    with anyio.fail_after(15):
+        async for run in client.runs.subscribe_to_run(handle):
+            if run.is_executing:
+                await client.runs.cancel(handle)
+    assert (await client.runs.retrieve(handle)).is_cancelled
+
+
+async def test_the_same_key_starts_one_run(client: AsyncRunwire) -> None:
+    first = await client.tasks.trigger("client-flaky", idempotency_key="k")
+    second = await client.tasks.trigger("client-flaky", idempotency_key="k")
+    assert first.id == second.id and (first.is_cached, second.is_cached) == (False, True)
+
+
+async def test_runs_are_listed_and_replayed_and_polled(client: AsyncRunwire) -> None:
+    handles = [
+        await client.tasks.trigger(story, Prompt(topic=str(number), words=1), tags=["listed"])
+        for number in range(5)
+    ]
+    with anyio.fail_after(15):
+        for handle in handles:
+            await client.runs.poll(handle, interval=0.05)
+        again = await client.runs.replay(handles[0])
+        replayed = await client.runs.poll(again, interval=0.05)
+    assert replayed.output == (await client.runs.retrieve(handles[0])).output
+    listed = [run.id async for run in client.runs.list(tag="listed", page_size=2)]
+    assert set(listed) >= {handle.id for handle in handles} and len(listed) == len(set(listed))
+
+
+async def test_a_public_token_narrows_what_is_seen(
+    server: TestRealtime, client: AsyncRunwire
+) -> None:
+    handle = await client.tasks.trigger(story, Prompt(topic="a", words=2), tags=["seen"])
+    token = await client.auth.create_public_token(
+        scopes={"read": {"tags": ["seen"]}}, expiration_time="1m", fields=["status"]
+    )
+    async with AsyncRunwire(api_url=server.url, access_token=token) as browser:
+        with anyio.fail_after(15):
+            states = [run async for run in browser.runs.subscribe_to_run(handle)]
+    assert states[-1].is_success
+    assert all(run.output is None and not run.metadata and not run.tags for run in states)
+
+
+async def test_a_subscription_goes_on_in_another_process_by_its_cursor(
+    server: TestRealtime, client: AsyncRunwire
+) -> None:
+    handle = await client.tasks.trigger(story, Prompt(topic="a", words=30, pause=0.02))
+    first: list[Event] = []
+    with anyio.fail_after(20):
+        following = client.runs.subscribe_to_run(handle).with_streams("text")
+        async for event in following:
+            first.append(event)
+            if event.seq == 10:
+                break
+        async with AsyncRunwire(api_url=server.url, access_token=server.key) as other:
+            again = other.runs.subscribe_to_run(handle, cursor=following.cursor)
+            rest = [event async for event in again.with_streams("text")]
+    seqs = [event.seq for event in first + rest if event.type == "text"]
+    assert seqs == list(range(30))
+    revisions = [event.run.revision for event in first + rest if event.type == "run"]
+    assert revisions == sorted(set(revisions))
+
+
+async def test_many_followers_see_the_same_through_a_network_that_breaks(
+    server: TestRealtime, client: AsyncRunwire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reconnect, "FIRST_WAIT", 0.02)
+    dice = random.Random(7)
+    handle = await client.tasks.trigger(story, Prompt(topic="a", words=60, pause=0.02))
+    told: dict[int, list[Event]] = {}
+
+    async def follow(url: str, reader: int) -> None:
+        async with AsyncRunwire(api_url=url, access_token=server.key) as mine:
+            following = mine.runs.subscribe_to_run(handle).with_streams()
+            told[reader] = [event async for event in following]
+
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with anyio.fail_after(30):
+        async with fault_proxy((host, int(port))) as proxy:
+            async with anyio.create_task_group() as tasks:
+                for reader in range(5):
+                    tasks.start_soon(follow, f"http://127.0.0.1:{proxy.port}", reader)
+                for _ in range(8):
+                    await anyio.sleep(dice.uniform(0.05, 0.2))  # faults at any moment
+                    proxy.cut()
+    final = await client.runs.retrieve(handle)
+    for events in told.values():
+        assert text_of(events) == story.parse_output(final.output).text
+        revisions = [event.run.revision for event in events if event.type == "run"]
+        assert revisions == sorted(set(revisions)) and revisions[-1] == final.revision
+
+
+async def test_reading_may_begin_anywhere(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger(story, Prompt(topic="a", words=6))
+    with anyio.fail_after(15):
+        await client.runs.poll(handle, interval=0.05)
+        whole = [chunk async for chunk in client.streams.read(handle.id, "text")]
+        expected: dict[StreamStart, list[str]] = {
+            0: whole,
+            3: whole[3:],
+            6: [],
+            -2: whole[4:],
+            -100: whole,
+            "latest": [],
+        }
+        for start, rest in expected.items():
+            assert [c async for c in client.streams.read(handle.id, "text", start=start)] == rest
+        assert [chunk async for chunk in client.streams.read(handle.id, "nothing")] == []
+
+
+async def test_a_stream_is_written_from_outside_of_its_run(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger("client-sleeper")
+    with anyio.fail_after(15):
+        assert await client.streams.append("notes", {"from": "outside"}, target=handle.id) == 1
+        async for event in client.runs.subscribe_to_run(handle).with_streams("notes"):
+            if event.type == "notes":
+                assert event.chunk == {"from": "outside"} and event.attempt is None
+                await client.runs.cancel(handle)
+    assert (await client.runs.retrieve(handle)).is_cancelled

@@ -1,0 +1,546 @@
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runwire._items import ChunkItem, CursorItem, EofItem, Item, Request, RunItem
+from runwire._progress import Progress, Taken
+from runwire._reconnect import LONGEST_WAIT, STABLE, backoff
+from runwire._session import Session
+from runwire._states import TRANSITIONS, Event, State
+from runwire._subscription import MAX_QUEUED, Subscription
+from runwire.errors import (
+    ApiError,
+    InvalidValueError,
+    SubscriptionError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from runwire.wire import SILENCE, CloseCode, JsonObject
+
+VECTORS: list[JsonObject] = json.loads(
+    (Path(__file__).parent.parent / "wire" / "subscription.json").read_text()
+)["vectors"]
+AWAY = {State.CONNECTING, State.AUTHENTICATING, State.WAITING}
+
+
+def request(to: JsonObject | None = None, **options: Any) -> Request:
+    return Request(to=to or {"run": "run_a"}, **options)
+
+
+def run(revision: int, id: str = "run_a", **fields: Any) -> JsonObject:
+    return {
+        "id": id,
+        "taskIdentifier": "t",
+        "status": "EXECUTING",
+        "revision": revision,
+        "createdAt": "2026-11-23T20:00:00.000Z",
+        "updatedAt": "2026-11-23T20:00:00.000Z",
+        **fields,
+    }
+
+
+def chunks(seq: int, *data: object, attempt: int = 1) -> JsonObject:
+    return {
+        "type": "chunks",
+        "run": "run_a",
+        "stream": "log",
+        "seq": seq,
+        "data": list(data),
+        "attempt": attempt,
+    }
+
+
+@dataclass
+class Client:
+    """A session with one subscription, a clock, and what the application took."""
+
+    request: Request
+    is_refreshable: bool = False
+    now: float = 1000.0
+    session: Session = field(init=False)
+    subscription: Subscription = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.session = Session(is_refreshable=self.is_refreshable)
+        self.subscription = self.session.add(self.request, self.now)
+
+    def connect(self, epoch: str = "e1") -> list[JsonObject]:
+        if self.session.reconnect.due is not None:
+            self.now = self.session.reconnect.due
+            self.session.tick(self.now, 0.5)
+        self.session.connecting(self.now)
+        self.session.opened("token", self.now)
+        assert self.sent() == [{"type": "auth", "token": "token"}]
+        self.receive({"type": "ready", "protocol": "runwire.v1", "epoch": epoch, "heartbeat": 15})
+        return self.sent()
+
+    def receive(self, *messages: JsonObject) -> bool:
+        named = json.loads(json.dumps(messages).replace("$sub", self.subscription.name))
+        return self.session.receive(named, self.now, 0.5)
+
+    def start(self, revision: int = 1) -> None:
+        self.connect()
+        self.receive(snapshot(run(revision)), {"type": "live", "sub": "$sub"})
+
+    def lose(self, code: int = 1006) -> None:
+        self.session.lost(code, "", self.now, 0.5)
+
+    def sent(self) -> list[JsonObject]:
+        messages: list[JsonObject] = []
+        while (message := self.session.outgoing()) is not None:
+            messages.append(message)
+        return messages
+
+    def took(self) -> list[Item]:
+        items: list[Item] = []
+        while (item := self.subscription.take()) is not None:
+            items.append(item)
+        return items
+
+
+def snapshot(*runs: JsonObject, cursor: str = "c1") -> JsonObject:
+    return {"type": "snapshot", "sub": "$sub", "runs": list(runs), "cursor": cursor, "more": False}
+
+
+def request_of(subscribe: JsonObject) -> Request:
+    streams: dict[str, JsonObject] | None = subscribe.get("streams")
+    fields: list[str] | None = subscribe.get("fields")
+    return request(
+        subscribe["to"],
+        mode=subscribe.get("mode", "latest"),
+        fields=None if fields is None else frozenset(fields),
+        streams=None if streams is None else {key: one["from"] for key, one in streams.items()},
+        progress=Progress(cursor=subscribe.get("cursor")),
+    )
+
+
+def told(item: Item) -> list[JsonObject]:
+    match item:
+        case RunItem(document, gap):
+            state: list[JsonObject] = [{"document": document}]
+            return ([{"gap": gap}] if gap else []) + state
+        case ChunkItem():
+            chunk: JsonObject = {"chunk": item.value, "stream": item.stream, "seq": item.seq}
+            if item.is_restart:
+                chunk["restart"] = True
+            return ([{"gap": item.gap}] if item.gap else []) + [chunk]
+        case EofItem():
+            return [{"eof": item.stream}]
+        case CursorItem():
+            return []
+
+
+def ending(subscription: Subscription) -> list[JsonObject]:
+    if subscription.state is not State.CLOSED:
+        return []
+    match subscription.error:
+        case None:
+            return [{"done": True}]
+        case ApiError() | SubscriptionError() as error:
+            return [{"error": error.code}]
+        case error:
+            raise AssertionError(error)
+
+
+def check_told(expected: list[JsonObject], actual: list[JsonObject]) -> None:
+    wanted = [one for one in expected if "removed" not in one]
+    assert len(wanted) == len(actual), actual
+    for want, have in zip(wanted, actual, strict=True):
+        if "run" not in want:
+            assert have == want
+            continue
+        document = have["document"]
+        assert (document["id"], document["revision"]) == (want["run"], want["revision"])
+        assert {name: document[name] for name in want.get("has", {})} == want.get("has", {})
+        assert not set(want.get("without", [])) & set(document)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
+def test_the_shared_vectors_hold(vector: JsonObject) -> None:
+    client = Client(request_of(vector["subscribe"]))
+    for step in vector["steps"]:
+        sent: list[JsonObject] = []
+        seen: list[JsonObject] = []
+        broken = False
+        if "connected" in step:
+            sent += client.connect(step["connected"]["epoch"])
+        if "lost" in step:
+            client.lose(step["lost"])
+        for message in step.get("receive", []):
+            broken = client.receive(message)
+            seen += [one for item in client.took() for one in told(item)]
+        sent += client.sent()
+        seen += [one for item in client.took() for one in told(item)]
+        seen += ending(client.subscription)
+        assert broken == step.get("broken", False)
+        if "told" in step:
+            check_told(step["told"], seen)
+        if "send" in step:
+            bare = [{k: v for k, v in message.items() if k != "sub"} for message in sent]
+            assert bare == step["send"]
+        if "state" in step:
+            state = client.subscription.state
+            assert step["state"] == ("away" if state in AWAY else state.value)
+
+
+def test_every_state_says_what_every_event_does_and_only_the_end_is_final() -> None:
+    assert set(TRANSITIONS) == set(State)
+    for state, row in TRANSITIONS.items():
+        assert set(row) == set(Event)
+        assert row[Event.ENDED] is State.CLOSED
+        assert (set(row.values()) == {State.CLOSED}) == (state is State.CLOSED)
+
+
+def test_every_socketless_state_and_only_it_leads_on_by_opening_or_waiting() -> None:
+    moves = {
+        (state, event)
+        for state, row in TRANSITIONS.items()
+        for event, target in row.items()
+        if target is not state and event is not Event.ENDED
+    }
+    assert moves == {
+        (State.CONNECTING, Event.OPENED),
+        (State.CONNECTING, Event.LOST),
+        (State.AUTHENTICATING, Event.READY),
+        (State.AUTHENTICATING, Event.LOST),
+        (State.SYNCING, Event.LIVE),
+        (State.SYNCING, Event.LOST),
+        (State.LIVE, Event.STALE),
+        (State.LIVE, Event.GAP),
+        (State.LIVE, Event.LOST),
+        (State.STALE, Event.LIVE),
+        (State.STALE, Event.GAP),
+        (State.STALE, Event.LOST),
+        (State.WAITING, Event.DUE),
+    }
+
+
+def test_the_wait_between_tries_doubles_with_full_jitter_up_to_half_a_minute() -> None:
+    assert [backoff(failures, 1.0) for failures in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert backoff(3, 0.25) == 1.0
+    assert backoff(10_000, 1.0) == LONGEST_WAIT
+
+
+def test_a_socket_that_was_stable_starts_the_waits_again() -> None:
+    client = Client(request())
+    for failures in range(4):
+        client.lose()
+        assert client.session.reconnect.due == client.now + backoff(failures, 0.5)
+        client.connect()
+    client.now += STABLE
+    client.lose()
+    assert client.session.reconnect.due == client.now + backoff(0, 0.5)
+
+
+def test_a_socket_without_a_word_for_too_long_is_dropped() -> None:
+    client = Client(request())
+    client.start()
+    assert client.session.next_tick() == client.now + SILENCE
+    client.now += SILENCE - 1
+    assert not client.session.tick(client.now, 0.5)
+    client.receive({"type": "hb", "t": "2026-11-23T20:00:00.000Z"})
+    client.now += SILENCE - 1
+    assert not client.session.tick(client.now, 0.5)
+    client.now += 1
+    assert client.session.tick(client.now, 0.5)
+
+
+def test_a_server_that_stays_away_past_the_deadline_ends_the_subscription() -> None:
+    client = Client(request(deadline=10.0))
+    client.start()
+    client.now += 1000
+    client.receive({"type": "hb", "t": "2026-11-23T20:00:00.000Z"})
+    away = client.now
+    while client.subscription.state is not State.CLOSED:
+        client.lose()
+        due = client.session.next_tick()
+        assert due is not None and due <= away + 10.0
+        client.now = due
+        client.session.tick(client.now, 0.5)
+    assert client.now == away + 10.0
+    assert isinstance(client.subscription.error, UnreachableError)
+    assert client.subscription.error.after == 10.0
+
+
+def test_without_a_deadline_it_tries_for_ever() -> None:
+    client = Client(request(deadline=None))
+    for _ in range(1000):
+        client.lose()
+        due = client.session.next_tick()
+        assert due is not None
+        client.now = due
+        client.session.tick(client.now, 0.5)
+    assert client.subscription.state is State.CONNECTING
+
+
+def test_a_token_refused_once_is_asked_for_again_and_then_it_is_an_error() -> None:
+    client = Client(request(), is_refreshable=True)
+    client.lose(CloseCode.INVALID_TOKEN)
+    assert client.subscription.state is State.WAITING
+    client.connect()
+    client.lose(CloseCode.TOKEN_EXPIRED)
+    assert client.subscription.state is State.WAITING
+    client.lose(CloseCode.INVALID_TOKEN)
+    assert client.subscription.state is State.WAITING
+    client.lose(CloseCode.INVALID_TOKEN)
+    assert isinstance(client.subscription.error, UnauthorizedError)
+
+
+def test_a_fresh_token_is_sent_when_the_old_one_is_about_to_end() -> None:
+    client = Client(request(), is_refreshable=True)
+    client.start()
+    client.receive({"type": "token_expiring", "in": 30.0})
+    assert client.session.wants_token
+    client.session.authenticate("fresh")
+    client.receive({"type": "ready", "protocol": "runwire.v1", "epoch": "e1", "heartbeat": 15})
+    assert client.sent() == [{"type": "auth", "token": "fresh"}]
+    assert client.subscription.state is State.LIVE
+
+
+def test_an_error_that_passes_is_asked_again_without_disturbing_the_socket() -> None:
+    client = Client(request(deadline=60.0))
+    client.connect()
+    client.receive({"type": "error", "sub": "$sub", "code": "unavailable", "message": "later"})
+    assert client.session.is_open
+    assert client.subscription.state.value == "waiting"
+    due = client.session.next_tick()
+    assert due is not None
+    client.session.tick(due, 0.5)
+    assert [message["type"] for message in client.sent()] == ["subscribe"]
+    assert client.subscription.state is State.SYNCING
+
+
+def test_another_epoch_is_told_and_reads_its_streams_from_where_they_began() -> None:
+    client = Client(request(streams={"log": "start"}))
+    client.start(revision=9)
+    client.receive(chunks(0, "a", "b"))
+    client.took()
+    client.lose()
+    [subscribe] = client.connect(epoch="e2")
+    assert subscribe["streams"] == {"log": {"from": 0}}
+    client.receive(
+        {"type": "gap", "sub": "$sub", "reason": "epoch_changed"},
+        snapshot(run(2)),
+        {"type": "live", "sub": "$sub"},
+        chunks(0, "other"),
+    )
+    state, chunk = (item for item in client.took() if not isinstance(item, CursorItem))
+    assert isinstance(state, RunItem) and (state.revision, state.gap) == (2, "epoch_changed")
+    assert isinstance(chunk, ChunkItem) and (chunk.value, chunk.gap) == ("other", "epoch_changed")
+
+
+def test_a_hole_that_is_still_there_on_the_next_socket_is_told_as_a_gap() -> None:
+    client = Client(request(streams={"log": "start"}))
+    client.start()
+    assert client.receive(chunks(2, "c"))
+    client.lose(CloseCode.INSUFFICIENT_STATE)
+    client.connect()
+    client.receive({"type": "live", "sub": "$sub"})
+    assert not client.receive(chunks(2, "c"))
+    chunk = client.took()[-1]
+    assert isinstance(chunk, ChunkItem) and (chunk.seq, chunk.gap) == (2, "retention")
+
+
+def test_garbage_from_the_server_drops_the_socket_and_nothing_else() -> None:
+    garbage: list[Any] = [
+        {},
+        {"type": "snapshot"},
+        {"type": "run", "run": 5},
+        {"type": "chunks", "run": "run_a", "stream": "log", "seq": "x", "data": ["a"]},
+        {"type": "patch", "run": "run_a", "from": 1, "revision": 2, "set": 5},
+        {"type": "error", "code": "gone"},
+        "text",
+        None,
+    ]
+    for message in garbage:
+        client = Client(request(streams={"log": "start"}))
+        client.start()
+        assert client.receive(message), message
+        assert client.subscription.state is State.LIVE
+
+
+def test_states_that_were_not_read_yet_give_way_to_newer_ones() -> None:
+    client = Client(request())
+    client.start(revision=1)
+    for revision in range(2, 500):
+        client.receive({"type": "run", "run": run(revision)})
+    states = [item for item in client.took() if isinstance(item, RunItem)]
+    assert [state.revision for state in states] == [499]
+
+
+def test_a_subscription_that_nobody_reads_is_left_and_taken_up_where_it_stopped() -> None:
+    client = Client(request(streams={"log": "start"}))
+    client.start()
+    client.receive(chunks(0, *range(MAX_QUEUED)))
+    assert [message["type"] for message in client.sent()] == ["unsubscribe"]
+    client.receive(chunks(MAX_QUEUED, "not yet"))
+    values = [item.value for item in client.took() if isinstance(item, ChunkItem)]
+    assert values == list(range(MAX_QUEUED))
+    client.session.drained(client.subscription)
+    [subscribe] = client.sent()
+    assert subscribe["streams"] == {"log": {"from": MAX_QUEUED}}
+    # A frame from before the server read this must not pass for a hole.
+    assert not client.receive(chunks(MAX_QUEUED + 5, "early"))
+    client.receive({"type": "live", "sub": "$sub"}, chunks(MAX_QUEUED, "next"))
+    assert [item.value for item in client.took() if isinstance(item, ChunkItem)] == ["next"]
+
+
+def test_two_subscriptions_share_a_run_and_each_gets_what_it_asked_for() -> None:
+    client = Client(request(fields=frozenset({"metadata"})))
+    other = client.session.add(request(mode="every", streams={"log": "start"}), client.now)
+    client.start()
+    client.receive({**snapshot(run(1)), "sub": other.name}, {"type": "live", "sub": other.name})
+    client.receive(
+        {"type": "patch", "run": "run_a", "from": 1, "revision": 2, "set": {"output": 1}},
+        {"type": "patch", "run": "run_a", "from": 2, "revision": 3, "set": {"tags": ["x"]}},
+        chunks(0, "a"),
+    )
+    mine = [item for item in client.took() if not isinstance(item, CursorItem)]
+    assert [type(item) for item in mine] == [RunItem]
+    theirs: list[Item] = []
+    while (item := other.take()) is not None:
+        theirs.append(item)
+    assert [item.revision for item in theirs if isinstance(item, RunItem)] == [1, 2, 3]
+    assert [item.value for item in theirs if isinstance(item, ChunkItem)] == ["a"]
+
+
+def test_a_reader_behind_another_on_the_same_socket_waits_until_the_server_comes_to_it() -> None:
+    client = Client(request(streams={"log": "start"}))
+    client.start()
+    client.receive(chunks(0, *range(10)))
+    late = client.session.add(request(streams={"*": "start"}), client.now)
+    client.receive({**snapshot(run(1)), "sub": late.name}, {"type": "live", "sub": late.name})
+    assert not client.receive(chunks(10, 10))
+    assert not client.receive(chunks(0, *range(11)))
+    assert not client.receive(chunks(11, 11))
+    for subscription in (client.subscription, late):
+        seqs: list[int] = []
+        while (item := subscription.take()) is not None:
+            seqs += [item.seq] if isinstance(item, ChunkItem) else []
+        assert seqs == list(range(12))
+
+
+def test_a_reader_to_whom_the_server_never_comes_asks_again_and_then_it_is_an_error() -> None:
+    client = Client(request(streams={"log": "start"}))
+    client.start()
+    client.receive(chunks(0, *range(10)))
+    late = client.session.add(request(streams={"log": "start"}), client.now)
+    client.sent()
+    eof = {"type": "eof", "run": "run_a", "stream": "log", "next": 11, "reason": "completed"}
+    for _ in range(2):
+        assert late.state is not State.CLOSED
+        client.receive({"type": "live", "sub": late.name}, chunks(10, 10), eof)
+        client.receive({"type": "done", "sub": late.name})
+    assert [message["type"] for message in client.sent()] == ["subscribe"]
+    assert isinstance(late.error, SubscriptionError) and late.error.code == "gap"
+
+
+def test_text_comes_as_one_piece_and_only_what_is_new_of_it() -> None:
+    client = Client(request(streams={"log": "start"}, as_text=True))
+    client.start()
+    text = {"type": "text", "run": "run_a", "stream": "log"}
+    client.receive({**text, "upTo": 3, "value": "abc"}, chunks(3, "d"))
+    client.receive({**text, "upTo": 6, "value": "abcdef"})
+    pieces = [(item.seq, item.value) for item in client.took() if isinstance(item, ChunkItem)]
+    assert pieces == [(2, "abc"), (3, "d"), (5, "ef")]
+
+
+def test_a_cursor_that_was_kept_goes_on_in_another_process_without_a_repeat() -> None:
+    first = Client(request(streams={"log": "start"}))
+    first.start(revision=3)
+    first.receive(chunks(0, "a", "b"), {"type": "run", "run": run(4)})
+    taken = Taken(Progress())
+    for item in first.took():
+        match item:
+            case CursorItem(cursor):
+                taken.cursor(cursor)
+            case RunItem():
+                taken.run(item.run, item.revision)
+            case ChunkItem():
+                taken.chunk(item.run, item.stream, item.seq)
+            case EofItem():
+                pass
+    kept = Progress.parse(taken.progress().text())
+    second = Client(request(streams={"log": "start"}, progress=kept))
+    [subscribe] = second.connect()
+    assert subscribe["cursor"] == "c1" and subscribe["streams"] == {"log": {"from": 2}}
+    second.receive(
+        {"type": "run", "run": run(4)}, {"type": "live", "sub": "$sub"}, chunks(1, "b", "c")
+    )
+    assert [type(item) for item in second.took()] == [ChunkItem]
+
+
+def test_a_feed_of_another_process_goes_on_with_runs_it_was_never_told_the_names_of() -> None:
+    kept = Progress("f1", {"run_a": 3})
+    client = Client(request({"tags": ["x"]}, progress=kept))
+    assert client.request.needs_own_socket
+    client.connect()
+    patch = {"type": "patch", "run": "run_a", "from": 3, "revision": 4, "set": {"output": 1}}
+    client.receive({"type": "live", "sub": "$sub"}, patch)
+    assert client.sent() == [{"type": "refetch", "run": "run_a"}]
+    client.receive({"type": "run", "run": run(4)}, {"type": "run", "run": run(1, "run_b")})
+    told = [(item.run, item.revision) for item in client.took() if isinstance(item, RunItem)]
+    assert told == [("run_a", 4), ("run_b", 1)]
+
+
+@pytest.mark.parametrize("text", ["rw1.", "rw1.!!", "rw1.e30", "rw1.W10"])
+def test_a_damaged_cursor_is_an_error(text: str) -> None:
+    with pytest.raises(InvalidValueError):
+        Progress.parse(text)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_whatever_the_network_does_each_revision_and_chunk_is_told_once_and_in_order(
+    seed: int,
+) -> None:
+    dice = random.Random(seed)
+    client = Client(request(mode="every", streams={"log": "start"}))
+    seqs: list[int] = []
+    revisions: list[int] = []
+    stored, revision = 0, 1
+
+    def take() -> None:
+        for item in client.took():
+            if isinstance(item, ChunkItem):
+                seqs.append(item.seq)
+            elif isinstance(item, RunItem):
+                revisions.append(item.revision)
+
+    client.connect()
+    client.receive(snapshot(run(1), cursor="1"), {"type": "live", "sub": "$sub"})
+    sent_seq, sent_revision = 0, 1
+    for _ in range(200):
+        action = dice.random()
+        if action < 0.4:
+            stored += dice.randint(1, 3)
+            frame = chunks(sent_seq, *range(sent_seq, stored))
+            sent_seq = stored
+            assert not client.receive(frame)
+        elif action < 0.7:
+            revision += 1
+            patch = {"type": "patch", "run": "run_a", "from": sent_revision, "revision": revision}
+            assert not client.receive({**patch, "set": {"attempt": revision}})
+            sent_revision = revision
+        elif action < 0.8:
+            client.receive({"type": "cursor", "sub": "$sub", "cursor": str(sent_revision)})
+        else:
+            client.lose()
+            [subscribe] = client.connect()
+            asked = subscribe["streams"]["log"]["from"]
+            sent_seq = 0 if asked == "start" else asked
+            sent_revision = int(subscribe["cursor"])
+            client.receive({"type": "live", "sub": "$sub"})
+            for next in range(sent_revision, revision):
+                patch = {"type": "patch", "run": "run_a", "from": next, "revision": next + 1}
+                client.receive({**patch, "set": {"attempt": next + 1}})
+            sent_revision = revision
+        if dice.random() < 0.5:
+            take()
+    client.receive(chunks(sent_seq, *range(sent_seq, stored)))
+    take()
+    assert seqs == list(range(stored))
+    assert revisions == list(range(1, revision + 1))
