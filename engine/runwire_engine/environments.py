@@ -46,6 +46,11 @@ class Environments:
             if row is not None:
                 return int(row["id"])
 
+    async def name(self, environment_id: int) -> str | None:
+        """Return an environment's name, or None when there is no such environment."""
+        row = await self._database.one("environments.name", {"id": environment_id})
+        return None if row is None else str(row["name"])
+
     async def create_key(self, environment_id: int, name: str = "") -> str:
         """Make a key. The caller must show it now: it cannot be read again."""
         key = new_key()

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
+
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.database import Database
 from runwire_engine.engine import Engine
@@ -47,6 +49,13 @@ async def there(engine: Engine, env: int, run_id: str) -> RunRow:
     run = await engine.runs.retrieve(env, run_id)
     assert run is not None
     return run
+
+
+async def until_status(engine: Engine, env: int, run_id: str, status: str) -> None:
+    """Wait until somebody else has brought a run to a status."""
+    with anyio.fail_after(10):
+        while (await there(engine, env, run_id)).status != status:  # noqa: ASYNC110 -- a row
+            await anyio.sleep(0.02)
 
 
 async def statuses(engine: Engine, env: int, ids: Sequence[str]) -> list[str]:

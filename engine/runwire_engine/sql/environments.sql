@@ -13,6 +13,10 @@ with found as (
 )
 select id from found union all select id from made;
 
+-- name --
+-- Returns an environment's name.
+select name from runwire.environments where id = %(id)s;
+
 -- insert_key --
 -- Stores a key's hash unless it is there.
 insert into runwire.api_keys (environment_id, hash, hint, name)

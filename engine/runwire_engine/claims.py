@@ -1,0 +1,151 @@
+"""Claiming: which ready runs a worker executes next.
+
+One short transaction; task code never runs inside it. Groups of limited queues are locked first,
+least recently served first. A later statement, whose snapshot is taken under those locks, counts
+what executes in each and picks its next runs: counting in the locking statement would overrun.
+Runs of unlimited queues are picked straight from their index. What was picked is then taken over
+with one revision, one execution and one attempt more, if the worker's lease holds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, TypeAlias
+
+import anyio
+
+from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.doorbell import Doorbell
+from runwire_engine.run_row import RunRow, run_row
+
+ClaimedRun: TypeAlias = RunRow
+
+# How far past the wanted number of ready runs to look, as other workers hold some of them.
+_REACH: Final = 8
+_LEAST_REACH: Final = 64
+_PROMOTED_AT_ONCE: Final = 500
+
+
+@dataclass(slots=True)
+class _Worker:
+    """The claims of one worker id, one at a time."""
+
+    turn: anyio.Lock = field(default_factory=anyio.Lock)
+    # When its last answered claim with runs happened, by the database's clock.
+    answered: datetime | None = None
+    # A later claim got no answer.
+    unsure: bool = False
+
+
+class Claims:
+    """Hands ready runs to workers, and makes due runs ready."""
+
+    def __init__(self, database: Database, bell: Doorbell) -> None:
+        self._database = database
+        self._bell = bell
+        # Takes turns, so that neither kind of queue starves the other.
+        self._limited_first = False
+        self._workers: dict[str, _Worker] = {}
+
+    async def claim(
+        self, environment_id: int, worker_id: str, tasks: Mapping[str, int], slots: int
+    ) -> list[ClaimedRun]:
+        """Claim up to `slots` runs of tasks, given with the attempts each allows its runs.
+
+        A worker without a lease gets none. A claim that got no answer may have happened: the next
+        one returns its runs.
+        """
+        if slots < 1 or not tasks:
+            return []
+        # One for each worker id that this process ever had: few.
+        worker = self._workers.setdefault(worker_id, _Worker())
+        async with worker.turn:
+            rows: list[Row] = []
+            if worker.unsure:
+                rows += await self._lost(environment_id, worker_id, worker.answered)
+            worker.unsure = True
+            if len(rows) < slots:
+                rows += await self._claim(environment_id, worker_id, tasks, slots - len(rows))
+            worker.unsure = False
+            if rows:
+                worker.answered = max(row["claimed_at"] for row in rows)
+        if rows:
+            self._bell.ring_feed(environment_id, [row["id"] for row in rows])
+        return sorted((run_row(row) for row in rows), key=lambda run: (run.sort_at, run.id))
+
+    async def promote_due(self, environment_id: int) -> float | None:
+        """Queue runs whose time has come; return the seconds until the next, None without one."""
+        rows = await self._database.all(
+            "claims.promote", {"environment_id": environment_id, "limit": _PROMOTED_AT_ONCE}
+        )
+        self.ring_promoted(rows)
+        next_due = await self._database.one("claims.next_due", {"environment_id": environment_id})
+        return None if next_due is None else max(0.0, next_due["seconds"])
+
+    async def promote_all(self) -> int:
+        """Queue due runs of every environment, a bounded number; return how many."""
+        rows = await self._database.all(
+            "claims.promote", {"environment_id": None, "limit": _PROMOTED_AT_ONCE}
+        )
+        self.ring_promoted(rows)
+        return len(rows)
+
+    def ring_promoted(self, rows: list[Row]) -> None:
+        """Tell about runs that became ready."""
+        for environment_id in {row["environment_id"] for row in rows}:
+            own = [row for row in rows if row["environment_id"] == environment_id]
+            self._bell.ring_work(environment_id, {row["queue"] for row in own})
+            self._bell.ring_feed(environment_id, [row["id"] for row in own])
+
+    async def _lost(self, environment_id: int, worker_id: str, since: datetime | None) -> list[Row]:
+        """Return what the claim without an answer claimed after all."""
+        return await self._database.all(
+            "claims.lost",
+            {"environment_id": environment_id, "worker_id": worker_id, "since": since},
+        )
+
+    async def _claim(
+        self, environment_id: int, worker_id: str, tasks: Mapping[str, int], slots: int
+    ) -> list[Row]:
+        self._limited_first = not self._limited_first
+        wanted: dict[str, object] = {
+            "environment_id": environment_id,
+            "worker_id": worker_id,
+            "tasks": list(tasks),
+            "max_attempts": list(tasks.values()),
+        }
+        picks = [_pick_limited, _pick_unlimited]
+        if not self._limited_first:
+            picks.reverse()
+
+        async def work(tx: Transaction) -> list[Row]:
+            ids: list[str] = []
+            for pick in picks:
+                if len(ids) < slots:
+                    ids += await pick(tx, wanted, slots - len(ids))
+            return await tx.all("claims.take", {**wanted, "ids": ids}) if ids else []
+
+        return await self._database.retrying(work)
+
+
+async def _pick_limited(tx: Transaction, wanted: Mapping[str, object], slots: int) -> list[str]:
+    groups = await tx.all("claims.lock_groups", {**wanted, "slots": slots})
+    if not groups:
+        return []
+    rows = await tx.all(
+        "claims.pick_limited",
+        {
+            **wanted,
+            "slots": slots,
+            "queues": [group["queue"] for group in groups],
+            "keys": [group["concurrency_key"] for group in groups],
+            "limits": [group["concurrency_limit"] for group in groups],
+        },
+    )
+    return [row["id"] for row in rows]
+
+
+async def _pick_unlimited(tx: Transaction, wanted: Mapping[str, object], slots: int) -> list[str]:
+    reach = max(_LEAST_REACH, slots * _REACH)
+    rows = await tx.all("claims.pick_unlimited", {**wanted, "slots": slots, "reach": reach})
+    return [row["id"] for row in rows]

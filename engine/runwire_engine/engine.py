@@ -1,0 +1,101 @@
+"""The engine's parts, composed: open it, use them, and what was handed in is stored at the end."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from runwire_engine.batches import Batches
+from runwire_engine.catalogue import Catalogue
+from runwire_engine.claims import Claims
+from runwire_engine.database import Database
+from runwire_engine.doorbell import Doorbell
+from runwire_engine.outcomes import Outcomes
+from runwire_engine.run_metadata import RunMetadata
+from runwire_engine.runs import Runs
+from runwire_engine.settings import EngineSettings
+from runwire_engine.streams import Streams
+from runwire_engine.sweep import Sweep
+from runwire_engine.workers import Workers
+
+# How long the end waits for what was handed in; and for the last bells, which only save a poll.
+_DRAIN_SECONDS: Final = 5.0
+_LAST_BELLS_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True)
+class Engine:
+    settings: EngineSettings
+    database: Database
+    bell: Doorbell
+    runs: Runs
+    batches: Batches
+    catalogue: Catalogue
+    streams: Streams
+    metadata: RunMetadata
+    claims: Claims
+    outcomes: Outcomes
+    workers: Workers
+    sweep: Sweep
+
+
+@asynccontextmanager
+async def open_engine(settings: EngineSettings, *, sweeping: bool = True) -> AsyncGenerator[Engine]:
+    """Connect and run the flushers, the doorbell and the sweep, for the length of a block.
+
+    Raises DatabaseUnavailableError when Postgres does not answer.
+    """
+    database = Database(settings.database_url, max_size=settings.pool_size)
+    await database.open()
+    try:
+        engine = _compose(settings, database)
+        flushers = (engine.runs, engine.streams, engine.metadata, engine.outcomes)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(engine.bell.run)
+            if sweeping:
+                tasks.start_soon(engine.sweep.run)
+            for flusher in flushers:
+                tasks.start_soon(flusher.run)
+            try:
+                yield engine
+            finally:
+                await _wind_down(engine)
+                tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await database.close()
+
+
+async def _wind_down(engine: Engine) -> None:
+    """Store what was handed in, even when cancelled, and ring for it; neither for ever."""
+    with anyio.move_on_after(_DRAIN_SECONDS, shield=True):
+        for flusher in (engine.runs, engine.streams, engine.metadata, engine.outcomes):
+            flusher.close()
+            await flusher.drain()
+    with anyio.move_on_after(_LAST_BELLS_SECONDS, shield=True):
+        while not engine.bell.idle:  # noqa: ASYNC110 -- once in a process, for milliseconds
+            await anyio.sleep(0.005)
+
+
+def _compose(settings: EngineSettings, database: Database) -> Engine:
+    bell = Doorbell(settings.database_url)
+    claims = Claims(database, bell)
+    workers = Workers(
+        database, bell, claims, lease=settings.lease, cancel_grace=settings.cancel_grace
+    )
+    return Engine(
+        settings=settings,
+        database=database,
+        bell=bell,
+        runs=Runs(database, bell),
+        batches=Batches(database, bell),
+        catalogue=Catalogue(database, bell),
+        streams=Streams(database, bell),
+        metadata=RunMetadata(database, bell),
+        claims=claims,
+        outcomes=Outcomes(database, bell),
+        workers=workers,
+        sweep=Sweep(database, workers, interval=settings.sweep),
+    )

@@ -1,0 +1,66 @@
+"""A run as it is stored, read back whole. [core]"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import date, datetime
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """Every column of runwire.runs, and the run's metadata; bodies are JSON text."""
+
+    environment_id: int
+    id: str
+    bucket: date
+    task: str
+    status: str
+    revision: int
+    execution: int
+    attempt: int
+    max_attempts: int | None
+    queue: str
+    concurrency_key: str
+    limited: bool
+    sort_at: datetime
+    priority: float
+    worker_id: str | None
+    version: str | None
+    payload: str | None
+    payload_type: str
+    output: str | None
+    output_type: str | None
+    error: str | None
+    tags: tuple[str, ...]
+    stream_keys: tuple[str, ...]
+    parent_id: str | None
+    root_id: str | None
+    depth: int
+    batch_id: str | None
+    idempotency_key: str | None
+    is_test: bool
+    max_duration: float | None
+    ttl: float | None
+    expires_at: datetime | None
+    delayed_until: datetime | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    claimed_at: datetime | None
+    duration_ms: int
+    finished_at: datetime | None
+    expired_at: datetime | None
+    metadata: str | None = None
+
+
+_COLUMNS: Final = tuple(field.name for field in fields(RunRow))
+
+
+def run_row(row: Mapping[str, Any]) -> RunRow:
+    """Return a run from a row with its columns and `metadata`, and maybe newer columns."""
+    values = {name: row[name] for name in _COLUMNS}
+    values["tags"] = tuple(row["tags"])
+    values["stream_keys"] = tuple(row["stream_keys"])
+    return RunRow(**values)

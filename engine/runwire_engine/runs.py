@@ -1,0 +1,233 @@
+"""Runs: trigger, read, cancel, replay, tag. Everything here is for whoever is not executing them.
+
+Each change is one transaction: the run's row with its next revision, and the event that says what
+changed. Bells ring once the commit is acknowledged.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import anyio
+
+from runwire_engine.changes import EventRow
+from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.doorbell import Doorbell
+from runwire_engine.endings import Endings
+from runwire_engine.errors import (
+    CommitUnknownError,
+    DataRefusedError,
+    RunFinalError,
+    RunNotFoundError,
+)
+from runwire_engine.flusher import Flusher
+from runwire_engine.ids import new_run_id
+from runwire_engine.run_pages import RunPage as RunPage
+from runwire_engine.run_pages import RunQuery as RunQuery
+from runwire_engine.run_pages import read_page
+from runwire_engine.run_row import RunRow as RunRow
+from runwire_engine.run_row import run_row
+from runwire_engine.states import FINAL
+from runwire_engine.triggers import NewRun as NewRun
+from runwire_engine.triggers import Parent as Parent
+from runwire_engine.triggers import TriggerAnswer, Triggering, Wanted
+from runwire_engine.triggers import TriggerResult as TriggerResult
+
+MAX_TAGS: Final = 10
+# A run's timeline is read whole; a run with more revisions than this shows its first ones.
+MAX_EVENTS: Final = 10_000
+_MAX_FLUSH_BYTES: Final = 16 * 1024 * 1024
+_COMMIT_TRIES: Final = 5
+
+
+class Runs:
+    """The runs of every environment. `run` belongs into a task group, for `trigger`."""
+
+    def __init__(self, database: Database, bell: Doorbell) -> None:
+        self._database = database
+        self._bell = bell
+        self._flushed = 0
+        self._flusher: Flusher[tuple[int, Wanted], TriggerResult] = Flusher(
+            "triggers",
+            numbered=self._flush,
+            max_bytes=_MAX_FLUSH_BYTES,
+            size=lambda item: len(item[1].new.payload or "") + len(item[1].new.metadata or ""),
+        )
+
+    async def run(self) -> None:
+        """Flush triggers until `close`, and everything handed in before it."""
+        await self._flusher.run()
+
+    def close(self) -> None:
+        """Take no more triggers."""
+        self._flusher.close()
+
+    async def drain(self) -> None:
+        """Wait until every trigger handed in so far is stored or refused."""
+        await self._flusher.drain()
+
+    async def trigger(self, environment_id: int, new: NewRun) -> TriggerResult:
+        """Start a run and return its id once it is committed.
+
+        Raises UnknownTaskError, TokenUsedError, FencedError (the parent lost its run),
+        DataRefusedError; DatabaseUnavailableError once Postgres has stayed away for 30 s.
+        """
+        return await self._flusher.submit((environment_id, Wanted(new_run_id(), new)))
+
+    async def trigger_many(
+        self, environment_id: int, new: Sequence[NewRun]
+    ) -> Sequence[TriggerResult | Exception]:
+        """Start runs in one transaction and return an answer or an error for each."""
+        wanted = [Wanted(new_run_id(), each) for each in new]
+        for tried in range(_COMMIT_TRIES):
+            try:
+                return await self._store(environment_id, wanted, repeated=tried > 0)
+            except CommitUnknownError:
+                await anyio.sleep(0.1 * 2**tried)
+        return await self._store(environment_id, wanted, repeated=True)
+
+    async def retrieve(self, environment_id: int, run_id: str) -> RunRow | None:
+        """Return a run, or None when there is none by that id."""
+        found = await self.retrieve_many(environment_id, [run_id])
+        return found[0] if found else None
+
+    async def retrieve_many(self, environment_id: int, ids: Sequence[str]) -> list[RunRow]:
+        """Return those of the runs that there are, in the order asked for."""
+        rows = await self._database.all(
+            "runs.retrieve", {"environment_id": environment_id, "ids": list(ids)}
+        )
+        by_id = {row["id"]: run_row(row) for row in rows}
+        return [by_id[id] for id in dict.fromkeys(ids) if id in by_id]
+
+    async def events(self, environment_id: int, run_id: str) -> list[EventRow]:
+        """Return the revisions of a run, oldest first."""
+        rows = await self._database.all(
+            "runs.events",
+            {"environment_id": environment_id, "run_id": run_id, "limit": MAX_EVENTS},
+        )
+        return [_event(row) for row in rows]
+
+    async def cancel(self, environment_id: int, run_id: str) -> RunRow:
+        """Cancel a run: at once, or, while it executes, by asking its worker to.
+
+        A run that is over is returned as it is. Raises RunNotFoundError.
+        """
+        endings = Endings(self._bell)
+
+        async def work(tx: Transaction) -> list[Row]:
+            changed = await tx.all(
+                "runs.cancel", {"environment_id": environment_id, "run_id": run_id}
+            )
+            await endings.settle(tx, changed)
+            return changed
+
+        changed = await self._database.retrying(work)
+        endings.ring()
+        if any(row["status"] not in FINAL for row in changed):
+            self._bell.ring_control(environment_id, "cancel", run_id)
+        return await self._there(environment_id, run_id)
+
+    async def replay(
+        self,
+        environment_id: int,
+        run_id: str,
+        *,
+        payload: str | None = None,
+        payload_type: str | None = None,
+        request_key: str | None = None,
+    ) -> TriggerResult:
+        """Start a new run like an old one; its metadata, batch, parent and keys are left behind.
+
+        Raises RunNotFoundError, and what `trigger` raises.
+        """
+        old = await self._there(environment_id, run_id)
+        new = NewRun(
+            task=old.task,
+            payload=old.payload if payload is None else payload,
+            payload_type=payload_type or old.payload_type,
+            queue=old.queue,
+            concurrency_key=old.concurrency_key,
+            tags=old.tags,
+            ttl=old.ttl,
+            max_attempts=old.max_attempts,
+            max_duration=old.max_duration,
+            priority=old.priority,
+            request_key=request_key,
+            is_test=old.is_test,
+        )
+        return await self.trigger(environment_id, new)
+
+    async def add_tags(self, environment_id: int, run_id: str, tags: Sequence[str]) -> RunRow:
+        """Add tags to a run that is not over; those it has are left alone.
+
+        Raises RunNotFoundError, RunFinalError, and DataRefusedError beyond ten tags.
+        """
+        if await self._database.retrying(partial(_add_tags, environment_id, run_id, tags)):
+            self._bell.ring_feed(environment_id, [run_id])
+        return await self._there(environment_id, run_id)
+
+    async def list(self, environment_id: int, query: RunQuery) -> RunPage:
+        """Return a page of runs, newest first, without payloads and outputs."""
+        return await read_page(self._database, environment_id, query)
+
+    async def _there(self, environment_id: int, run_id: str) -> RunRow:
+        found = await self.retrieve(environment_id, run_id)
+        if found is None:
+            raise RunNotFoundError(run_id)
+        return found
+
+    async def _flush(
+        self, number: int, items: Sequence[tuple[int, Wanted]]
+    ) -> Sequence[TriggerAnswer]:
+        repeated, self._flushed = number == self._flushed, number
+        answers: dict[str, TriggerAnswer] = {}
+        for environment_id in sorted({environment_id for environment_id, _ in items}):
+            wanted = [wanted for at, wanted in items if at == environment_id]
+            stored = await self._store(environment_id, wanted, repeated=repeated)
+            answers.update((w.id, answer) for w, answer in zip(wanted, stored, strict=True))
+        return [answers[wanted.id] for _, wanted in items]
+
+    async def _store(
+        self, environment_id: int, wanted: Sequence[Wanted], *, repeated: bool
+    ) -> Sequence[TriggerAnswer]:
+        """Trigger in one transaction; once more, with its partition, on the first of a new day."""
+        work = partial(_trigger, environment_id, wanted, repeated)
+        try:
+            answers, made = await self._database.retrying(work)
+        except DataRefusedError:
+            await self._database.run("runs.make_partitions")
+            answers, made = await self._database.retrying(work)
+        if made:
+            self._bell.ring_work(environment_id, {row["queue"] for row in made})
+            self._bell.ring_feed(environment_id, [row["id"] for row in made])
+        return answers
+
+
+def _event(row: Row) -> EventRow:
+    values = dict(row)
+    values["tags"] = tuple(row["tags"])
+    return EventRow(**values)
+
+
+async def _trigger(
+    environment_id: int, wanted: Sequence[Wanted], repeated: bool, tx: Transaction
+) -> tuple[Sequence[TriggerAnswer], Sequence[Row]]:
+    triggering = Triggering(tx, environment_id, wanted)
+    answers = await triggering.run(repeated=repeated)
+    return answers, triggering.made
+
+
+async def _add_tags(environment_id: int, run_id: str, tags: Sequence[str], tx: Transaction) -> bool:
+    """Add tags under the run's lock; False when the run has them all."""
+    name = {"environment_id": environment_id, "run_id": run_id}
+    row = await tx.one("runs.lock", name)
+    if row is None:
+        raise RunNotFoundError(run_id)
+    added = [tag for tag in dict.fromkeys(tags) if tag not in row["tags"]]
+    if row["status"] in FINAL:
+        raise RunFinalError(run_id, row["status"])
+    if len(row["tags"]) + len(added) > MAX_TAGS:
+        raise DataRefusedError(f"a run has at most {MAX_TAGS} tags")
+    if added:
+        await tx.run("runs.add_tags", {**name, "tags": added})
+    return bool(added)

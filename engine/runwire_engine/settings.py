@@ -1,0 +1,53 @@
+"""What the engine can be told, read once from RUNWIRE_* variables."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class EngineSettings(BaseSettings):
+    """The engine's settings, for workers and servers alike. Spans are seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RUNWIRE_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    database_url: str = Field(
+        default="",
+        validate_default=True,
+        min_length=1,
+        repr=False,
+        description="The Postgres to use, as a connection URL.",
+    )
+    environment: str = Field(
+        default="dev", description="The environment whose runs a worker executes."
+    )
+    pool_size: int = Field(
+        default=8, ge=2, le=200, description="Connections to Postgres for statements."
+    )
+    lease: float = Field(
+        default=30.0,
+        ge=0.5,
+        description="How long a worker keeps its runs after its last heartbeat.",
+    )
+    heartbeat: float = Field(default=10.0, gt=0, description="How often a worker renews its lease.")
+    sweep: float = Field(
+        default=5.0,
+        gt=0,
+        description="How often each process looks for dead workers, due retries and expired runs.",
+    )
+    poll: float = Field(
+        default=1.0, gt=0, description="How often work is looked for when no bell rings."
+    )
+    cancel_grace: float = Field(
+        default=35.0,
+        gt=0,
+        description="How long after a cancellation was requested the sweep forces it.",
+    )
+    concurrency: int = Field(
+        default=100, ge=1, le=10_000, description="How many runs a worker executes at once."
+    )
+    grace: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a stopping worker waits for its runs before it gives them back.",
+    )

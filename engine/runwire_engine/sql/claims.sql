@@ -1,0 +1,231 @@
+-- lock_groups --
+-- Locks groups that have ready runs of these tasks and seem to have room, least recently served
+-- first. Finds them by hopping along the index of ready runs, so idle groups cost nothing.
+with recursive ready as (
+    (select r.queue, r.concurrency_key
+       from runwire.runs r
+      where r.environment_id = %(environment_id)s and r.status = 'QUEUED' and r.limited
+      order by r.queue, r.concurrency_key
+      limit 1)
+    union all
+    select hop.queue, hop.concurrency_key
+      from ready
+     cross join lateral (
+           select r.queue, r.concurrency_key
+             from runwire.runs r
+            where r.environment_id = %(environment_id)s and r.status = 'QUEUED' and r.limited
+              and (r.queue, r.concurrency_key) > (ready.queue, ready.concurrency_key)
+            order by r.queue, r.concurrency_key
+            limit 1) as hop
+)
+select g.queue, g.concurrency_key, g.concurrency_limit
+  from ready
+  join runwire.queue_groups g
+    on g.environment_id = %(environment_id)s and g.queue = ready.queue
+   and g.concurrency_key = ready.concurrency_key
+ where not g.paused
+   and not exists (select from runwire.queue_groups base
+                    where base.environment_id = g.environment_id and base.queue = g.queue
+                      and base.concurrency_key = '' and base.paused)
+   and g.concurrency_limit > (
+       select count(*)
+         from (select from runwire.runs r
+                where r.environment_id = %(environment_id)s and r.queue = g.queue
+                  and r.concurrency_key = g.concurrency_key
+                  and r.status in ('DEQUEUED', 'EXECUTING')
+                limit g.concurrency_limit) as executing)
+   and exists (select from runwire.runs r
+                where r.environment_id = %(environment_id)s and r.queue = g.queue
+                  and r.concurrency_key = g.concurrency_key and r.status = 'QUEUED' and r.limited
+                  and r.task = any(%(tasks)s::text[]))
+ order by g.last_served, g.queue, g.concurrency_key
+ limit %(slots)s
+   for no key update of g skip locked;
+
+-- pick_limited --
+-- Picks the next runs of groups that are locked, in turns, no more than each has room for.
+with groups as materialized (
+    select g.place, g.queue, g.concurrency_key,
+           g.concurrency_limit - (
+               select count(*)
+                 from runwire.runs r
+                where r.environment_id = %(environment_id)s and r.queue = g.queue
+                  and r.concurrency_key = g.concurrency_key
+                  and r.status in ('DEQUEUED', 'EXECUTING')) as room
+      from unnest(%(queues)s::text[], %(keys)s::text[], %(limits)s::integer[])
+           with ordinality as g (queue, concurrency_key, concurrency_limit, place)
+), heads as (
+    select head.id, g.place,
+           row_number() over (partition by g.place order by head.sort_at, head.id) as turn
+      from groups g
+     cross join lateral (
+           select r.id, r.sort_at
+             from runwire.runs r
+            where r.environment_id = %(environment_id)s and r.queue = g.queue
+              and r.concurrency_key = g.concurrency_key and r.status = 'QUEUED' and r.limited
+              and r.task = any(%(tasks)s::text[])
+            order by r.sort_at, r.id
+            limit greatest(0, least(g.room, %(slots)s::bigint))) as head
+), chosen as materialized (
+    select id from heads order by turn, place limit %(slots)s
+)
+select locked.id
+  from chosen
+ cross join lateral (
+       select r.id
+         from runwire.runs r
+        where r.environment_id = %(environment_id)s and r.id = chosen.id and r.status = 'QUEUED'
+          for no key update skip locked) as locked;
+
+-- pick_unlimited --
+-- Picks ready runs of unlimited queues, longest waiting first, past those that others are taking.
+with heads as materialized (
+    select head.id, head.sort_at
+      from unnest(%(tasks)s::text[]) as wanted (task)
+     cross join lateral (
+           select r.id, r.sort_at
+             from runwire.runs r
+            where r.environment_id = %(environment_id)s and r.task = wanted.task
+              and r.status = 'QUEUED' and not r.limited
+            order by r.sort_at, r.id
+            limit %(reach)s) as head
+     order by head.sort_at, head.id
+     limit %(reach)s
+)
+select locked.id
+  from heads
+ cross join lateral (
+       select r.id
+         from runwire.runs r
+        where r.environment_id = %(environment_id)s and r.id = heads.id
+          and r.status = 'QUEUED' and not r.limited
+          -- A queue that has just got a limit: the sweep will send its runs through groups.
+          and not exists (select from runwire.queue_groups g
+                           where g.environment_id = %(environment_id)s and g.queue = r.queue
+                             and g.concurrency_key = '')
+          for no key update skip locked) as locked
+ limit %(slots)s;
+
+-- take --
+-- Gives picked runs to a worker whose lease holds; the lock on its row keeps the sweep away.
+with clock as materialized (
+    select runwire.now_v1() as now
+), worker as materialized (
+    select w.id, nullif(w.version, '') as version
+      from runwire.workers w, clock
+     where w.id = %(worker_id)s and w.environment_id = %(environment_id)s
+       and w.stopped_at is null and w.expires_at > clock.now
+       for key share of w
+), claimed as (
+    update runwire.runs r
+       set status = 'EXECUTING',
+           revision = r.revision + 1,
+           execution = r.execution + 1,
+           attempt = r.attempt + 1,
+           max_attempts = coalesce(r.max_attempts, wanted.max_attempts),
+           worker_id = worker.id,
+           version = coalesce(worker.version, r.version),
+           claimed_at = clock.now,
+           started_at = coalesce(r.started_at, clock.now),
+           expires_at = null,
+           error = null,
+           updated_at = clock.now
+      from clock, worker,
+           unnest(%(tasks)s::text[], %(max_attempts)s::integer[]) as wanted (task, max_attempts)
+     where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[])
+       and r.status = 'QUEUED' and r.task = wanted.task
+    returning r.*
+), served as (
+    update runwire.queue_groups g
+       set last_served = clock.now
+      from clock,
+           (select distinct queue, concurrency_key from claimed where limited) as served
+     where g.environment_id = %(environment_id)s and g.queue = served.queue
+       and g.concurrency_key = served.concurrency_key
+), logged as (
+    insert into runwire.run_events
+           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+    select bucket, environment_id, id, revision, 'executing',
+           concat('{"set":{"status":"EXECUTING","attempt":', attempt,
+                  ',"maxAttempts":', max_attempts,
+                  ',"workerId":', to_json(worker_id)::text,
+                  ',"version":' || to_json(version)::text,
+                  case when started_at = claimed_at
+                       then ',"startedAt":"' || runwire.wire_time_v1(started_at) || '"' end,
+                  case when execution > 1 then ',"error":null' end,
+                  '}}'),
+           updated_at, task, tags, batch_id
+      from claimed
+)
+select c.*, m.body as metadata
+  from claimed c
+  left join lateral (
+       select body from runwire.run_metadata m
+        where m.environment_id = c.environment_id and m.run_id = c.id
+        limit 1) as m on true;
+
+-- lost --
+-- What a worker holds of a claim that got no answer: claimed after its last answered one.
+select r.*, m.body as metadata
+  from runwire.runs r
+  left join lateral (
+       select body from runwire.run_metadata m
+        where m.environment_id = r.environment_id and m.run_id = r.id
+        limit 1) as m on true
+ where r.environment_id = %(environment_id)s and r.worker_id = %(worker_id)s
+   and r.status in ('DEQUEUED', 'EXECUTING')
+   and r.claimed_at > coalesce(%(since)s::timestamptz, '-infinity');
+
+-- promote --
+-- Queues runs whose time has come, of one environment or of all, a bounded number.
+with clock as materialized (
+    select runwire.now_v1() as now
+), due as (
+    select r.environment_id, r.id
+      from runwire.runs r, clock
+     where r.status = 'DELAYED' and r.delayed_until <= clock.now
+       and (%(environment_id)s::integer is null or r.environment_id = %(environment_id)s)
+     order by r.delayed_until
+     limit %(limit)s
+       for no key update of r skip locked
+), changed as (
+    update runwire.runs r
+       set status = 'QUEUED',
+           revision = r.revision + 1,
+           queued_at = clock.now,
+           sort_at = clock.now - make_interval(secs => r.priority),
+           limited = exists (select from runwire.queue_groups g
+                              where g.environment_id = r.environment_id and g.queue = r.queue
+                                and g.concurrency_key = ''),
+           updated_at = clock.now
+      from clock
+     where r.environment_id = any(array(select environment_id from due))
+       and r.id = any(array(select id from due)) and r.status = 'DELAYED'
+    returning r.*
+), grouped as (
+    insert into runwire.queue_groups (environment_id, queue, concurrency_key, concurrency_limit)
+    select distinct c.environment_id, c.queue, c.concurrency_key, base.concurrency_limit
+      from changed c
+      join runwire.queue_groups base
+        on base.environment_id = c.environment_id and base.queue = c.queue
+       and base.concurrency_key = ''
+     where c.limited and c.concurrency_key <> ''
+     order by 1, 2, 3
+        on conflict do nothing
+), logged as (
+    insert into runwire.run_events
+           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+    select bucket, environment_id, id, revision, 'queued',
+           concat('{"set":{"status":"QUEUED","queuedAt":"', runwire.wire_time_v1(queued_at), '"}}'),
+           updated_at, task, tags, batch_id
+      from changed
+)
+select environment_id, id, queue from changed;
+
+-- next_due --
+-- How long until the next delayed run is due.
+select extract(epoch from r.delayed_until - runwire.now_v1())::double precision as seconds
+  from runwire.runs r
+ where r.status = 'DELAYED' and r.environment_id = %(environment_id)s
+ order by r.delayed_until
+ limit 1;

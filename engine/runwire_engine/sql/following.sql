@@ -1,0 +1,123 @@
+-- rows --
+-- Runs whole, with the batches they stand in; a body over the limit is left out and its size told.
+select r.environment_id, r.id, r.bucket, r.task, r.status, r.revision, r.execution, r.attempt,
+       r.max_attempts, r.queue, r.concurrency_key, r.limited, r.sort_at, r.priority, r.worker_id,
+       r.version, r.payload_type, r.output_type, r.error, r.tags, r.stream_keys, r.parent_id,
+       r.root_id, r.depth, r.batch_id, r.idempotency_key, r.is_test, r.max_duration, r.ttl,
+       r.expires_at, r.delayed_until, r.cancel_requested_at, r.created_at, r.updated_at,
+       r.queued_at, r.started_at, r.claimed_at, r.duration_ms, r.finished_at, r.expired_at,
+       case when octet_length(r.payload) <= %(limit)s then r.payload end as payload,
+       case when octet_length(r.output) <= %(limit)s then r.output end as output,
+       case when octet_length(m.body) <= %(limit)s then m.body end as metadata,
+       octet_length(r.payload) as payload_bytes, octet_length(r.output) as output_bytes,
+       octet_length(m.body) as metadata_bytes,
+       array(select i.batch_id from runwire.batch_items i
+              where i.environment_id = r.environment_id and i.run_id = r.id) as batches
+  from runwire.runs r
+  left join runwire.run_metadata m on m.environment_id = r.environment_id and m.run_id = r.id
+ where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[]);
+
+-- tagged --
+-- The newest runs that carry all these tags, newest first; `first` is the one the index walks.
+select r.id, r.finished_at is not null as is_final
+  from runwire.run_tags t
+  join runwire.runs r on r.environment_id = t.environment_id and r.id = t.run_id
+ where t.environment_id = %(environment_id)s and t.tag = %(first)s
+   and t.created_at >= %(since)s::timestamptz and r.tags @> %(tags)s::text[]
+   and (not %(is_open)s or r.finished_at is null)
+ order by t.created_at desc, t.run_id desc
+ limit %(limit)s;
+
+-- recent --
+-- The newest runs of an environment that a filter lets through, newest first.
+select r.id, r.finished_at is not null as is_final
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and r.created_at >= %(since)s::timestamptz
+   and (not %(is_open)s or r.finished_at is null)
+ order by r.created_at desc, r.id desc
+ limit %(limit)s;
+
+-- batch --
+-- A batch: whether all its items are there.
+select sealed
+  from runwire.batches
+ where environment_id = %(environment_id)s and id = %(batch_id)s;
+
+-- batch_runs --
+-- The runs of a batch, in the order of its items.
+select r.id, r.finished_at is not null as is_final
+  from runwire.batch_items i
+  join runwire.runs r on r.environment_id = i.environment_id and r.id = i.run_id
+ where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
+ order by i.index
+ limit %(limit)s;
+
+-- touched --
+-- The runs whose events became visible since a snapshot, of those that a feed may hold, and the first
+-- revision of each that did. Tags of an event are those before and after it.
+select e.run_id, min(e.revision) as first
+  from (select environment_id, run_id, revision, tags, task
+          from runwire.run_events
+         where txid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
+         union all
+        select environment_id, run_id, revision, tags, task
+          from runwire.run_events
+         where txid = any (array(select pg_snapshot_xip(%(snapshot)s::pg_snapshot)))
+       ) as e
+ where e.environment_id = %(environment_id)s
+   and e.tags @> %(tags)s::text[]
+   and (%(tasks)s::text[] is null or e.task = any(%(tasks)s::text[]))
+   and (%(batch_id)s::text is null or exists (
+        select from runwire.batch_items i
+         where i.environment_id = e.environment_id and i.run_id = e.run_id
+           and i.batch_id = %(batch_id)s::text))
+ group by e.run_id
+ order by e.run_id
+ limit %(limit)s;
+
+-- place --
+-- Whether a snapshot is from this database's future.
+select pg_snapshot_xmax(%(snapshot)s::pg_snapshot) > pg_snapshot_xmax(pg_current_snapshot())
+       as is_ahead;
+
+-- since --
+-- When a feed of the last so many seconds begins.
+select runwire.now_v1() - make_interval(secs => %(seconds)s::double precision) as since;
+
+-- events --
+-- The changes of one run after a revision, oldest first.
+select e.revision, e.type, e.delta, e.created_at, e.tags
+  from runwire.run_events e
+ where e.environment_id = %(environment_id)s and e.run_id = %(run_id)s and e.revision > %(after)s
+ order by e.revision
+ limit %(limit)s;
+
+-- heads --
+-- Where streams stand; a key of null stands for all streams of its run.
+select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.attempts, s.ended_execution, s.eof_reason
+  from unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
+  join runwire.streams s
+    on s.environment_id = %(environment_id)s and s.run_id = wanted.run_id
+   and (wanted.key is null or s.key = wanted.key);
+
+-- chunks --
+-- A page of each stream from a position: at least one chunk, then as many as fit. The bucket prunes
+-- to one partition.
+select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer, page.body
+  from unnest(%(stream_ids)s::bigint[], %(buckets)s::date[], %(from_seqs)s::bigint[])
+       as wanted (stream_id, bucket, from_seq)
+ cross join lateral (
+      select measured.*
+        from (select first.*, sum(octet_length(body)) over (order by seq) - octet_length(body)
+                     as before
+                from (select c.seq, c.execution, c.attempt, c.writer, c.body
+                        from runwire.stream_chunks c
+                       where c.bucket = wanted.bucket and c.stream_id = wanted.stream_id
+                         and c.seq >= wanted.from_seq
+                       order by c.seq
+                       limit %(limit_chunks)s) as first) as measured
+       where before < %(limit_bytes)s) as page
+ order by wanted.stream_id, page.seq;

@@ -1,0 +1,86 @@
+-- A statement keeps the plan it got when its tables were empty, until somebody analyzes them. So
+-- growing tables are reached by key: by `= any`, or laterally with a limit, which no planner turns
+-- into a join over the whole table.
+
+-- retrieve --
+-- Runs by id, with their metadata.
+select r.*, m.body as metadata
+  from runwire.runs r
+  left join lateral (
+       select body from runwire.run_metadata m
+        where m.environment_id = r.environment_id and m.run_id = r.id
+        limit 1) as m on true
+ where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[]);
+
+-- events --
+-- The revisions of a run; its bucket prunes to one partition.
+select environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id
+  from runwire.run_events
+ where bucket = (select bucket from runwire.runs
+                  where environment_id = %(environment_id)s and id = %(run_id)s)
+   and environment_id = %(environment_id)s and run_id = %(run_id)s
+ order by revision
+ limit %(limit)s;
+
+-- make_partitions --
+-- Makes the partitions of today and tomorrow, should nobody have made them ahead.
+select runwire.make_partitions_v1(today, today + 1)
+  from (select (runwire.now_v1() at time zone 'UTC')::date as today) as clock;
+
+-- lock --
+-- Keeps a run for a change.
+select status, tags
+  from runwire.runs
+ where environment_id = %(environment_id)s and id = %(run_id)s
+   for no key update;
+
+-- add_tags --
+-- Adds tags to a run that is locked; the event goes to the feeds of old and new tags.
+with changed as (
+    update runwire.runs
+       set tags = tags || %(tags)s::text[], revision = revision + 1, updated_at = runwire.now_v1()
+     where environment_id = %(environment_id)s and id = %(run_id)s
+    returning *
+), listed as (
+    insert into runwire.run_tags (environment_id, tag, created_at, run_id)
+    select c.environment_id, tag, c.created_at, c.id
+      from changed c cross join unnest(%(tags)s::text[]) as tag
+        on conflict do nothing
+)
+insert into runwire.run_events
+       (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+select bucket, environment_id, id, revision, 'tags',
+       json_build_object('set', json_build_object('tags', to_json(tags)))::text,
+       updated_at, task, tags, batch_id
+  from changed;
+
+-- cancel --
+-- Cancels a run at once where no worker holds it, else asks for it, once.
+with clock as (
+    select runwire.now_v1() as now
+), changed as (
+    update runwire.runs r
+       set status = case when r.worker_id is null then 'CANCELED' else r.status end,
+           finished_at = case when r.worker_id is null then clock.now end,
+           error = null,
+           cancel_requested_at = clock.now,
+           revision = r.revision + 1,
+           updated_at = clock.now
+      from clock
+     where r.environment_id = %(environment_id)s and r.id = %(run_id)s
+       and r.finished_at is null
+       and (r.worker_id is null or r.cancel_requested_at is null)
+    returning r.*
+), logged as (
+    insert into runwire.run_events
+           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+    select bucket, environment_id, id, revision,
+           case when finished_at is null then 'canceling' else 'final' end,
+           concat('{"set":{"status":"', status, '","cancelRequestedAt":"',
+                  runwire.wire_time_v1(cancel_requested_at), '","error":null',
+                  ',"finishedAt":"' || runwire.wire_time_v1(finished_at) || '"', '}}'),
+           updated_at, task, tags, batch_id
+      from changed
+)
+select environment_id, id, status, queue, limited, stream_keys, idempotency_key
+  from changed;

@@ -1,0 +1,242 @@
+-- existing --
+-- Which of these runs are there.
+select id
+  from runwire.runs
+ where environment_id = %(environment_id)s and id = any(%(ids)s::text[]);
+
+-- tasks --
+-- What workers announced of these tasks, and the one time of the transaction.
+select clock.now, t.id, t.queue, t.max_duration
+  from (select runwire.now_v1() as now) as clock
+  left join runwire.tasks t
+    on t.environment_id = %(environment_id)s and t.id = any(%(tasks)s::text[]);
+
+-- hold_parents --
+-- Keeps executing runs as they are until this transaction ends.
+select id, execution, root_id, depth
+  from runwire.runs
+ where environment_id = %(environment_id)s and id = any(%(ids)s::text[])
+   and status in ('EXECUTING', 'WAITING')
+ order by id
+   for share;
+
+-- claim_requests --
+-- Claims the keys of calls that nobody has answered yet; waits for whoever is answering one.
+insert into runwire.request_keys (environment_id, operation, key, target_id, created_at)
+select %(environment_id)s, 'trigger', wanted.key, wanted.id, %(now)s
+  from unnest(%(keys)s::text[], %(ids)s::text[]) as wanted (key, id)
+ order by wanted.key
+    on conflict do nothing
+returning key;
+
+-- answered_requests --
+-- What calls were answered before: with a run made by the call, or (is_cached) an earlier one.
+select k.key, k.target_id, r.created_at < k.created_at as is_cached
+  from runwire.request_keys k
+ cross join lateral (
+       select created_at
+         from runwire.runs
+        where environment_id = k.environment_id and id = k.target_id
+        limit 1) as r
+ where k.environment_id = %(environment_id)s and k.operation = 'trigger'
+   and k.key = any(%(keys)s::text[]);
+
+-- move_requests --
+-- Points calls at the earlier runs they led to; the time tells them from calls that made theirs.
+update runwire.request_keys k
+   set target_id = moved.id, created_at = k.created_at + interval '1 microsecond'
+  from unnest(%(keys)s::text[], %(ids)s::text[]) as moved (key, id)
+ where k.environment_id = %(environment_id)s and k.operation = 'trigger'
+   and k.key = any(%(keys)s::text[]) and k.key = moved.key;
+
+-- free_requests --
+-- Frees the keys of calls that were refused.
+delete from runwire.request_keys
+ where environment_id = %(environment_id)s and operation = 'trigger'
+   and key = any(%(keys)s::text[]);
+
+-- use_tokens --
+-- Uses up one-time tokens; those not returned were used before.
+insert into runwire.used_tokens (environment_id, jti, expires_at)
+select %(environment_id)s, paid.jti, paid.expires_at
+  from unnest(%(jtis)s::text[], %(expire)s::timestamptz[]) as paid (jti, expires_at)
+ order by paid.jti
+    on conflict do nothing
+returning jti;
+
+-- claim_keys --
+-- Claims idempotency keys that are free or expired; waits for whoever is claiming one.
+insert into runwire.idempotency_keys as k
+       (environment_id, task, key, run_id, created_at, expires_at)
+select %(environment_id)s, wanted.task, wanted.key, wanted.id, %(now)s,
+       %(now)s + make_interval(secs => wanted.ttl)
+  from unnest(%(tasks)s::text[], %(keys)s::text[], %(ids)s::text[],
+              %(ttls)s::double precision[]) as wanted (task, key, id, ttl)
+ order by wanted.task, wanted.key
+    on conflict (environment_id, task, key) do update
+   set run_id = excluded.run_id, created_at = excluded.created_at,
+       expires_at = excluded.expires_at
+ where k.expires_at <= %(now)s
+returning task, key;
+
+-- held_keys --
+-- The runs that idempotency keys lead to.
+select wanted.task, wanted.key, k.run_id
+  from unnest(%(tasks)s::text[], %(keys)s::text[]) as wanted (task, key)
+ cross join lateral (
+       select run_id
+         from runwire.idempotency_keys
+        where environment_id = %(environment_id)s and task = wanted.task and key = wanted.key
+        limit 1) as k;
+
+-- limit_queues --
+-- Sets limits for queues and all their groups; returns the groups whose limit is another now.
+with wanted as (
+    select *
+      from unnest(%(queues)s::text[], %(limits)s::integer[]) as wanted (queue, concurrency_limit)
+), base as (
+    insert into runwire.queue_groups as g
+           (environment_id, queue, concurrency_key, concurrency_limit)
+    select %(environment_id)s, queue, '', concurrency_limit
+      from wanted
+     order by queue
+        on conflict (environment_id, queue, concurrency_key) do update
+       set concurrency_limit = excluded.concurrency_limit
+     where g.concurrency_limit <> excluded.concurrency_limit
+    returning g.queue
+), keyed as (
+    update runwire.queue_groups g
+       set concurrency_limit = wanted.concurrency_limit
+      from wanted
+     where g.environment_id = %(environment_id)s and g.queue = wanted.queue
+       and g.concurrency_key <> '' and g.concurrency_limit <> wanted.concurrency_limit
+    returning g.queue
+)
+select queue from base union select queue from keyed;
+
+-- match_limits --
+-- Puts right whether ready runs go through groups, after their queue got or lost its limit.
+with wrong as (
+    select r.environment_id, r.id, g.queue is not null as limited
+      from runwire.runs r
+      left join runwire.queue_groups g
+        on g.environment_id = r.environment_id and g.queue = r.queue and g.concurrency_key = ''
+     where r.status = 'QUEUED' and r.limited <> (g.queue is not null)
+     order by r.environment_id, r.id
+     limit 5000
+       for no key update of r skip locked
+)
+update runwire.runs r
+   set limited = wrong.limited
+  from wrong
+ where r.environment_id = wrong.environment_id and r.id = wrong.id
+returning r.environment_id, r.queue;
+
+-- make_groups --
+-- Makes the groups that ready runs wait in and nobody made.
+insert into runwire.queue_groups (environment_id, queue, concurrency_key, concurrency_limit)
+select distinct r.environment_id, r.queue, r.concurrency_key, base.concurrency_limit
+  from runwire.runs r
+  join runwire.queue_groups base
+    on base.environment_id = r.environment_id and base.queue = r.queue
+   and base.concurrency_key = ''
+ where r.status = 'QUEUED' and r.limited and r.concurrency_key <> ''
+   and not exists (select from runwire.queue_groups g
+                    where g.environment_id = r.environment_id and g.queue = r.queue
+                      and g.concurrency_key = r.concurrency_key)
+ order by 1, 2, 3
+    on conflict do nothing;
+
+-- insert --
+-- Makes runs: DELAYED where they wait for a time, else QUEUED.
+with given as (
+    select g.*, tagged.tags
+      from unnest(%(ids)s::text[], %(tasks)s::text[], %(queues)s::text[],
+                  %(concurrency_keys)s::text[], %(payloads)s::text[], %(payload_types)s::text[],
+                  %(metadata)s::text[], %(delays_until)s::timestamptz[],
+                  %(delays)s::double precision[], %(ttls)s::double precision[],
+                  %(max_attempts)s::integer[], %(max_durations)s::double precision[],
+                  %(priorities)s::double precision[], %(idempotency_keys)s::text[],
+                  %(parent_ids)s::text[], %(root_ids)s::text[], %(depths)s::integer[],
+                  %(batch_ids)s::text[], %(are_tests)s::boolean[])
+           with ordinality
+           as g (id, task, queue, concurrency_key, payload, payload_type, metadata, delay_until,
+                 delay, ttl, max_attempts, max_duration, priority, idempotency_key, parent_id,
+                 root_id, depth, batch_id, is_test, place)
+      left join (
+          select t.place, array_agg(t.tag order by t.position) as tags
+            from unnest(%(tag_places)s::bigint[], %(tags)s::text[]) with ordinality
+                 as t (place, tag, position)
+           group by t.place
+      ) as tagged on tagged.place = g.place
+), timed as (
+    select given.*, greatest(
+               coalesce(delay_until, %(now)s::timestamptz + make_interval(secs => delay)),
+               %(now)s::timestamptz) as due
+      from given
+), made as (
+    insert into runwire.runs
+           (environment_id, id, bucket, task, status, queue, concurrency_key, limited, sort_at,
+            priority, payload, payload_type, tags, parent_id, root_id, depth, batch_id,
+            idempotency_key, is_test, max_attempts, max_duration, ttl, expires_at, delayed_until,
+            created_at, updated_at, queued_at)
+    select %(environment_id)s, t.id, (%(now)s::timestamptz at time zone 'UTC')::date, t.task,
+           case when t.due > %(now)s then 'DELAYED' else 'QUEUED' end,
+           t.queue, t.concurrency_key, q.queue is not null,
+           coalesce(t.due, %(now)s) - make_interval(secs => t.priority), t.priority,
+           t.payload, t.payload_type, coalesce(t.tags, '{}'), t.parent_id,
+           t.root_id, t.depth, t.batch_id,
+           t.idempotency_key, t.is_test, t.max_attempts, t.max_duration, t.ttl,
+           coalesce(t.due, %(now)s) + make_interval(secs => t.ttl),
+           case when t.due > %(now)s then t.due end,
+           %(now)s, %(now)s, case when t.due > %(now)s then null else %(now)s::timestamptz end
+      from timed t
+      left join lateral (
+           select g.queue
+             from runwire.queue_groups g
+            where g.environment_id = %(environment_id)s and g.queue = t.queue
+              and g.concurrency_key = ''
+            limit 1) as q on true
+        on conflict do nothing
+    returning environment_id, id, bucket, task, status, queue, concurrency_key, limited, tags,
+              batch_id, created_at
+), logged as (
+    insert into runwire.run_events
+           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+    select bucket, environment_id, id, 1, 'created', '{}', created_at, task, tags, batch_id
+      from made
+), tagged as (
+    insert into runwire.run_tags (environment_id, tag, created_at, run_id)
+    select m.environment_id, tag, m.created_at, m.id
+      from made m cross join unnest(m.tags) as tag
+        on conflict do nothing
+), described as (
+    insert into runwire.run_metadata (environment_id, run_id, body)
+    select m.environment_id, m.id, given.metadata
+      from made m
+      join given on given.id = m.id
+     where given.metadata is not null
+), grouped as (
+    insert into runwire.queue_groups (environment_id, queue, concurrency_key, concurrency_limit)
+    select distinct m.environment_id, m.queue, m.concurrency_key, base.concurrency_limit
+      from made m
+     cross join lateral (
+           select g.concurrency_limit
+             from runwire.queue_groups g
+            where g.environment_id = m.environment_id and g.queue = m.queue
+              and g.concurrency_key = ''
+            limit 1) as base
+     where m.limited and m.concurrency_key <> ''
+     order by 1, 2, 3
+        on conflict do nothing
+)
+select id, queue, status from made;
+
+-- list_in_batches --
+-- Notes which run stands at which place of a batch.
+insert into runwire.batch_items (environment_id, batch_id, index, run_id)
+select %(environment_id)s, item.batch_id, item.index, item.run_id
+  from unnest(%(batch_ids)s::text[], %(indexes)s::integer[], %(ids)s::text[])
+       as item (batch_id, index, run_id)
+ order by item.batch_id, item.index
+    on conflict do nothing;

@@ -1,0 +1,107 @@
+"""The sweep: what time makes due, done by every process, with no leader.
+
+Each pass is bounded and skips what another sweeper is at. Once a minute it also tidies up: keys and
+tokens that served their time, groups nobody uses, partitions for the days ahead. Asking Postgres
+how full its notification queue is also empties it of what a dead listener left, so that is asked
+at every pass.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+import anyio
+
+from runwire_engine.database import Database
+from runwire_engine.errors import EngineError
+from runwire_engine.triggers import match_limits
+from runwire_engine.workers import Swept, Workers
+
+logger = logging.getLogger("runwire.sweep")
+
+INTERVAL: Final = 5.0
+_TIDY_SECONDS: Final = 60.0
+# Rows deleted by one statement; a full one is repeated at the next pass, not in a minute.
+_DELETED_AT_ONCE: Final = 5_000
+_DAYS_AHEAD: Final = 7
+# A queue this full stops being emptied by somebody; Postgres refuses notifications at 1.0.
+_QUEUE_ALARM: Final = 0.1
+# How long an answer can be asked for again.
+_KEPT: Final = {
+    "sweep.delete_request_keys": timedelta(days=1),
+    "sweep.delete_writers": timedelta(days=1),
+    "sweep.delete_idempotency_keys": timedelta(0),
+    "sweep.delete_used_tokens": timedelta(hours=1),
+    "sweep.delete_revoked_tokens": timedelta(hours=1),
+    "sweep.delete_groups": timedelta(hours=1),
+    "sweep.delete_workers": timedelta(days=7),
+}
+
+
+class Sweep:
+    """Sweeps every few seconds; `run` belongs into a task group."""
+
+    def __init__(self, database: Database, workers: Workers, *, interval: float = INTERVAL) -> None:
+        self._database = database
+        self._workers = workers
+        self._interval = interval
+        self._tidied = -_TIDY_SECONDS
+
+    async def run(self) -> None:
+        """Sweep until cancelled; a failing step is logged and tried again at the next pass."""
+        while True:
+            full = await self.once()
+            await anyio.sleep(0.05 if full else self._interval)
+
+    async def once(self) -> bool:
+        """Make one pass; say whether there is more to do at once."""
+        swept: list[Swept] = []
+
+        async def sweep() -> None:
+            swept.append(await self._workers.sweep())
+
+        await _careful("the sweep", sweep)
+        await _careful("a look at the notification queue", self._watch_notifications)
+        if anyio.current_time() - self._tidied >= _TIDY_SECONDS:
+            self._tidied = anyio.current_time()
+            await self.tidy()
+        return any(each.full for each in swept)
+
+    async def tidy(self) -> None:
+        """Make partitions ahead, put queues right, delete what served its time."""
+        await _careful("making partitions", self._make_partitions)
+        await _careful("matching queues and limits", self._match_limits)
+        for name, kept in _KEPT.items():
+            await _careful(name, self._deletion(name, kept))
+
+    def _deletion(self, name: str, kept: timedelta) -> Callable[[], Awaitable[None]]:
+        async def delete() -> None:
+            count = await self._database.run(name, {"kept": kept, "limit": _DELETED_AT_ONCE})
+            if count >= _DELETED_AT_ONCE:
+                self._tidied = -_TIDY_SECONDS
+
+        return delete
+
+    async def _make_partitions(self) -> None:
+        row = await self._database.one("sweep.make_partitions", {"days": _DAYS_AHEAD})
+        if row is not None and row["made"]:
+            logger.info("made %d partitions", row["made"])
+
+    async def _match_limits(self) -> None:
+        await self._database.retrying(match_limits)
+
+    async def _watch_notifications(self) -> None:
+        row = await self._database.one("sweep.notification_queue")
+        if row is not None and row["usage"] > _QUEUE_ALARM:
+            logger.error("the notification queue of Postgres is %d%% full", row["usage"] * 100)
+
+
+async def _careful(what: str, step: Callable[[], Awaitable[None]]) -> None:
+    """Do a step; what goes wrong with it must not end the process."""
+    try:
+        await step()
+    except EngineError as error:
+        logger.warning("%s failed and is tried again: %s", what, error)
+    except Exception:
+        logger.exception("%s failed and is tried again", what)

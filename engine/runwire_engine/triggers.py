@@ -1,0 +1,369 @@
+"""Triggering: from what is wanted to runs in the database, many in one transaction.
+
+Run ids are made before the first statement, so that a flush whose COMMIT got no answer may be
+repeated: what it made is recognised by id. Locks are taken in one order by everybody (parents,
+request keys, tokens, idempotency keys, queues, each sorted), so that triggers cannot deadlock.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, TypeAlias
+
+from runwire.errors import FencedError
+from runwire_engine.database import Row, Transaction
+from runwire_engine.errors import StatementError, TokenUsedError, UnknownTaskError
+
+DEFAULT_IDEMPOTENCY_TTL: Final = 30 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The run that triggers, and the execution of it that does; refused once it lost its run."""
+
+    run_id: str
+    execution: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that is wanted. Bodies are JSON text; spans are seconds."""
+
+    task: str
+    payload: str | None = None
+    payload_type: str = "application/json"
+    # None: the task's own.
+    queue: str | None = None
+    # Sets the limit of the queue, for everybody.
+    concurrency_limit: int | None = None
+    concurrency_key: str = ""
+    tags: tuple[str, ...] = ()
+    metadata: str | None = None
+    delay_until: datetime | None = None
+    delay: float | None = None
+    # Counted from when the run is queued.
+    ttl: float | None = None
+    max_attempts: int | None = None
+    max_duration: float | None = None
+    # Seconds by which the run goes ahead of others.
+    priority: float = 0.0
+    idempotency_key: str | None = None
+    idempotency_ttl: float = DEFAULT_IDEMPOTENCY_TTL
+    # Names the call, so that the call may be repeated.
+    request_key: str | None = None
+    # The id of a one-time token that pays for the run, and when it expires.
+    one_time_jti: tuple[str, datetime] | None = None
+    parent: Parent | None = None
+    batch: tuple[str, int] | None = None
+    is_test: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerResult:
+    """The run that a trigger led to; `is_cached`: an idempotency key led to an earlier one."""
+
+    id: str
+    is_cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A run that is wanted, and the id it gets unless a key leads to an earlier one."""
+
+    id: str
+    new: NewRun
+
+
+TriggerAnswer: TypeAlias = TriggerResult | Exception
+
+
+class Triggering:
+    """Triggers runs of one environment in one transaction."""
+
+    def __init__(self, tx: Transaction, environment_id: int, wanted: Sequence[Wanted]) -> None:
+        # The runs that were made, with their queues.
+        self.made: list[Row] = []
+        self._tx = tx
+        self._environment_id = environment_id
+        self._wanted = wanted
+        self._answers: dict[str, TriggerAnswer] = {}
+        # Wanted runs that are answered like another one of this transaction, by both ids.
+        self._follows: dict[str, str] = {}
+        # The requests whose key is ours to fill in.
+        self._requests: list[Wanted] = []
+        self._tasks: Mapping[str, Row] = {}
+        self._parents: Mapping[str, Row] = {}
+        self._now: datetime | None = None
+
+    async def run(self, *, repeated: bool = False) -> list[TriggerAnswer]:
+        """Return an answer or an error for each; `repeated` after a COMMIT without an answer."""
+        await self._find_tasks()
+        if repeated:
+            await self._recognise()
+        self._refuse_unknown()
+        await self._hold_parents()
+        await self._claim_requests()
+        await self._use_tokens()
+        await self._claim_keys()
+        await self._limit_queues()
+        await self._insert()
+        await self._settle_requests()
+        await self._list_in_batches()
+        return [self._answer(wanted) for wanted in self._wanted]
+
+    @property
+    def _open(self) -> list[Wanted]:
+        """What has no answer yet and follows nothing."""
+        return [
+            wanted
+            for wanted in self._wanted
+            if wanted.id not in self._answers and wanted.id not in self._follows
+        ]
+
+    def _answer(self, wanted: Wanted) -> TriggerAnswer:
+        leader = self._follows.get(wanted.id)
+        return self._answers[wanted.id if leader is None else leader]
+
+    def _with(self, **parameters: object) -> dict[str, object]:
+        return {"environment_id": self._environment_id, "now": self._now, **parameters}
+
+    async def _recognise(self) -> None:
+        """Answer what the repeated transaction has made already."""
+        ids = [wanted.id for wanted in self._wanted]
+        for row in await self._tx.all("triggers.existing", self._with(ids=ids)):
+            self._answers[row["id"]] = TriggerResult(row["id"], is_cached=False)
+
+    async def _find_tasks(self) -> None:
+        names = sorted({wanted.new.task for wanted in self._wanted})
+        rows = await self._tx.all("triggers.tasks", self._with(tasks=names))
+        self._now = rows[0]["now"]
+        self._tasks = {row["id"]: row for row in rows}
+
+    def _refuse_unknown(self) -> None:
+        for wanted in self._open:
+            if wanted.new.task not in self._tasks:
+                self._answers[wanted.id] = UnknownTaskError(wanted.new.task)
+
+    async def _hold_parents(self) -> None:
+        """Keep the executions that trigger from losing their runs before this commits."""
+        ids = {wanted.new.parent.run_id for wanted in self._open if wanted.new.parent}
+        if not ids:
+            return
+        rows = await self._tx.all("triggers.hold_parents", self._with(ids=sorted(ids)))
+        self._parents = {row["id"]: row for row in rows}
+        for wanted in self._open:
+            parent = wanted.new.parent
+            row = self._parents.get(parent.run_id) if parent else None
+            if parent is not None and (row is None or row["execution"] != parent.execution):
+                self._answers[wanted.id] = FencedError(
+                    f"run {parent.run_id} is no longer this execution's", run_id=parent.run_id
+                )
+
+    async def _claim_requests(self) -> None:
+        """Answer calls that were answered before; claim the keys of the others."""
+        leaders: dict[str, Wanted] = {}
+        for wanted in self._open:
+            if wanted.new.request_key is None:
+                continue
+            leader = leaders.setdefault(wanted.new.request_key, wanted)
+            if leader is not wanted:
+                self._follows[wanted.id] = leader.id
+        if not leaders:
+            return
+        parameters = self._with(
+            keys=sorted(leaders), ids=[leaders[key].id for key in sorted(leaders)]
+        )
+        claimed = {row["key"] for row in await self._tx.all("triggers.claim_requests", parameters)}
+        self._requests = [leaders[key] for key in sorted(claimed)]
+        others = sorted(leaders.keys() - claimed)
+        if not others:
+            return
+        rows = await self._tx.all("triggers.answered_requests", self._with(keys=others))
+        for row in rows:
+            self._answers[leaders[row["key"]].id] = TriggerResult(
+                row["target_id"], row["is_cached"]
+            )
+        _same_number(rows, others, "request keys")
+
+    async def _use_tokens(self) -> None:
+        paid = {w.id: w.new.one_time_jti for w in self._open if w.new.one_time_jti is not None}
+        if not paid:
+            return
+        first = {jti: (id, expires) for id, (jti, expires) in reversed(paid.items())}
+        parameters = self._with(jtis=sorted(first), expire=[first[jti][1] for jti in sorted(first)])
+        rows = await self._tx.all("triggers.use_tokens", parameters)
+        good = {first[row["jti"]][0] for row in rows}
+        for id in paid.keys() - good:
+            self._answers[id] = TokenUsedError()
+
+    async def _claim_keys(self) -> None:
+        """Answer triggers whose idempotency key has a run; claim the keys of the others."""
+        leaders: dict[tuple[str, str], Wanted] = {}
+        cached: list[tuple[Wanted, tuple[str, str]]] = []
+        for wanted in self._open:
+            if wanted.new.idempotency_key is None:
+                continue
+            name = (wanted.new.task, wanted.new.idempotency_key)
+            if leaders.setdefault(name, wanted) is not wanted:
+                cached.append((wanted, name))
+        if not leaders:
+            return
+        names = sorted(leaders)
+        rows = await self._tx.all(
+            "triggers.claim_keys",
+            self._with(
+                tasks=[task for task, _ in names],
+                keys=[key for _, key in names],
+                ids=[leaders[name].id for name in names],
+                ttls=[float(leaders[name].new.idempotency_ttl) for name in names],
+            ),
+        )
+        runs = {(row["task"], row["key"]): leaders[row["task"], row["key"]].id for row in rows}
+        others = [name for name in names if name not in runs]
+        for row in await self._held_keys(others):
+            runs[row["task"], row["key"]] = row["run_id"]
+            leader = leaders[row["task"], row["key"]]
+            self._answers[leader.id] = TriggerResult(row["run_id"], row["run_id"] != leader.id)
+        for wanted, name in cached:
+            self._answers[wanted.id] = TriggerResult(runs[name], is_cached=True)
+
+    async def _held_keys(self, names: Sequence[tuple[str, str]]) -> list[Row]:
+        if not names:
+            return []
+        tasks, keys = zip(*names, strict=True)
+        rows = await self._tx.all(
+            "triggers.held_keys", self._with(tasks=list(tasks), keys=list(keys))
+        )
+        _same_number(rows, names, "idempotency keys")
+        return rows
+
+    async def _limit_queues(self) -> None:
+        limits = {
+            self._queue(wanted): wanted.new.concurrency_limit
+            for wanted in self._open
+            if wanted.new.concurrency_limit is not None
+        }
+        if limits:
+            await limit_queues(self._tx, self._environment_id, limits)
+
+    def _queue(self, wanted: Wanted) -> str:
+        return wanted.new.queue or str(self._tasks[wanted.new.task]["queue"])
+
+    def _root(self, wanted: Wanted) -> tuple[str | None, int]:
+        """Return the root of the tree that a run becomes part of, and how deep it is in it."""
+        if wanted.new.parent is None:
+            return None, 0
+        parent = self._parents[wanted.new.parent.run_id]
+        return parent["root_id"] or parent["id"], parent["depth"] + 1
+
+    async def _insert(self) -> None:
+        wanted = self._open
+        if not wanted:
+            return
+        tags = [(at, tag) for at, w in enumerate(wanted, 1) for tag in dict.fromkeys(w.new.tags)]
+        self.made = await self._tx.all(
+            "triggers.insert",
+            self._with(
+                **_columns(wanted),
+                queues=[self._queue(w) for w in wanted],
+                root_ids=[self._root(w)[0] for w in wanted],
+                depths=[self._root(w)[1] for w in wanted],
+                max_durations=[
+                    _number(w.new.max_duration or self._tasks[w.new.task]["max_duration"])
+                    for w in wanted
+                ],
+                tag_places=[at for at, _ in tags],
+                tags=[tag for _, tag in tags],
+            ),
+        )
+        for w in wanted:
+            self._answers[w.id] = TriggerResult(w.id, is_cached=False)
+
+    async def _settle_requests(self) -> None:
+        """Correct the keys of calls that led to an earlier run, free those of refused calls."""
+        moved: list[tuple[str, str]] = []
+        refused: list[str] = []
+        for wanted in self._requests:
+            answer = self._answers[wanted.id]
+            if isinstance(answer, Exception):
+                refused.append(wanted.new.request_key or "")
+            elif answer.is_cached:
+                moved.append((wanted.new.request_key or "", answer.id))
+        if moved:
+            await self._tx.run(
+                "triggers.move_requests",
+                self._with(keys=[key for key, _ in moved], ids=[id for _, id in moved]),
+            )
+        if refused:
+            await self._tx.run("triggers.free_requests", self._with(keys=refused))
+
+    async def _list_in_batches(self) -> None:
+        items = [
+            (wanted.new.batch, answer.id)
+            for wanted in self._wanted
+            if wanted.new.batch is not None
+            and isinstance(answer := self._answer(wanted), TriggerResult)
+        ]
+        if items:
+            await self._tx.run(
+                "triggers.list_in_batches",
+                self._with(
+                    batch_ids=[batch for (batch, _), _ in items],
+                    indexes=[index for (_, index), _ in items],
+                    ids=[id for _, id in items],
+                ),
+            )
+
+
+async def limit_queues(tx: Transaction, environment_id: int, limits: Mapping[str, int]) -> None:
+    """Set the limits of queues, and send their ready runs through groups."""
+    queues = sorted(limits)
+    changed = await tx.all(
+        "triggers.limit_queues",
+        {
+            "environment_id": environment_id,
+            "queues": queues,
+            "limits": [limits[queue] for queue in queues],
+        },
+    )
+    if changed:
+        await match_limits(tx)
+
+
+async def match_limits(tx: Transaction) -> list[Row]:
+    """Send ready runs through groups exactly if their queue has a limit; return some that moved."""
+    moved = await tx.all("triggers.match_limits")
+    await tx.run("triggers.make_groups")
+    return moved
+
+
+def _columns(wanted: Sequence[Wanted]) -> dict[str, object]:
+    new = [w.new for w in wanted]
+    return {
+        "ids": [w.id for w in wanted],
+        "tasks": [n.task for n in new],
+        "payloads": [n.payload for n in new],
+        "payload_types": [n.payload_type for n in new],
+        "metadata": [n.metadata for n in new],
+        "concurrency_keys": [n.concurrency_key for n in new],
+        "delays_until": [n.delay_until for n in new],
+        "delays": [_number(n.delay) for n in new],
+        "ttls": [_number(n.ttl) for n in new],
+        "max_attempts": [n.max_attempts for n in new],
+        "priorities": [float(n.priority) for n in new],
+        "idempotency_keys": [n.idempotency_key for n in new],
+        "parent_ids": [n.parent.run_id if n.parent else None for n in new],
+        "batch_ids": [n.batch[0] if n.batch else None for n in new],
+        "are_tests": [n.is_test for n in new],
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """Return a float even of an int: an array for Postgres has members of one type."""
+    return None if value is None else float(value)
+
+
+def _same_number(rows: Sequence[Row], asked: Iterable[object], what: str) -> None:
+    """Have the transaction repeated where a key vanished between two of its statements."""
+    if len(rows) < len(list(asked)):
+        raise StatementError(f"{what} were freed meanwhile", sqlstate="40001", repeatable=True)

@@ -1,0 +1,391 @@
+CREATE SCHEMA runwire;
+CREATE FUNCTION runwire.epoch_v1() RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select left(md5(concat_ws('/', s.system_identifier, c.timeline_id, d.oid, g.generation)), 16)
+      from pg_control_system() s, pg_control_checkpoint() c, pg_database d, runwire.generations g
+     where d.datname = current_database()
+$$;
+CREATE FUNCTION runwire.guard_final_v1() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    raise exception 'run % is final (%); its outcome cannot change', old.id, old.status
+        using errcode = 'RW002';
+end
+$$;
+CREATE FUNCTION runwire.guard_transition_v1() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if not exists (select from runwire.run_transitions t
+                    where t.from_status = old.status and t.to_status = new.status) then
+        raise exception 'run % cannot go from % to %', old.id, old.status, new.status
+            using errcode = 'RW001';
+    end if;
+    return new;
+end
+$$;
+CREATE FUNCTION runwire.make_partitions_v1(first_day date, last_day date) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+declare
+    day date;
+    parent text;
+    child text;
+    made integer := 0;
+begin
+    perform pg_advisory_xact_lock(hashtext('runwire.make_partitions'));
+    for day in select d::date from generate_series(first_day, last_day, interval '1 day') d loop
+        foreach parent in array array['run_events', 'stream_chunks'] loop
+            child := parent || '_' || to_char(day, 'YYYYMMDD');
+            if to_regclass('runwire.' || child) is null then
+                execute format('create table runwire.%I partition of runwire.%I for values from (%L) to (%L)',
+                               child, parent, day, day + 1);
+                made := made + 1;
+            end if;
+        end loop;
+    end loop;
+    return made;
+end
+$$;
+CREATE FUNCTION runwire.now_v1() RETURNS timestamp with time zone
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+    select coalesce(nullif(current_setting('runwire.now', true), '')::timestamptz, clock_timestamp())
+$$;
+CREATE FUNCTION runwire.wire_time_v1(at timestamp with time zone) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+$$;
+CREATE TABLE runwire.api_keys (
+    id bigint NOT NULL,
+    environment_id integer NOT NULL,
+    hash bytea NOT NULL,
+    hint text NOT NULL,
+    name text DEFAULT ''::text NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    revoked_at timestamp with time zone,
+    CONSTRAINT api_keys_hash_check CHECK ((octet_length(hash) = 32))
+);
+ALTER TABLE runwire.api_keys ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME runwire.api_keys_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+CREATE TABLE runwire.batch_items (
+    environment_id integer NOT NULL,
+    batch_id text NOT NULL,
+    index integer NOT NULL,
+    run_id text NOT NULL,
+    CONSTRAINT batch_items_index_check CHECK ((index >= 0))
+);
+CREATE TABLE runwire.batches (
+    environment_id integer NOT NULL,
+    id text NOT NULL,
+    run_count integer NOT NULL,
+    sealed boolean DEFAULT false NOT NULL,
+    parent_id text,
+    idempotency_key text,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT batches_id_check CHECK ((id ~ '^batch_[0-9a-z]{8,64}$'::text)),
+    CONSTRAINT batches_run_count_check CHECK ((run_count >= 0))
+);
+CREATE TABLE runwire.environments (
+    id integer NOT NULL,
+    name text NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT environments_name_check CHECK ((name ~ '^[a-z][a-z0-9-]{0,62}$'::text))
+);
+ALTER TABLE runwire.environments ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME runwire.environments_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+CREATE TABLE runwire.generations (
+    only_row boolean DEFAULT true NOT NULL,
+    generation uuid DEFAULT gen_random_uuid() NOT NULL,
+    CONSTRAINT generations_only_row_check CHECK (only_row)
+);
+CREATE TABLE runwire.idempotency_keys (
+    environment_id integer NOT NULL,
+    task text NOT NULL,
+    key text NOT NULL,
+    run_id text NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT idempotency_keys_key_check CHECK (((length(key) >= 1) AND (length(key) <= 2048)))
+);
+CREATE TABLE runwire.migrations (
+    version integer NOT NULL,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+CREATE TABLE runwire.queue_groups (
+    environment_id integer NOT NULL,
+    queue text NOT NULL,
+    concurrency_key text DEFAULT ''::text NOT NULL,
+    concurrency_limit integer NOT NULL,
+    last_served timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    paused boolean DEFAULT false NOT NULL,
+    CONSTRAINT queue_groups_concurrency_limit_check CHECK ((concurrency_limit >= 0))
+)
+WITH (fillfactor='70');
+CREATE TABLE runwire.request_keys (
+    environment_id integer NOT NULL,
+    operation text NOT NULL,
+    key text NOT NULL,
+    target_id text NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT request_keys_key_check CHECK (((length(key) >= 1) AND (length(key) <= 256)))
+);
+CREATE TABLE runwire.revoked_tokens (
+    environment_id integer NOT NULL,
+    jti text NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+CREATE TABLE runwire.run_events (
+    bucket date NOT NULL,
+    environment_id integer NOT NULL,
+    run_id text NOT NULL,
+    revision bigint NOT NULL,
+    type text NOT NULL,
+    delta text NOT NULL,
+    txid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    task text NOT NULL,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
+    batch_id text
+)
+PARTITION BY RANGE (bucket);
+CREATE TABLE runwire.run_metadata (
+    environment_id integer NOT NULL,
+    run_id text NOT NULL,
+    body text NOT NULL,
+    CONSTRAINT run_metadata_body_check CHECK ((octet_length(body) <= 262144))
+)
+WITH (fillfactor='70');
+CREATE TABLE runwire.run_tags (
+    environment_id integer NOT NULL,
+    tag text NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    run_id text NOT NULL,
+    CONSTRAINT run_tags_tag_check CHECK (((length(tag) >= 1) AND (length(tag) <= 128)))
+);
+CREATE TABLE runwire.run_transitions (
+    from_status text NOT NULL,
+    to_status text NOT NULL
+);
+CREATE TABLE runwire.runs (
+    environment_id integer NOT NULL,
+    id text NOT NULL,
+    bucket date NOT NULL,
+    task text NOT NULL,
+    status text NOT NULL,
+    revision bigint DEFAULT 1 NOT NULL,
+    execution integer DEFAULT 0 NOT NULL,
+    attempt integer DEFAULT 0 NOT NULL,
+    max_attempts integer,
+    queue text NOT NULL,
+    concurrency_key text DEFAULT ''::text NOT NULL,
+    limited boolean DEFAULT false NOT NULL,
+    sort_at timestamp with time zone NOT NULL,
+    priority double precision DEFAULT 0 NOT NULL,
+    worker_id text,
+    version text,
+    payload text,
+    payload_type text DEFAULT 'application/json'::text NOT NULL,
+    output text,
+    output_type text,
+    error text,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
+    stream_keys text[] DEFAULT '{}'::text[] NOT NULL,
+    parent_id text,
+    root_id text,
+    depth integer DEFAULT 0 NOT NULL,
+    batch_id text,
+    idempotency_key text,
+    is_test boolean DEFAULT false NOT NULL,
+    max_duration double precision,
+    ttl double precision,
+    expires_at timestamp with time zone,
+    delayed_until timestamp with time zone,
+    cancel_requested_at timestamp with time zone,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    queued_at timestamp with time zone,
+    started_at timestamp with time zone,
+    claimed_at timestamp with time zone,
+    duration_ms bigint DEFAULT 0 NOT NULL,
+    finished_at timestamp with time zone,
+    expired_at timestamp with time zone,
+    CONSTRAINT finished_exactly_when_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['COMPLETED'::text, 'CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text])))),
+    CONSTRAINT held_by_a_worker CHECK (
+CASE
+    WHEN (status = ANY (ARRAY['DEQUEUED'::text, 'EXECUTING'::text])) THEN (worker_id IS NOT NULL)
+    WHEN (status = 'WAITING'::text) THEN true
+    ELSE (worker_id IS NULL)
+END),
+    CONSTRAINT runs_attempt_check CHECK ((attempt >= 0)),
+    CONSTRAINT runs_execution_check CHECK ((execution >= 0)),
+    CONSTRAINT runs_id_check CHECK ((id ~ '^run_[0-9a-z]{8,64}$'::text)),
+    CONSTRAINT runs_max_attempts_check CHECK ((max_attempts > 0)),
+    CONSTRAINT runs_max_duration_check CHECK ((max_duration > (0)::double precision)),
+    CONSTRAINT runs_revision_check CHECK ((revision > 0)),
+    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['PENDING_VERSION'::text, 'DELAYED'::text, 'QUEUED'::text, 'DEQUEUED'::text, 'EXECUTING'::text, 'WAITING'::text, 'COMPLETED'::text, 'CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text]))),
+    CONSTRAINT runs_tags_check CHECK ((cardinality(tags) <= 10)),
+    CONSTRAINT runs_ttl_check CHECK ((ttl > (0)::double precision))
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+CREATE TABLE runwire.stream_chunks (
+    bucket date NOT NULL,
+    stream_id bigint NOT NULL,
+    seq bigint NOT NULL,
+    execution integer,
+    attempt integer,
+    writer text,
+    body text NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT owner_or_writer CHECK (((execution IS NULL) = (writer IS NOT NULL))),
+    CONSTRAINT stream_chunks_body_check CHECK ((octet_length(body) <= 1048576)),
+    CONSTRAINT stream_chunks_seq_check CHECK ((seq >= 0))
+)
+PARTITION BY RANGE (bucket);
+CREATE TABLE runwire.streams (
+    id bigint NOT NULL,
+    environment_id integer NOT NULL,
+    run_id text NOT NULL,
+    key text NOT NULL,
+    bucket date NOT NULL,
+    next_seq bigint DEFAULT 0 NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL,
+    execution integer DEFAULT 0 NOT NULL,
+    attempts text DEFAULT '[]'::text NOT NULL,
+    ended_execution integer,
+    eof_reason text,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT streams_key_check CHECK (((length(key) >= 1) AND (length(key) <= 128))),
+    CONSTRAINT streams_next_seq_check CHECK ((next_seq >= 0))
+)
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+ALTER TABLE runwire.streams ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME runwire.streams_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+CREATE TABLE runwire.tasks (
+    environment_id integer NOT NULL,
+    id text NOT NULL,
+    queue text NOT NULL,
+    retry text DEFAULT '{}'::text NOT NULL,
+    max_duration double precision,
+    payload_schema text,
+    description text DEFAULT ''::text NOT NULL,
+    updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT tasks_id_check CHECK (((length(id) >= 1) AND (length(id) <= 128))),
+    CONSTRAINT tasks_max_duration_check CHECK ((max_duration > (0)::double precision))
+);
+CREATE TABLE runwire.used_tokens (
+    environment_id integer NOT NULL,
+    jti text NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+CREATE TABLE runwire.workers (
+    id text NOT NULL,
+    environment_id integer NOT NULL,
+    started_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    stopped_at timestamp with time zone,
+    host text DEFAULT ''::text NOT NULL,
+    process_id integer,
+    version text DEFAULT ''::text NOT NULL
+)
+WITH (fillfactor='50');
+CREATE TABLE runwire.writers (
+    environment_id integer NOT NULL,
+    target text NOT NULL,
+    writer_id text NOT NULL,
+    last_no bigint NOT NULL,
+    last_result text DEFAULT 'null'::text NOT NULL,
+    updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL
+)
+WITH (fillfactor='50');
+ALTER TABLE ONLY runwire.api_keys
+    ADD CONSTRAINT api_keys_hash_key UNIQUE (hash);
+ALTER TABLE ONLY runwire.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY runwire.batch_items
+    ADD CONSTRAINT batch_items_pkey PRIMARY KEY (environment_id, batch_id, index);
+ALTER TABLE ONLY runwire.batches
+    ADD CONSTRAINT batches_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.environments
+    ADD CONSTRAINT environments_name_key UNIQUE (name);
+ALTER TABLE ONLY runwire.environments
+    ADD CONSTRAINT environments_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY runwire.generations
+    ADD CONSTRAINT generations_pkey PRIMARY KEY (only_row);
+ALTER TABLE ONLY runwire.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (environment_id, task, key);
+ALTER TABLE ONLY runwire.migrations
+    ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
+ALTER TABLE ONLY runwire.queue_groups
+    ADD CONSTRAINT queue_groups_pkey PRIMARY KEY (environment_id, queue, concurrency_key);
+ALTER TABLE ONLY runwire.request_keys
+    ADD CONSTRAINT request_keys_pkey PRIMARY KEY (environment_id, operation, key);
+ALTER TABLE ONLY runwire.revoked_tokens
+    ADD CONSTRAINT revoked_tokens_pkey PRIMARY KEY (environment_id, jti);
+ALTER TABLE ONLY runwire.run_events
+    ADD CONSTRAINT run_events_pkey PRIMARY KEY (environment_id, run_id, revision, bucket);
+ALTER TABLE ONLY runwire.run_metadata
+    ADD CONSTRAINT run_metadata_pkey PRIMARY KEY (environment_id, run_id);
+ALTER TABLE ONLY runwire.run_tags
+    ADD CONSTRAINT run_tags_pkey PRIMARY KEY (environment_id, tag, created_at, run_id);
+ALTER TABLE ONLY runwire.run_transitions
+    ADD CONSTRAINT run_transitions_pkey PRIMARY KEY (from_status, to_status);
+ALTER TABLE ONLY runwire.runs
+    ADD CONSTRAINT runs_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.stream_chunks
+    ADD CONSTRAINT stream_chunks_pkey PRIMARY KEY (stream_id, seq, bucket);
+ALTER TABLE ONLY runwire.streams
+    ADD CONSTRAINT streams_id_key UNIQUE (id);
+ALTER TABLE ONLY runwire.streams
+    ADD CONSTRAINT streams_pkey PRIMARY KEY (environment_id, run_id, key);
+ALTER TABLE ONLY runwire.tasks
+    ADD CONSTRAINT tasks_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.used_tokens
+    ADD CONSTRAINT used_tokens_pkey PRIMARY KEY (environment_id, jti);
+ALTER TABLE ONLY runwire.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY runwire.writers
+    ADD CONSTRAINT writers_pkey PRIMARY KEY (environment_id, target, writer_id);
+CREATE INDEX batch_items_by_run ON runwire.batch_items USING btree (environment_id, run_id);
+CREATE INDEX idempotency_keys_by_run ON runwire.idempotency_keys USING btree (environment_id, run_id);
+CREATE INDEX idempotency_keys_expiring ON runwire.idempotency_keys USING btree (expires_at);
+CREATE INDEX request_keys_by_age ON runwire.request_keys USING btree (created_at);
+CREATE INDEX run_events_by_txid ON ONLY runwire.run_events USING btree (txid);
+CREATE INDEX runs_by_creation ON runwire.runs USING btree (environment_id, created_at DESC, id DESC);
+CREATE INDEX runs_by_task ON runwire.runs USING btree (environment_id, task, created_at DESC, id DESC);
+CREATE INDEX runs_delayed ON runwire.runs USING btree (delayed_until) WHERE (status = 'DELAYED'::text);
+CREATE INDEX runs_executing ON runwire.runs USING btree (environment_id, queue, concurrency_key) WHERE (status = ANY (ARRAY['DEQUEUED'::text, 'EXECUTING'::text]));
+CREATE INDEX runs_expiring ON runwire.runs USING btree (expires_at) WHERE ((status = ANY (ARRAY['DELAYED'::text, 'QUEUED'::text, 'PENDING_VERSION'::text])) AND (expires_at IS NOT NULL));
+CREATE INDEX runs_held ON runwire.runs USING btree (worker_id) WHERE (status = ANY (ARRAY['DEQUEUED'::text, 'EXECUTING'::text]));
+CREATE INDEX runs_ready ON runwire.runs USING btree (environment_id, task, sort_at, id) WHERE ((status = 'QUEUED'::text) AND (NOT limited));
+CREATE INDEX runs_ready_limited ON runwire.runs USING btree (environment_id, queue, concurrency_key, sort_at, id) WHERE ((status = 'QUEUED'::text) AND limited);
+CREATE INDEX workers_live ON runwire.workers USING btree (expires_at) WHERE (stopped_at IS NULL);
+CREATE INDEX writers_by_age ON runwire.writers USING btree (updated_at);
+CREATE TRIGGER guard_final BEFORE UPDATE OF output, error, execution, attempt, stream_keys ON runwire.runs FOR EACH ROW WHEN (((old.finished_at IS NOT NULL) AND ((old.output IS DISTINCT FROM new.output) OR (old.error IS DISTINCT FROM new.error) OR (old.execution <> new.execution) OR (old.attempt <> new.attempt) OR (old.stream_keys <> new.stream_keys)))) EXECUTE FUNCTION runwire.guard_final_v1();
+CREATE TRIGGER guard_transition BEFORE UPDATE OF status ON runwire.runs FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION runwire.guard_transition_v1();
+ALTER TABLE ONLY runwire.api_keys
+    ADD CONSTRAINT api_keys_environment_id_fkey FOREIGN KEY (environment_id) REFERENCES runwire.environments(id);

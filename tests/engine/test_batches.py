@@ -1,0 +1,153 @@
+"""Batches: announced, filled, sealed, and what has become of them."""
+
+import anyio
+import pytest
+
+from runwire_engine.batches import BatchProgress, BatchRow
+from runwire_engine.engine import Engine, open_engine
+from runwire_engine.errors import BatchNotFoundError, DataRefusedError, UnknownTaskError
+from runwire_engine.outcomes import Completed, Failed
+from runwire_engine.runs import NewRun, Parent, RunQuery
+from runwire_engine.settings import EngineSettings
+from tests.support.engines import ALL_TASKS, claimed, query, there, triggered
+from tests.support.faultproxy import fault_proxy
+
+pytestmark = pytest.mark.anyio
+
+
+def items(batch: BatchRow, *indexes: int) -> list[tuple[int, NewRun]]:
+    return [(index, NewRun("plain", str(index), batch=(batch.id, index))) for index in indexes]
+
+
+async def reread(engine: Engine, batch: BatchRow) -> BatchRow:
+    found = await engine.batches.retrieve(batch.environment_id, batch.id)
+    assert found is not None
+    return found
+
+
+async def test_the_last_promised_item_seals_a_batch(engine: Engine, env: int) -> None:
+    batch = await engine.batches.create(env, 3)
+    assert (batch.status, batch.sealed, batch.run_ids, batch.is_cached) == (
+        "PENDING",
+        False,
+        (),
+        False,
+    )
+    first = await engine.batches.add_items(env, batch.id, items(batch, 2, 0))
+    assert first == BatchProgress(2, 0, sealed=False, enqueued=2, expected=3)
+    second = await engine.batches.add_items(env, batch.id, items(batch, 1))
+    assert second == BatchProgress(1, 0, sealed=True, enqueued=3, expected=3)
+    after = await reread(engine, batch)
+    assert (after.status, after.sealed) == ("PROCESSING", True)
+    runs = await engine.runs.retrieve_many(env, after.run_ids)
+    assert [run.payload for run in runs] == ["0", "1", "2"]
+    assert {run.batch_id for run in runs} == {batch.id}
+
+
+async def test_items_that_are_sent_again_are_told_apart_by_their_index(
+    engine: Engine, env: int
+) -> None:
+    batch = await engine.batches.create(env, 2)
+    await engine.batches.add_items(env, batch.id, items(batch, 0))
+    again = await engine.batches.add_items(env, batch.id, items(batch, 0, 1, 1))
+    assert again == BatchProgress(1, 2, sealed=True, enqueued=2, expected=2)
+    third = await engine.batches.add_items(env, batch.id, items(batch, 0, 1))
+    assert third == BatchProgress(0, 2, sealed=True, enqueued=2, expected=2)
+    assert len((await engine.runs.list(env, _all())).runs) == 2
+
+
+async def test_items_that_come_at_once_over_many_connections_are_each_in_once(
+    engine: Engine, env: int
+) -> None:
+    batch = await engine.batches.create(env, 20)
+    async with anyio.create_task_group() as tasks:
+        for start in range(0, 20, 4):
+            for _ in range(2):
+                tasks.start_soon(
+                    engine.batches.add_items, env, batch.id, items(batch, *range(start, start + 4))
+                )
+    after = await reread(engine, batch)
+    assert after.sealed and len(set(after.run_ids)) == 20
+    assert len((await engine.runs.list(env, _all())).runs) == 20
+
+
+async def test_a_refused_item_keeps_its_whole_call_out(engine: Engine, env: int) -> None:
+    batch = await engine.batches.create(env, 2)
+    with pytest.raises(UnknownTaskError):
+        await engine.batches.add_items(env, batch.id, [*items(batch, 0), (1, NewRun("nobody"))])
+    with pytest.raises(DataRefusedError, match="item 2"):
+        await engine.batches.add_items(env, batch.id, items(batch, 0, 2))
+    with pytest.raises(BatchNotFoundError):
+        await engine.batches.add_items(env, "batch_unknown1", items(batch, 0))
+    assert (await reread(engine, batch)).run_ids == ()
+    assert await engine.batches.retrieve(env, "batch_unknown1") is None
+
+
+async def test_an_idempotency_hit_puts_an_older_run_into_the_batch(
+    engine: Engine, env: int
+) -> None:
+    older = await triggered(engine, env, NewRun("plain", idempotency_key="k"))
+    batch = await engine.batches.create(env, 2)
+    keyed = NewRun("plain", idempotency_key="k", batch=(batch.id, 1))
+    progress = await engine.batches.add_items(env, batch.id, [*items(batch, 0), (1, keyed)])
+    assert progress.sealed
+    assert (await reread(engine, batch)).run_ids[1] == older
+    assert (await there(engine, env, older)).batch_id is None
+
+
+async def test_one_idempotency_key_leads_to_one_batch(engine: Engine, env: int) -> None:
+    batches: list[BatchRow] = []
+
+    async def create() -> None:
+        batches.append(await engine.batches.create(env, 1, "k" * 2000))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(create)
+    assert len({batch.id for batch in batches}) == 1
+    assert sorted(batch.is_cached for batch in batches) == [False, *[True] * 9]
+
+
+@pytest.mark.parametrize(("last", "status"), [(Completed, "COMPLETED"), (Failed, "PARTIAL_FAILED")])
+async def test_the_status_of_a_batch_follows_from_its_runs(
+    engine: Engine, env: int, last: type[Completed | Failed], status: str
+) -> None:
+    batch = await engine.batches.create(env, 2)
+    await engine.batches.add_items(env, batch.id, items(batch, 0, 1))
+    first, second = await engine.claims.claim(env, "w1", ALL_TASKS, 2)
+    await engine.outcomes.finish(env, Completed(first.id, first.execution, "1"))
+    assert (await reread(engine, batch)).status == "PROCESSING"
+    await engine.outcomes.finish(env, last(second.id, second.execution, "{}"))
+    assert (await reread(engine, batch)).status == status
+
+
+async def test_a_batch_of_nothing_is_complete(engine: Engine, env: int) -> None:
+    batch = await engine.batches.create(env, 0)
+    assert (batch.sealed, batch.status) == (True, "COMPLETED")
+
+
+async def test_a_batch_knows_its_parent(engine: Engine, env: int) -> None:
+    parent = await claimed(engine, env)
+    batch = await engine.batches.create(env, 1, None, Parent(parent.id, parent.execution))
+    assert batch.parent_id == parent.id
+
+
+@pytest.mark.parametrize("after", [True, False])
+async def test_a_lost_answer_to_commit_neither_loses_nor_doubles_items(
+    database_url: str, engine: Engine, env: int, after: bool
+) -> None:
+    async with fault_proxy(database_url) as proxy:
+        settings = EngineSettings(database_url=proxy.dsn(database_url))
+        async with open_engine(settings, sweeping=False) as behind:
+            proxy.cut_next_commit(after=after)
+            batch = await behind.batches.create(env, 3, "key")
+            proxy.cut_next_commit(after=after)
+            progress = await behind.batches.add_items(env, batch.id, items(batch, 0, 1, 2))
+    assert not batch.is_cached
+    assert progress == BatchProgress(3, 0, sealed=True, enqueued=3, expected=3)
+    rows = await query(engine.database, "select count(*) as n from runwire.runs")
+    assert rows[0]["n"] == 3
+
+
+def _all() -> RunQuery:
+    return RunQuery(size=100)

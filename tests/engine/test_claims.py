@@ -1,0 +1,334 @@
+"""Claiming: who gets which run, in what order, and never more than a limit allows."""
+
+import random
+from collections import Counter
+from datetime import timedelta
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from runwire.wire import Json
+from runwire_engine.catalogue import TaskAnnouncement
+from runwire_engine.claims import Claims
+from runwire_engine.engine import Engine, open_engine
+from runwire_engine.outcomes import Completed, Failed
+from runwire_engine.runs import NewRun, TriggerResult
+from runwire_engine.settings import EngineSettings
+from runwire_engine.statements import statement
+from tests.support.engines import ALL_TASKS, assert_dense, claimed, query, there, triggered
+from tests.support.faultproxy import fault_proxy
+
+pytestmark = pytest.mark.anyio
+
+WORKERS = ["a", "b", "c", "d"]
+
+
+async def make(engine: Engine, env: int, *new: NewRun) -> list[str]:
+    results = await engine.runs.trigger_many(env, new)
+    return [result.id for result in results if isinstance(result, TriggerResult)]
+
+
+async def test_a_claimed_run_executes_under_its_worker(engine: Engine, env: int) -> None:
+    run = await claimed(engine, env, NewRun("plain", '{"a":1}', metadata="{}", ttl=60))
+    assert (run.status, run.worker_id, run.revision) == ("EXECUTING", "w1", 2)
+    assert (run.execution, run.attempt, run.max_attempts) == (1, 1, 3)
+    assert run.started_at == run.claimed_at is not None
+    assert (run.payload, run.metadata, run.expires_at) == ('{"a":1}', "{}", None)
+    assert run == await there(engine, env, run.id)
+    assert await assert_dense(engine, env, run.id) == ["created", "executing"]
+
+
+async def test_the_longest_waiting_run_of_any_task_comes_first(engine: Engine, env: int) -> None:
+    first, second, third = await make(
+        engine,
+        env,
+        NewRun("plain", priority=-10),
+        NewRun("other"),
+        NewRun("plain", priority=10),
+    )
+    order = [run.id for run in await engine.claims.claim(env, "w1", ALL_TASKS, 10)]
+    assert order == [third, second, first]
+
+
+async def test_only_wanted_tasks_and_no_more_than_the_slots_are_claimed(
+    engine: Engine, env: int
+) -> None:
+    await make(engine, env, NewRun("plain"), NewRun("other"), NewRun("plain"), NewRun("limited"))
+    assert len(await engine.claims.claim(env, "w1", {"plain": 3}, 1)) == 1
+    assert [run.task for run in await engine.claims.claim(env, "w1", {"plain": 3}, 9)] == ["plain"]
+    assert await engine.claims.claim(env, "w1", {}, 9) == []
+    assert await engine.claims.claim(env, "w1", ALL_TASKS, 0) == []
+    assert len(await engine.claims.claim(env, "w1", ALL_TASKS, 9)) == 2
+
+
+async def test_a_worker_without_a_lease_gets_nothing(engine: Engine, env: int) -> None:
+    await triggered(engine, env)
+    await engine.workers.register(env, "stopped")
+    await engine.workers.stop("stopped")
+    await engine.workers.register(env, "late")
+    await query(engine.database, "update runwire.workers set expires_at = now() where id = 'late'")
+    for worker_id in ("unknown", "stopped", "late"):
+        assert await engine.claims.claim(env, worker_id, ALL_TASKS, 10) == []
+    assert len(await engine.claims.claim(env, "w1", ALL_TASKS, 10)) == 1
+
+
+async def test_concurrent_workers_never_claim_one_run_twice(engine: Engine, env: int) -> None:
+    ids = await make(engine, env, *(NewRun("plain") for _ in range(400)))
+    taken: Counter[str] = Counter()
+
+    async def work(worker_id: str) -> None:
+        await engine.workers.register(env, worker_id)
+        while runs := await engine.claims.claim(env, worker_id, ALL_TASKS, 7):
+            assert {run.worker_id for run in runs} == {worker_id}
+            taken.update(run.id for run in runs)
+
+    async with anyio.create_task_group() as tasks:
+        for worker_id in WORKERS:
+            tasks.start_soon(work, worker_id)
+    assert taken == Counter(ids)
+
+
+async def test_limits_are_never_exceeded_under_concurrent_claimers(
+    engine: Engine, env: int
+) -> None:
+    keys = ["a", "b", "c"]
+    await make(engine, env, *(NewRun("limited", concurrency_key=keys[n % 3]) for n in range(90)))
+    executing: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    done = 0
+
+    async def work(worker_id: str) -> None:
+        nonlocal done
+        await engine.workers.register(env, worker_id)
+        while done < 90:
+            for run in await engine.claims.claim(env, worker_id, ALL_TASKS, 5):
+                executing[run.concurrency_key] += 1
+                most[run.concurrency_key] = max(
+                    most[run.concurrency_key], executing[run.concurrency_key]
+                )
+                # Between claim and outcome others must see the run.
+                await anyio.lowlevel.checkpoint()
+                executing[run.concurrency_key] -= 1
+                await engine.outcomes.finish(env, Completed(run.id, run.execution, "1"))
+                done += 1
+
+    async def watch() -> None:
+        while done < 90:
+            rows = await query(
+                engine.database,
+                "select concurrency_key, count(*) as n from runwire.runs"
+                " where status = 'EXECUTING' group by 1",
+            )
+            assert all(row["n"] <= 2 for row in rows)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            for worker_id in WORKERS:
+                tasks.start_soon(work, worker_id)
+    assert done == 90
+    assert all(count <= 2 for count in most.values())
+
+
+async def test_a_key_with_many_runs_does_not_keep_another_waiting(engine: Engine, env: int) -> None:
+    await make(engine, env, *(NewRun("limited", concurrency_key="busy") for _ in range(50)))
+    late = await triggered(engine, env, NewRun("limited", concurrency_key="quiet"))
+    runs = await engine.claims.claim(env, "w1", ALL_TASKS, 2)
+    assert late in {run.id for run in runs}
+    assert {run.concurrency_key for run in runs} == {"busy", "quiet"}
+
+
+async def test_keys_are_served_in_turns(engine: Engine, env: int) -> None:
+    keys = ["a", "b", "c", "d"]
+    await make(engine, env, *(NewRun("limited", concurrency_key=k) for k in keys for _ in range(6)))
+    served: list[str] = []
+    while runs := await engine.claims.claim(env, "w1", ALL_TASKS, 1):
+        served.append(runs[0].concurrency_key)
+        await engine.outcomes.finish(env, Completed(runs[0].id, runs[0].execution, "1"))
+    assert len(served) == 24
+    for turn in range(6):
+        assert sorted(served[turn * 4 : turn * 4 + 4]) == keys
+
+
+async def test_neither_limited_nor_unlimited_queues_starve(engine: Engine, env: int) -> None:
+    await make(
+        engine,
+        env,
+        *(NewRun("limited", concurrency_key=f"k{n}") for n in range(40)),
+        *(NewRun("plain") for _ in range(40)),
+    )
+    seen: Counter[str] = Counter()
+    for _ in range(10):
+        runs = await engine.claims.claim(env, "w1", ALL_TASKS, 2)
+        seen.update(run.task for run in runs)
+    assert seen == {"limited": 10, "plain": 10}
+
+
+@pytest.mark.parametrize("block", ["concurrency_limit = 0", "paused = true"])
+async def test_a_paused_queue_and_one_of_limit_zero_give_nothing(
+    engine: Engine, env: int, block: str
+) -> None:
+    await make(engine, env, NewRun("limited"), NewRun("limited", concurrency_key="a"))
+    await query(engine.database, f"update runwire.queue_groups set {block}")
+    assert await engine.claims.claim(env, "w1", ALL_TASKS, 10) == []
+
+
+async def test_a_full_group_is_no_obstacle_for_the_others(engine: Engine, env: int) -> None:
+    await make(engine, env, *(NewRun("limited", concurrency_key="full") for _ in range(5)))
+    assert len(await engine.claims.claim(env, "w1", ALL_TASKS, 10)) == 2
+    await query(engine.database, "update runwire.queue_groups set last_served = '-infinity'")
+    late = await triggered(engine, env, NewRun("limited", concurrency_key="zz"))
+    assert [run.id for run in await engine.claims.claim(env, "w1", ALL_TASKS, 1)] == [late]
+
+
+async def test_due_runs_are_queued_and_the_next_one_is_announced(engine: Engine, env: int) -> None:
+    soon, later = await make(
+        engine, env, NewRun("plain", delay=60, priority=3), NewRun("plain", delay=600)
+    )
+    wait = await engine.claims.promote_due(env)
+    assert wait is not None and 50 < wait <= 60
+    await query(
+        engine.database,
+        "update runwire.runs set delayed_until = now() - interval '1 s' where id = %s",
+        soon,
+    )
+    wait = await engine.claims.promote_due(env)
+    assert wait is not None and 590 < wait <= 600
+    run = await there(engine, env, soon)
+    assert (run.status, (await there(engine, env, later)).status) == ("QUEUED", "DELAYED")
+    assert run.queued_at is not None and run.sort_at == run.queued_at - timedelta(seconds=3)
+    assert await assert_dense(engine, env, soon) == ["created", "queued"]
+
+
+async def test_a_retry_is_a_new_execution_and_attempt(engine: Engine, env: int) -> None:
+    run = await claimed(engine, env)
+    await engine.outcomes.finish(env, Failed(run.id, run.execution, '{"name":"E"}', retry_in=0))
+    (again,) = await engine.claims.claim(env, "w1", ALL_TASKS, 10)
+    assert (again.execution, again.attempt, again.error) == (2, 2, None)
+    assert again.started_at == run.started_at and again.claimed_at != run.claimed_at
+    assert await assert_dense(engine, env, run.id) == [
+        "created",
+        "executing",
+        "retrying",
+        "executing",
+    ]
+
+
+@pytest.mark.parametrize("after", [True, False])
+async def test_a_claim_whose_answer_was_lost_is_handed_out_by_the_next(
+    database_url: str, engine: Engine, env: int, after: bool
+) -> None:
+    async with fault_proxy(database_url) as proxy:
+        settings = EngineSettings(database_url=proxy.dsn(database_url))
+        async with open_engine(settings, sweeping=False) as behind:
+            first = await claimed(behind, env)
+            second = await triggered(behind, env)
+            proxy.cut_next_commit(after=after)
+            with pytest.raises(Exception, match="COMMIT"):
+                await behind.claims.claim(env, "w1", ALL_TASKS, 10)
+            (run,) = await behind.claims.claim(env, "w1", ALL_TASKS, 10)
+            assert (run.id, run.execution) == (second, 1)
+            assert await behind.claims.claim(env, "w1", ALL_TASKS, 10) == []
+    assert first.id != second
+
+
+# Plans -----------------------------------------------------------------------------------------
+
+
+async def fill(engine: Engine, env: int) -> None:
+    """Make many finished runs, some ready ones, and let the planner know."""
+    await query(
+        engine.database,
+        """
+        insert into runwire.runs (environment_id, id, bucket, task, status, queue, limited,
+            concurrency_key, sort_at, created_at, updated_at, finished_at)
+        select %s, 'run_' || lpad(n::text, 12, '0'), current_date,
+               case when n %% 2 = 0 then 'plain' else 'limited' end,
+               case when n %% 100 in (0, 1) then 'QUEUED' else 'COMPLETED' end,
+               case when n %% 2 = 0 then 'task/plain' else 'narrow' end, n %% 2 = 1, '',
+               now(), now(), now(), case when n %% 100 in (0, 1) then null else now() end
+          from generate_series(1, 30000) n
+        """,
+        env,
+    )
+    await query(engine.database, "analyze runwire.runs")
+
+
+def nodes(plan: Json) -> list[Json]:
+    return [plan, *(node for part in plan.get("Plans", []) for node in nodes(part))]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["claims.pick_unlimited", "claims.lock_groups", "claims.pick_limited", "claims.take"],
+)
+async def test_claiming_never_looks_at_finished_runs(engine: Engine, env: int, name: str) -> None:
+    await fill(engine, env)
+    rows = await query(
+        engine.database, "select id from runwire.runs where status = 'QUEUED' limit 10"
+    )
+    parameters: dict[str, object] = {
+        "environment_id": env,
+        "worker_id": "w1",
+        "tasks": list(ALL_TASKS),
+        "max_attempts": list(ALL_TASKS.values()),
+        "slots": 10,
+        "reach": 80,
+        "queues": ["narrow"],
+        "keys": [""],
+        "limits": [2],
+        "ids": [row["id"] for row in rows],
+    }
+    async with engine.database.transaction() as tx:
+        explain = b"explain (analyze, format json) " + statement(name).encode()
+        cursor = await tx.connection.execute(explain, parameters)
+        (row,) = await cursor.fetchall()
+    of_runs = [
+        node
+        for node in nodes(row["QUERY PLAN"][0]["Plan"])
+        if node.get("Relation Name") == "runs" and node["Node Type"] != "ModifyTable"
+    ]
+    assert of_runs
+    for node in of_runs:
+        assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, node
+        assert node.get("Rows Removed by Filter", 0) < 50, node
+
+
+async def test_many_random_claims_and_outcomes_leave_every_run_final_and_dense(
+    engine: Engine, env: int
+) -> None:
+    chance = random.Random(7)
+    ids = await make(
+        engine,
+        env,
+        *(NewRun(chance.choice(list(ALL_TASKS)), max_attempts=2) for _ in range(60)),
+    )
+    await engine.catalogue.announce(env, [TaskAnnouncement("plain", "task/plain")])
+
+    async def work(seed: int) -> None:
+        chance = random.Random(seed)
+        claims = Claims(engine.database, engine.bell)
+        while True:
+            runs = await claims.claim(env, "w1", ALL_TASKS, 4)
+            for run in runs:
+                again = 0.0 if run.attempt < 2 and chance.random() < 0.5 else None
+                await engine.outcomes.finish(
+                    env,
+                    Failed(run.id, run.execution, "{}", again)
+                    if chance.random() < 0.5
+                    else Completed(run.id, run.execution, "1"),
+                )
+            left = await query(
+                engine.database, "select 1 from runwire.runs where finished_at is null limit 1"
+            )
+            if not left:
+                return
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for seed in range(3):
+                tasks.start_soon(work, seed)
+    for run_id in ids:
+        types = await assert_dense(engine, env, run_id)
+        assert types.count("final") == 1 and types[-1] == "final"
