@@ -2,18 +2,21 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import anyio
 import httpx
 from pydantic import SecretStr
 
+from runwire_engine.catalogue import TaskAnnouncement
 from runwire_realtime.app import create_app
 from runwire_realtime.server import bind, port_of, serve
 from runwire_realtime.services import Services
 from runwire_realtime.settings import ServerSettings
 
+_numbers = count(1)
 SECRET = "a secret of the tests, forty bytes long.."
 
 
@@ -25,12 +28,22 @@ class TestRealtime:
 
     url: str
     key: str
+    environment_id: int
     services: Services
 
     def client(self, credential: str | None = None, **options: Any) -> httpx.AsyncClient:
         """Return a client that carries the API key, or another credential."""
         headers = {"authorization": f"Bearer {self.key if credential is None else credential}"}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=10, **options)
+
+    async def tenant(self, *tasks: str) -> "TestRealtime":
+        """Return the same server as a new environment sees it, which knows these tasks."""
+        environments, catalogue = self.services.environments, self.services.engine.catalogue
+        environment_id = await environments.ensure(f"tenant-{next(_numbers)}")
+        known = [TaskAnnouncement(id=task, queue=f"task/{task}") for task in tasks]
+        await catalogue.announce(environment_id, known)
+        key = await environments.create_key(environment_id)
+        return replace(self, key=key, environment_id=environment_id)
 
     async def token(self, *scopes: str, **options: Any) -> str:
         """Mint a public token over HTTP."""
@@ -57,10 +70,12 @@ async def running_realtime(dsn: str, **changes: Any) -> AsyncGenerator[TestRealt
         async with app.router.lifespan_context(app), anyio.create_task_group() as tasks:
             services: Services = app.state.services
             stop = anyio.Event()
-            tasks.start_soon(serve, app, listener, stop)
-            key = await services.environments.create_key(services.environment_id, "tests")
+            tasks.start_soon(serve, app, listener, stop, services.realtime.drain)
+            environment_id = services.environment_id
+            key = await services.environments.create_key(environment_id, "tests")
             try:
-                yield TestRealtime(f"http://127.0.0.1:{port_of(listener)}", key, services)
+                url = f"http://127.0.0.1:{port_of(listener)}"
+                yield TestRealtime(url, key, environment_id, services)
             finally:
                 stop.set()
     finally:

@@ -3,10 +3,11 @@
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import anyio
 import orjson
+import psycopg
 
 from runwire.tasks import AnyTask, task
 from runwire_engine.engine import Engine, open_engine
@@ -18,6 +19,15 @@ from runwire_engine.states import FINAL
 from runwire_engine.worker import Worker
 
 WAIT = 10.0
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    with anyio.fail_after(WAIT):
+        while True:
+            if fact():
+                return
+            await anyio.sleep(0.002)  # polls
 
 
 def settings_of(database_url: str, **changes: Any) -> EngineSettings:
@@ -67,9 +77,11 @@ class Bench:
         """Wait until a run has one of these statuses; none given: until it is over."""
         wanted = set(statuses) or {str(status) for status in FINAL}
         with anyio.fail_after(WAIT):
-            while (row := await self.row(run_id)).status not in wanted:
+            while True:
+                row = await self.row(run_id)
+                if row.status in wanted:
+                    return row
                 await anyio.sleep(0.01)  # polls the database
-        return row
 
     async def finished(self, made: AnyTask, payload: object = None, **options: Any) -> RunRow:
         """Trigger a run and wait until it is over."""
@@ -84,6 +96,13 @@ class Bench:
     async def metadata(self, run_id: str) -> Any:
         text = await self.engine.metadata.retrieve(self.env, run_id)
         return None if text is None else orjson.loads(text)
+
+    async def sql(self, statement: LiteralString, **parameters: object) -> None:
+        """Do to the database what no part of ours would."""
+        async with await psycopg.AsyncConnection.connect(
+            self.database_url, autocommit=True
+        ) as connection:
+            await connection.execute(statement, parameters)
 
     @asynccontextmanager
     async def worker(self, *tasks: AnyTask, **changes: Any) -> AsyncGenerator[Worker]:

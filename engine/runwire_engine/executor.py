@@ -1,0 +1,309 @@
+"""Executes claimed runs: starts their attempts, stops them, and hands in their outcomes.
+
+Lives on the engine's loop. An attempt is held from its claim until its outcome is committed;
+before that, everything it wrote is committed, so that what readers see last is the outcome.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context as Variables
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import anyio
+
+from runwire.errors import FencedError, InvalidValueError, NotInRunError
+from runwire.tasks import AnyTask
+from runwire_engine import outcomes
+from runwire_engine.attempt import Attempt
+from runwire_engine.bridge import Bridge
+from runwire_engine.claims import ClaimedRun
+from runwire_engine.errors import DatabaseUnavailableError, DataRefusedError, EngineError
+from runwire_engine.failures import FailureCode, describe
+from runwire_engine.runtime import RunRuntime, Surroundings
+from runwire_engine.threads import Threads
+from runwire_engine.verdicts import (
+    Failed,
+    Interruption,
+    Returned,
+    Stopped,
+    Verdict,
+    max_duration,
+    outcome_of,
+)
+
+logger = logging.getLogger("runwire.worker")
+
+# How long a function may go on after it was told to stop. The sweep forces a cancel after 35 s.
+BUDGETS: Final = {
+    Interruption.CANCEL: 30.0,
+    Interruption.TIME_OUT: 5.0,
+    Interruption.RELEASE: 2.0,
+    Interruption.LOST: 0.0,
+}
+# A canceled function has this long to unwind before on_cancel is called beside it.
+HOOK_AFTER: Final = 5.0
+# A function whose write was refused has this long to end by itself.
+FENCED_AFTER: Final = 0.2
+
+
+@dataclass
+class _Held:
+    attempt: Attempt
+    timers: list[asyncio.TimerHandle] = field(default_factory=list[asyncio.TimerHandle])
+    executing: bool = True
+
+
+class Executor:
+    """The attempts of one worker id."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        tasks: Mapping[str, AnyTask],
+        *,
+        loop: Bridge,
+        threads: Threads,
+        variables: Variables,
+        freed: Callable[[], None],
+        due_in: Callable[[float], None],
+    ) -> None:
+        """Take the task loop; the threads, with the variables that `def` tasks begin with; and whom
+        to tell of free slots and of coming retries.
+        """
+        self._around = around
+        self._tasks = tasks
+        self._loop = loop
+        self._threads = threads
+        self._freed = freed
+        self._due_in = due_in
+        self._variables = variables
+        self._held: dict[str, _Held] = {}
+        self._closed = False
+        self._became_idle = asyncio.Event()
+        self._became_idle.set()
+        # Attempts whose function runs, and all whose outcome is not committed.
+        self.executing = 0
+
+    @property
+    def held(self) -> Mapping[str, int]:
+        """The runs held, with their executions."""
+        return {run_id: held.attempt.run.execution for run_id, held in self._held.items()}
+
+    @property
+    def holding(self) -> int:
+        return len(self._held)
+
+    def on_loop(self) -> Iterable[str]:
+        """Name the runs whose functions run on the task loop."""
+        return [
+            run_id
+            for run_id, held in tuple(self._held.items())
+            if held.executing and held.attempt.task.is_async
+        ]
+
+    async def idle(self) -> None:
+        """Wait until nothing is held."""
+        await self._became_idle.wait()
+
+    def start(self, runs: Sequence[ClaimedRun]) -> None:
+        """Execute claimed runs."""
+        on_loop: list[Attempt] = []
+        for run in runs:
+            attempt = self._hold(run)
+            if attempt.task.is_async:
+                on_loop.append(attempt)
+            else:
+                self._start_in_thread(attempt)
+        if on_loop:
+            self._loop.post(lambda: self._start_on_loop(on_loop))
+
+    def _start_in_thread(self, attempt: Attempt) -> None:
+        try:
+            attempt.run_in_thread(self._variables)
+        except RuntimeError as error:
+            # The system has no more threads to give: another worker may.
+            logger.error("run %s cannot be started: %s", attempt.run.id, error)
+            attempt.interrupt(Interruption.RELEASE)
+            attempt.give_up()
+
+    def _start_on_loop(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            self._loop.start(attempt.run_on_loop)
+
+    def interrupt(self, run_id: str, reason: Interruption) -> None:
+        """Tell one run's function to stop, if the run is held."""
+        held = self._held.get(run_id)
+        if held is None or not held.attempt.interrupt(reason):
+            return
+        if reason is Interruption.LOST:
+            self._abort(held.attempt)
+            return
+        self._later(held, BUDGETS[reason], held.attempt.give_up)
+        if reason is Interruption.CANCEL:
+            self._later(held, HOOK_AFTER, held.attempt.start_hook)
+
+    def interrupt_all(self, reason: Interruption) -> None:
+        for run_id in tuple(self._held):
+            self.interrupt(run_id, reason)
+
+    def give_up_all(self) -> None:
+        """Wait no longer for functions that were told to stop."""
+        for held in tuple(self._held.values()):
+            held.attempt.give_up()
+
+    def close(self) -> None:
+        """Lose every attempt at once: nothing of theirs is written any more."""
+        self._closed = True
+        self.interrupt_all(Interruption.LOST)
+
+    # -------------------------------------------------------------------------------------------
+
+    def _hold(self, run: ClaimedRun) -> Attempt:
+        if run.id in self._held:
+            self._replace(self._held[run.id])
+        runtime = RunRuntime(run, self._around, partial(self._fenced, run))
+        task = self._tasks[run.task]
+        attempt = Attempt(
+            run,
+            task,
+            runtime,
+            loop=self._loop,
+            threads=self._threads,
+            settled=self._settled,
+        )
+        held = self._held[run.id] = _Held(attempt)
+        self._became_idle.clear()
+        self.executing += 1
+        limit = max_duration(run, task)
+        if limit is not None:
+            self._later(held, limit, lambda: self.interrupt(run.id, Interruption.TIME_OUT))
+        return attempt
+
+    def _replace(self, held: _Held) -> None:
+        """Let go of an attempt whose run was claimed again, by this very worker."""
+        held.attempt.interrupt(Interruption.LOST)
+        self._abort(held.attempt)
+        self._end_execution(held)
+
+    def _end_execution(self, held: _Held) -> None:
+        for timer in held.timers:
+            timer.cancel()
+        if held.executing:
+            held.executing = False
+            self.executing -= 1
+
+    def _later(self, held: _Held, seconds: float, work: Callable[[], object]) -> None:
+        held.timers.append(self._around.bridge.loop.call_later(seconds, work))
+
+    def _fenced(self, run: ClaimedRun, error: FencedError) -> None:
+        held = self._held.get(run.id)
+        # By now the run may be held again, under another execution.
+        if held is not None and held.attempt.run is run:
+            logger.info("%s", error)
+            held.attempt.runtime.abort(error)
+            # Not at once: the call that was refused shall raise, not be cancelled.
+            self._later(held, FENCED_AFTER, lambda: self.interrupt(run.id, Interruption.LOST))
+
+    def _abort(self, attempt: Attempt) -> None:
+        attempt.runtime.abort(
+            FencedError(f"this attempt at {attempt.run.id} lost its run", run_id=attempt.run.id)
+        )
+
+    def _settled(self, attempt: Attempt, verdict: Verdict) -> None:
+        """Take a verdict, on whatever thread it was given."""
+        self._around.bridge.post(lambda: self._conclude(attempt, verdict))
+
+    def _conclude(self, attempt: Attempt, verdict: Verdict) -> None:
+        held = self._held.get(attempt.run.id)
+        if held is None or held.attempt is not attempt:
+            return
+        self._end_execution(held)
+        self._freed()
+        if isinstance(verdict, Stopped) and verdict.reason is Interruption.LOST:
+            self._drop(attempt)
+        elif attempt.runtime.clean:
+            attempt.runtime.close(_over(attempt))
+            self._hand_in(attempt, verdict)
+        else:
+            self._around.bridge.start(partial(self._drain, attempt, verdict))
+
+    async def _drain(self, attempt: Attempt, verdict: Verdict) -> None:
+        """Commit what the attempt wrote, then hand in its outcome."""
+        try:
+            await attempt.runtime.drain()
+        except FencedError:
+            self._drop(attempt)
+            return
+        except Exception as error:
+            if isinstance(verdict, Returned):
+                verdict = _unwritten(error)
+        self._hand_in(attempt, verdict)
+
+    def _hand_in(self, attempt: Attempt, verdict: Verdict) -> None:
+        if self._closed:
+            self._drop(attempt)
+            return
+        outcome = outcome_of(attempt.run, attempt.task, verdict, random.random())
+        if outcome is None:
+            self._drop(attempt)
+            return
+        around = self._around
+        try:
+            promise = around.engine.outcomes.submit_nowait(around.environment_id, outcome)
+        except EngineError as error:  # the engine is closing; the run is released
+            logger.warning("the outcome of %s was not taken: %s", attempt.run.id, error)
+            self._drop(attempt)
+            return
+        promise.add_done_callback(partial(self._committed, attempt, verdict))
+        if isinstance(outcome, outcomes.Failed) and outcome.retry_in is not None:
+            self._due_in(outcome.retry_in)
+
+    def _committed(
+        self, attempt: Attempt, verdict: Verdict, promise: "asyncio.Future[outcomes.Finished]"
+    ) -> None:
+        error = None if promise.cancelled() else promise.exception()
+        match error:
+            case None:
+                self._drop(attempt)
+            case FencedError():
+                logger.info("the outcome of %s came too late: %s", attempt.run.id, error)
+                self._drop(attempt)
+            case DatabaseUnavailableError() if not self._closed:
+                # Fenced, so that handing it in twice does nothing twice.
+                self._around.bridge.start(partial(self._hand_in_later, attempt, verdict))
+            case DataRefusedError() if not isinstance(verdict, Failed):
+                self._hand_in(
+                    attempt, Failed(describe(error, FailureCode.OUTPUT_INVALID, stack=False), False)
+                )
+            case _:
+                logger.error("the outcome of %s cannot be stored: %r", attempt.run.id, error)
+                self._drop(attempt)
+
+    async def _hand_in_later(self, attempt: Attempt, verdict: Verdict) -> None:
+        await anyio.sleep(1.0)
+        self._hand_in(attempt, verdict)
+
+    def _drop(self, attempt: Attempt) -> None:
+        held = self._held.get(attempt.run.id)
+        if held is not None and held.attempt is attempt:
+            del self._held[attempt.run.id]
+        if not self._held:
+            self._became_idle.set()
+        self._freed()
+
+
+def _unwritten(error: Exception) -> Failed:
+    """Return the verdict on a function that returned, but whose writes were refused."""
+    if isinstance(error, DatabaseUnavailableError):
+        return Failed(describe(error, FailureCode.INTERNAL, stack=False), may_retry=True)
+    if not isinstance(error, (InvalidValueError, EngineError)):
+        logger.error("what a run wrote could not be stored", exc_info=error)
+    return Failed(describe(error, FailureCode.TASK_ERROR, stack=False), may_retry=False)
+
+
+def _over(attempt: Attempt) -> Exception:
+    return NotInRunError(f"this attempt at {attempt.run.id} is over")

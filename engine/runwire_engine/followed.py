@@ -1,0 +1,53 @@
+"""What is read for those who follow runs and streams. [core]"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from runwire_engine.placement import AttemptMark
+from runwire_engine.run_row import RunRow
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedRun:
+    """A run as it was read for subscribers.
+
+    `sizes` tells of bodies too large to be read ("payload", "output", "metadata"); `batches` are
+    all that the run stands in.
+    """
+
+    row: RunRow
+    sizes: Mapping[str, int]
+    batches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A run of a feed."""
+
+    run_id: str
+    is_final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One revision of a run, from its history."""
+
+    revision: int
+    delta: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHead:
+    """Where a stream stands."""
+
+    environment_id: int
+    id: int
+    run_id: str
+    key: str
+    bucket: date
+    next_seq: int
+    attempts: tuple[AttemptMark, ...]
+    ended_execution: int | None
+    eof_reason: str | None

@@ -1,0 +1,210 @@
+"""What following runs takes to read: runs, the members of feeds, the logs of runs and streams.
+
+Reads only, each one statement; what changed as it changes is `changes`' affair.
+"""
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Final
+
+import orjson
+
+from runwire_engine.bells import ChunkRow
+from runwire_engine.database import Database, Row
+from runwire_engine.followed import FollowedRun, LoggedEvent, Member, StreamHead
+from runwire_engine.placement import AttemptMark
+from runwire_engine.run_row import run_row
+
+# Where a feed without a beginning begins.
+_ALWAYS: Final = "-infinity"
+_BODIES: Final = ("payload", "output", "metadata")
+
+
+class Following:
+    """Reads for those who follow."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def rows(
+        self, environment_id: int, ids: Sequence[str], limit: int
+    ) -> dict[str, FollowedRun]:
+        """Return those of the runs that there are; bodies over `limit` bytes are left out."""
+        rows = await self._database.all(
+            "following.rows",
+            {"environment_id": environment_id, "ids": list(ids), "limit": limit},
+        )
+        return {row["id"]: _run(row) for row in rows}
+
+    async def tagged(
+        self,
+        environment_id: int,
+        tags: Sequence[str],
+        since: datetime | None,
+        limit: int,
+        *,
+        is_open: bool = False,
+    ) -> list[Member]:
+        """Return the newest runs that carry all the tags; `is_open`: only those not over."""
+        rows = await self._database.all(
+            "following.tagged",
+            {
+                "environment_id": environment_id,
+                "first": tags[0],
+                "tags": list(tags),
+                "since": since or _ALWAYS,
+                "is_open": is_open,
+                "limit": limit,
+            },
+        )
+        return _members(rows)
+
+    async def recent(
+        self,
+        environment_id: int,
+        tasks: Sequence[str] | None,
+        statuses: Sequence[str] | None,
+        since: datetime | None,
+        limit: int,
+        *,
+        is_open: bool = False,
+    ) -> list[Member]:
+        """Return the newest runs of an environment, by task and status."""
+        rows = await self._database.all(
+            "following.recent",
+            {
+                "environment_id": environment_id,
+                "tasks": tasks,
+                "statuses": statuses,
+                "since": since or _ALWAYS,
+                "is_open": is_open,
+                "limit": limit,
+            },
+        )
+        return _members(rows)
+
+    async def batch(
+        self, environment_id: int, batch_id: str, limit: int
+    ) -> tuple[bool, list[Member]] | None:
+        """Return whether a batch is complete, and its runs; None: there is no such batch."""
+        names = {"environment_id": environment_id, "batch_id": batch_id}
+        # In this order: once it is complete, its items are all there.
+        row = await self._database.one("following.batch", names)
+        if row is None:
+            return None
+        rows = await self._database.all("following.batch_runs", {**names, "limit": limit})
+        return bool(row["sealed"]), _members(rows)
+
+    async def touched(
+        self,
+        environment_id: int,
+        snapshot: str,
+        limit: int,
+        *,
+        tags: Sequence[str] = (),
+        tasks: Sequence[str] | None = None,
+        batch_id: str | None = None,
+    ) -> dict[str, int]:
+        """Return the runs that changed since a snapshot, and the first revision that did."""
+        rows = await self._database.all(
+            "following.touched",
+            {
+                "environment_id": environment_id,
+                "snapshot": snapshot,
+                "tags": list(tags),
+                "tasks": tasks,
+                "batch_id": batch_id,
+                "limit": limit,
+            },
+        )
+        return {row["run_id"]: row["first"] for row in rows}
+
+    async def is_ahead(self, snapshot: str) -> bool:
+        """Say whether a snapshot is from this database's future."""
+        row = await self._database.one("following.place", {"snapshot": snapshot})
+        return row is not None and bool(row["is_ahead"])
+
+    async def since(self, seconds: float) -> datetime:
+        """Return the database's time so many seconds ago."""
+        row = await self._database.one("following.since", {"seconds": seconds})
+        assert row is not None
+        at: datetime = row["since"]
+        return at
+
+    async def events(
+        self, environment_id: int, run_id: str, after: int, limit: int
+    ) -> list[LoggedEvent]:
+        """Return the changes of a run after a revision."""
+        rows = await self._database.all(
+            "following.events",
+            {"environment_id": environment_id, "run_id": run_id, "after": after, "limit": limit},
+        )
+        return [LoggedEvent(row["revision"], row["delta"], row["created_at"]) for row in rows]
+
+    async def heads(
+        self, environment_id: int, names: Sequence[tuple[str, str | None]]
+    ) -> list[StreamHead]:
+        """Return where streams stand; a key of None stands for all streams of the run."""
+        rows = await self._database.all(
+            "following.heads",
+            {
+                "environment_id": environment_id,
+                "run_ids": [run_id for run_id, _ in names],
+                "keys": [key for _, key in names],
+            },
+        )
+        return [_stream(environment_id, row) for row in rows]
+
+    async def chunks(
+        self, wanted: Sequence[tuple[int, date, int]], limit_bytes: int, limit_chunks: int
+    ) -> dict[int, list[ChunkRow]]:
+        """Return a page of each stream (id, bucket, first seq), by stream id."""
+        rows = await self._database.all(
+            "following.chunks",
+            {
+                "stream_ids": [id for id, _, _ in wanted],
+                "buckets": [bucket for _, bucket, _ in wanted],
+                "from_seqs": [seq for _, _, seq in wanted],
+                "limit_bytes": limit_bytes,
+                "limit_chunks": limit_chunks,
+            },
+        )
+        pages: dict[int, list[ChunkRow]] = {}
+        for row in rows:
+            chunk = ChunkRow(
+                row["seq"], row["execution"], row["attempt"], row["writer"], row["body"]
+            )
+            pages.setdefault(row["stream_id"], []).append(chunk)
+        return pages
+
+
+def _run(row: Row) -> FollowedRun:
+    sizes = {
+        name: row[f"{name}_bytes"]
+        for name in _BODIES
+        if row[name] is None and row[f"{name}_bytes"] is not None
+    }
+    return FollowedRun(run_row(row), sizes, tuple(row["batches"]))
+
+
+def _members(rows: Sequence[Row]) -> list[Member]:
+    # A run may stand in a batch twice.
+    return list({row["id"]: Member(row["id"], row["is_final"]) for row in rows}.values())
+
+
+def _stream(environment_id: int, row: Row) -> StreamHead:
+    marks = tuple(
+        AttemptMark(mark["attempt"], mark["execution"], mark["fromSeq"])
+        for mark in orjson.loads(row["attempts"])
+    )
+    return StreamHead(
+        environment_id,
+        row["id"],
+        row["run_id"],
+        row["key"],
+        row["bucket"],
+        row["next_seq"],
+        marks,
+        row["ended_execution"],
+        row["eof_reason"],
+    )

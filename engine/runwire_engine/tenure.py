@@ -1,0 +1,286 @@
+"""One worker id's life: registered, claiming while its lease holds, stopped in order or lost.
+
+A worker that lost its lease starts a new tenure under a new id; nothing of the old one's is written
+any more, as every write is fenced by the execution that was claimed under the old id.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextvars import Context as Variables
+
+import anyio
+
+from runwire.tasks import AnyTask
+from runwire_engine.bells import Bell
+from runwire_engine.bridge import Bridge
+from runwire_engine.errors import EngineError
+from runwire_engine.executor import Executor
+from runwire_engine.lease import Lease
+from runwire_engine.outcomes import Finished, Released
+from runwire_engine.runtime import Surroundings
+from runwire_engine.settings import EngineSettings
+from runwire_engine.threads import Threads
+from runwire_engine.verdicts import Interruption
+
+logger = logging.getLogger("runwire.worker")
+
+# Seconds after a failed statement until the next try.
+BACK_OFF = (0.1, 5.0)
+# After the grace of a stop: for functions to unwind, and for outcomes to be committed.
+_UNWIND_WITHIN = 2.0
+_COMMIT_WITHIN = 5.0
+_LEAVE_WITHIN = 1.0
+# Between two looks for due runs, where another worker is at those that are.
+_LEAST_PAUSE = 0.01
+
+
+class Tenure:
+    """Claims runs under one worker id and executes them."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        around: Surroundings,
+        tasks: Mapping[str, AnyTask],
+        settings: EngineSettings,
+        *,
+        task_loop: Bridge,
+        threads: Threads,
+        variables: Variables,
+        grace: float,
+    ) -> None:
+        self.worker_id = worker_id
+        self.executor = Executor(
+            around,
+            tasks,
+            loop=task_loop,
+            threads=threads,
+            variables=variables,
+            freed=self._freed,
+            due_in=self._due_in,
+        )
+        self._around = around
+        self._settings = settings
+        self._max_attempts = {task.id: task.retry.max_attempts for task in tasks.values()}
+        self._wanted = anyio.Event()
+        self._due = anyio.Event()
+        self._claimed_last = anyio.Event()
+        self._leaving = anyio.Event()
+        # True when the last claim found as many runs as there were slots.
+        self._more = False
+        self._stopping = False
+        self._grace = grace
+        self._grace_scope: anyio.CancelScope | None = None
+
+    async def run(self, stopping: anyio.Event, registered: Callable[[], None]) -> None:
+        """Work until told to stop, or until the lease is lost."""
+        lease = await self._register(stopping)
+        if lease is None:
+            return
+        registered()
+        async with anyio.create_task_group() as tasks:
+
+            async def keep() -> None:
+                await lease.run()
+                # At once: the statements that are cancelled below may take their time.
+                self.executor.close()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(keep)
+            async with anyio.create_task_group() as loops:
+                for loop in (self._promote, self._heed, self._reconcile, self._claim):
+                    loops.start_soon(loop)
+                await stopping.wait()
+                await self._wind_down()
+                self._leaving.set()
+                self._due.set()
+                # Each loop ends between two statements; a stuck one is cut off.
+                loops.cancel_scope.deadline = anyio.current_time() + _LEAVE_WITHIN
+            tasks.cancel_scope.cancel()
+
+    def shorten_grace(self, grace: float) -> None:
+        """Release in so many seconds what still executes, if that is sooner."""
+        self._grace = min(grace, self._grace)
+        if self._grace_scope is not None:
+            deadline = anyio.current_time() + self._grace
+            self._grace_scope.deadline = min(deadline, self._grace_scope.deadline)
+
+    def rang(self, bell: Bell) -> None:
+        """Act on a bell: claim when there is work, cancel what shall be canceled."""
+        if bell.work or bell.scan:
+            self.wake()
+        for control in bell.control:
+            if control.kind == "cancel":
+                self.executor.interrupt(control.target, Interruption.CANCEL)
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._wanted.set()
+
+    def _freed(self) -> None:
+        """Note a free slot: claim at once if there was more work than slots."""
+        if self._more:
+            self._wanted.set()
+
+    async def _register(self, stopping: anyio.Event) -> Lease | None:
+        lease = Lease(
+            self._around.engine.workers,
+            self.worker_id,
+            seconds=self._settings.lease,
+            heartbeat=self._settings.heartbeat,
+        )
+        wait, longest = BACK_OFF
+        while not stopping.is_set():
+            asked_at = time.monotonic()
+            try:
+                await self._around.engine.workers.register(
+                    self._around.environment_id, self.worker_id
+                )
+            except EngineError as error:
+                logger.warning("the worker cannot register: %s", error)
+                with anyio.move_on_after(wait):
+                    await stopping.wait()
+                wait = min(wait * 2, longest)
+                continue
+            lease.renewed(asked_at)
+            return lease
+        return None
+
+    async def _claim(self) -> None:
+        """Claim as many runs as there are free slots, when woken and every second."""
+        wait, longest = BACK_OFF
+        while not self._stopping:
+            self._wanted = anyio.Event()
+            slots = self._free_slots()
+            if slots > 0:
+                try:
+                    found = await self._claim_once(slots)
+                except EngineError as error:
+                    logger.warning("runs cannot be claimed: %s", error)
+                    with anyio.move_on_after(wait):
+                        await self._wanted.wait()
+                    wait = min(wait * 2, longest)
+                    continue
+                wait, _ = BACK_OFF
+                self._more = found == slots
+                if self._more:
+                    continue
+            else:
+                self._more = True
+            with anyio.move_on_after(self._settings.poll):
+                await self._wanted.wait()
+        self._claimed_last.set()
+
+    async def _claim_once(self, slots: int) -> int:
+        runs = await self._around.engine.claims.claim(
+            self._around.environment_id, self.worker_id, self._max_attempts, slots
+        )
+        self.executor.start(runs)
+        if self._stopping:
+            for run in runs:
+                self.executor.interrupt(run.id, Interruption.RELEASE)
+        return len(runs)
+
+    def _free_slots(self) -> int:
+        """Return how many runs may be claimed now.
+
+        A slot is free once its function has ended; but outcomes that are not committed yet are
+        bounded too.
+        """
+        limit = self._settings.concurrency
+        return min(limit - self.executor.executing, 2 * limit - self.executor.holding)
+
+    async def _promote(self) -> None:
+        """Queue delayed runs and retries when they are due."""
+        expected = False
+        while not self._leaving.is_set():
+            self._due = anyio.Event()
+            due = await self._promote_once()
+            if expected:
+                self.wake()
+            poll = self._settings.poll
+            pause = poll if due is None else min(poll, max(due, _LEAST_PAUSE))
+            with anyio.move_on_after(pause) as pausing:
+                await self._due.wait()
+            expected = pause < poll or not pausing.cancelled_caught
+
+    async def _promote_once(self) -> float | None:
+        try:
+            claims = self._around.engine.claims
+            return await claims.promote_due(self._around.environment_id)
+        except EngineError as error:
+            logger.warning("delayed runs cannot be queued: %s", error)
+            return None
+
+    def _due_in(self, seconds: float) -> None:
+        """Look for due runs in so many seconds, besides looking every second."""
+        if seconds < self._settings.poll:
+            self._around.bridge.loop.call_later(seconds, lambda: self._due.set())
+
+    async def _heed(self) -> None:
+        """Ask who shall be canceled, in case the bell that said so was lost."""
+        while not await self._left_within(self._settings.poll):
+            if not self.executor.holding:
+                continue
+            try:
+                asked = await self._around.engine.workers.cancel_requests(self.worker_id)
+            except EngineError:
+                continue  # the heartbeats say so
+            for run_id in asked:
+                self.executor.interrupt(run_id, Interruption.CANCEL)
+
+    async def _reconcile(self) -> None:
+        """Compare what is held here with what the database says, and mend what differs."""
+        strange: Mapping[str, int] = {}
+        while not await self._left_within(self._settings.heartbeat):
+            before = self.executor.held
+            try:
+                theirs = await self._around.engine.workers.held(self.worker_id)
+            except EngineError:
+                continue
+            ours = self.executor.held
+            for run_id, execution in before.items():
+                if ours.get(run_id) == execution != theirs.get(run_id):
+                    self.executor.interrupt(run_id, Interruption.LOST)
+            unknown = {r: e for r, e in theirs.items() if r not in before and r not in ours}
+            # Twice in a row: a claim whose answer is on its way looks like this for a moment.
+            for run_id in [r for r, e in unknown.items() if strange.get(r) == e]:
+                logger.error("run %s is held but not executed; it is given back", run_id)
+                self._around.engine.outcomes.submit_nowait(
+                    self._around.environment_id, Released(run_id, unknown[run_id])
+                ).add_done_callback(_looked_at)
+            strange = unknown
+
+    async def _left_within(self, seconds: float) -> bool:
+        """Wait; say whether it is time to end."""
+        with anyio.move_on_after(seconds):
+            await self._leaving.wait()
+        return self._leaving.is_set()
+
+    async def _wind_down(self) -> None:
+        """Let tasks finish, then release what is left, and leave."""
+        self._stopping = True
+        self.wake()
+        with anyio.move_on_after(self._grace) as self._grace_scope:
+            await self._claimed_last.wait()
+            await self.executor.idle()
+        self.executor.interrupt_all(Interruption.RELEASE)
+        with anyio.move_on_after(_UNWIND_WITHIN):
+            await self.executor.idle()
+        self.executor.give_up_all()
+        with anyio.move_on_after(_COMMIT_WITHIN):
+            await self.executor.idle()
+            await self._leave()
+
+    async def _leave(self) -> None:
+        try:
+            await self._around.engine.workers.stop(self.worker_id)
+        except EngineError as error:
+            logger.warning("the lease is left to run out: %s", error)
+
+
+def _looked_at(promise: "asyncio.Future[Finished]") -> None:
+    if not promise.cancelled():
+        promise.exception()

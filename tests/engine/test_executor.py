@@ -1,0 +1,280 @@
+"""Every way an attempt can end."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import anyio
+import pytest
+from pydantic import BaseModel
+
+from runwire import _context
+from runwire._context import Context
+from runwire.errors import AbortTaskRunError
+from tests.support.working import Bench, defined, error_of, opened_bench
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
+    async with opened_bench(database_url) as opened:
+        yield opened
+
+
+class Order(BaseModel):
+    city: str
+    count: int = 1
+
+
+async def test_an_async_task_gets_its_payload_and_completes_with_its_output(bench: Bench) -> None:
+    async def async_order(payload: Order) -> dict[str, Any]:
+        return {"to": payload.city, "count": payload.count + 1}
+
+    made = defined(async_order)
+    async with bench.worker(made):
+        row = await bench.finished(made, {"city": "Oslo"})
+    assert (row.status, row.output) == ("COMPLETED", '{"to":"Oslo","count":2}')
+    assert (row.attempt, row.execution, row.worker_id) == (1, 1, None)
+
+
+async def test_a_def_task_runs_in_a_thread_with_its_context(bench: Bench) -> None:
+    def def_order(payload: Order, ctx: Context) -> list[object]:
+        runtime = _context.current()
+        assert runtime is not None and runtime.ctx is ctx
+        return [payload.city, ctx.run.id, ctx.attempt.number, ctx.task.id, ctx.environment]
+
+    made = defined(def_order)
+    async with bench.worker(made):
+        row = await bench.finished(made, {"city": "Oslo"})
+    assert row.status == "COMPLETED"
+    assert row.output == f'["Oslo","{row.id}",1,"{made.id}","dev"]'
+
+
+@pytest.mark.parametrize("payload", ['{"count": 1}', "[]", '"x"', None])
+async def test_a_payload_that_does_not_fit_fails_the_run_without_a_retry(
+    bench: Bench, payload: str | None
+) -> None:
+    async def strict(payload: Order) -> None:
+        raise AssertionError("not reached")
+
+    made = defined(strict, retry={"max_attempts": 5, "min_timeout": 0.01})
+    async with bench.worker(made):
+        row = await bench.until(await bench.start_text(made, payload))
+    assert (row.status, row.attempt) == ("FAILED", 1)
+    assert error_of(row)["code"] == "PAYLOAD_INVALID"
+    assert "payload does not fit" in error_of(row)["message"]
+
+
+async def test_an_error_is_retried_with_back_off_until_it_works(bench: Bench) -> None:
+    seen: list[tuple[int, float]] = []
+
+    async def flaky(ctx: Context) -> int:
+        seen.append((ctx.attempt.number, anyio.current_time()))
+        if ctx.attempt.number < 3:
+            raise ValueError("not yet")
+        return ctx.attempt.number
+
+    made = defined(
+        flaky, retry={"max_attempts": 5, "min_timeout": 0.1, "factor": 2, "randomize": False}
+    )
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    assert (row.status, row.attempt, row.execution, row.error) == ("COMPLETED", 3, 3, None)
+    assert [number for number, _ in seen] == [1, 2, 3]
+    gaps = [after - before for (_, before), (_, after) in zip(seen, seen[1:], strict=False)]
+    assert gaps[0] >= 0.09 and gaps[1] >= 0.19
+    # The worker wakes for the retry; it does not wait for its poll.
+    assert gaps[0] < 1.0
+
+
+async def test_attempts_used_up_fail_the_run_with_its_last_error(bench: Bench) -> None:
+    def hopeless(ctx: Context) -> None:
+        raise LookupError(f"attempt {ctx.attempt.number}")
+
+    made = defined(hopeless, retry={"max_attempts": 2, "min_timeout": 0.01})
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    error = error_of(row)
+    assert (row.status, row.attempt) == ("FAILED", 2)
+    assert (error["name"], error["message"]) == ("LookupError", "attempt 2")
+    assert error["code"] == "TASK_ERROR"
+    assert "hopeless" in error["stackTrace"]
+    assert "runwire_engine" not in error["stackTrace"]
+
+
+async def test_the_runs_own_max_attempts_beats_the_tasks(bench: Bench) -> None:
+    async def bounded() -> None:
+        raise ValueError("no")
+
+    made = defined(bounded, retry={"max_attempts": 10, "min_timeout": 0.01})
+    async with bench.worker(made):
+        row = await bench.finished(made, max_attempts=2)
+    assert (row.status, row.attempt) == ("FAILED", 2)
+
+
+async def test_an_abort_fails_the_run_without_a_retry(bench: Bench) -> None:
+    async def aborting() -> None:
+        raise AbortTaskRunError("no such account")
+
+    made = defined(aborting, retry={"max_attempts": 5})
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    assert (row.status, row.attempt, error_of(row)["code"]) == ("FAILED", 1, "TASK_ABORTED")
+
+
+def exits() -> None:
+    sys.exit(3)
+
+
+def interrupts() -> None:
+    raise KeyboardInterrupt
+
+
+async def exits_on_the_loop() -> None:
+    sys.exit(3)
+
+
+async def cancels_itself() -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("function", [exits, interrupts, exits_on_the_loop, cancels_itself])
+async def test_leaving_the_hard_way_fails_that_run_only(bench: Bench, function: Any) -> None:
+    async def bystander() -> str:
+        return "fine"
+
+    made, other = defined(function), defined(bystander)
+    async with bench.worker(made, other):
+        row = await bench.finished(made)
+        assert row.status == "FAILED"
+        assert (await bench.finished(other)).status == "COMPLETED"
+
+
+def circle() -> Any:
+    round: list[Any] = []
+    round.append(round)
+    return round
+
+
+def deep() -> Any:
+    value: Any = 1
+    for _ in range(10_000):
+        value = [value]
+    return value
+
+
+def generating() -> Any:
+    return (number for number in range(3))
+
+
+async def forgetting() -> Any:
+    async def inner() -> int:
+        return 1
+
+    return inner()
+
+
+@pytest.mark.parametrize(
+    ("output", "code"),
+    [
+        (float("nan"), "OUTPUT_INVALID"),
+        ([1.0, float("inf")], "OUTPUT_INVALID"),
+        ("a\x00b", "OUTPUT_INVALID"),
+        ({"k": "\ud800"}, "OUTPUT_INVALID"),
+        ({"\udfff": 1}, "OUTPUT_INVALID"),
+        (2**60, "OUTPUT_INVALID"),
+        (object(), "OUTPUT_INVALID"),
+        (b"bytes", "OUTPUT_INVALID"),
+        ("x" * (10 * 1024 * 1024), "OUTPUT_TOO_LARGE"),
+    ],
+    ids=["nan", "inf", "nul", "surrogate", "surrogate-key", "integer", "object", "bytes", "10MB"],
+)
+async def test_an_output_that_cannot_be_stored_fails_the_run_without_a_retry(
+    bench: Bench, output: Any, code: str
+) -> None:
+    async def poison() -> Any:
+        return output
+
+    made = defined(poison, retry={"max_attempts": 5, "min_timeout": 0.01})
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    assert (row.status, row.attempt, error_of(row)["code"]) == ("FAILED", 1, code)
+
+
+@pytest.mark.parametrize("function", [circle, deep, generating, forgetting])
+async def test_an_output_without_a_json_form_fails_the_run(bench: Bench, function: Any) -> None:
+    made = defined(function)
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    assert (row.status, error_of(row)["code"]) == ("FAILED", "OUTPUT_INVALID")
+
+
+async def test_an_error_text_that_cannot_be_stored_is_cleaned(bench: Bench) -> None:
+    async def dirty() -> None:
+        raise ValueError("a\x00b\ud800" + "x" * 100_000)
+
+    made = defined(dirty)
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    assert row.status == "FAILED"
+    assert error_of(row)["message"].startswith("a\N{REPLACEMENT CHARACTER}b?xx")
+
+
+async def test_max_duration_times_a_run_out(bench: Bench) -> None:
+    unwound = anyio.Event()
+
+    async def slow() -> None:
+        try:
+            await anyio.sleep(60)
+        finally:
+            unwound.set()
+
+    made = defined(slow, max_duration=0.1, retry={"max_attempts": 3})
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    assert (row.status, row.attempt, error_of(row)["code"]) == ("TIMED_OUT", 1, "MAX_DURATION")
+    assert unwound.is_set()
+
+
+async def test_a_def_task_is_told_by_its_signal_that_its_time_is_over(bench: Bench) -> None:
+    def patient(signal: Any) -> None:
+        signal.wait(10)
+        signal.raise_if_set()
+
+    made = defined(patient)
+    async with bench.worker(made):
+        row = await bench.finished(made, max_duration=0.1)
+    assert row.status == "TIMED_OUT"
+
+
+async def test_a_run_executes_its_variables_apart_from_others(bench: Bench) -> None:
+    ids: set[str] = set()
+
+    async def reading() -> bool:
+        runtime = _context.require("this")
+        await anyio.sleep(0.01)
+        ids.add(runtime.ctx.run.id)
+        return _context.require("this") is runtime
+
+    made = defined(reading)
+    async with bench.worker(made):
+        rows = [await bench.start(made) for _ in range(5)]
+        outputs = {(await bench.until(run_id)).output for run_id in rows}
+    assert outputs == {"true"}
+    assert ids == set(rows)
+    assert _context.current() is None
+
+
+async def test_a_def_task_may_run_loops_of_its_own(bench: Bench) -> None:
+    async def append() -> int:
+        return await _context.require("this").stream_append("self", "s", ["1"])
+
+    def looping() -> list[int]:
+        return [asyncio.run(append()), anyio.run(append)]
+
+    made = defined(looping)
+    async with bench.worker(made):
+        row = await bench.finished(made)
+    assert row.output == "[1,2]"

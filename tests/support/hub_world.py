@@ -1,0 +1,516 @@
+"""A database in memory, a hub on it, and clients that check every message: for tests of the core.
+
+`World` holds what is committed; each read of the hub is taken at one time and answered at another,
+so that a test decides what happens in between. `Client` is as strict as the protocol allows one to
+be: a patch that does not apply, a chunk that is not the next one, an end too early: all fail.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import orjson
+
+from runwire._metadata import apply
+from runwire.wire import Json, JsonObject
+from runwire_engine.bells import ChunkRow, StreamMoved
+from runwire_engine.followed import FollowedRun, StreamHead
+from runwire_engine.placement import AttemptMark
+from runwire_engine.run_row import RunRow
+from runwire_realtime.feed_members import FeedMembers
+from runwire_realtime.hub import Hub, RunEvent, event_of
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.outbox import Outbox
+from runwire_realtime.run_topic import RunTopic, step_of
+from runwire_realtime.run_view import is_final, wire_time
+from runwire_realtime.scope import Grant
+from runwire_realtime.stream_reader import StreamReader
+from runwire_realtime.subscriber import Subscriber
+from runwire_realtime.wants import StreamName
+
+ENV = 1
+EPOCH = "e0"
+_BEGAN = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def new_row(run_id: str, tags: tuple[str, ...] = ()) -> RunRow:
+    """Return a run that was just triggered."""
+    return RunRow(
+        environment_id=ENV,
+        id=run_id,
+        bucket=date(2026, 11, 23),
+        task="task",
+        status="QUEUED",
+        revision=1,
+        execution=0,
+        attempt=0,
+        max_attempts=3,
+        queue="task/task",
+        concurrency_key="",
+        limited=False,
+        sort_at=_BEGAN,
+        priority=0.0,
+        worker_id=None,
+        version=None,
+        payload='{"a":1}',
+        payload_type="application/json",
+        output=None,
+        output_type=None,
+        error=None,
+        tags=tags,
+        stream_keys=(),
+        parent_id=None,
+        root_id=None,
+        depth=0,
+        batch_id=None,
+        idempotency_key=None,
+        is_test=False,
+        max_duration=None,
+        ttl=None,
+        expires_at=None,
+        delayed_until=None,
+        cancel_requested_at=None,
+        created_at=_BEGAN,
+        updated_at=_BEGAN,
+        queued_at=_BEGAN,
+        started_at=None,
+        claimed_at=None,
+        duration_ms=0,
+        finished_at=None,
+        expired_at=None,
+        metadata=None,
+    )
+
+
+@dataclass
+class StoredStream:
+    id: int
+    chunks: list[ChunkRow] = field(default_factory=list[ChunkRow])
+    marks: tuple[AttemptMark, ...] = ()
+    ended_execution: int | None = None
+    eof_reason: str | None = None
+
+
+class World:
+    """What is committed, the hub that follows it, and the reads under way."""
+
+    def __init__(self, limits: HubLimits) -> None:
+        self.rows: dict[str, RunRow] = {}
+        self.streams: dict[tuple[str, str], StoredStream] = {}
+        self.history: dict[str, list[tuple[int, str, datetime]]] = {}
+        self.events: list[RunEvent] = []
+        self.hub = Hub(limits)
+        self.hub.epoch = EPOCH
+        self.hub.position = self._position()
+        self.clients: list[Client] = []
+        self.now = 1000.0
+        self._tailed = 0
+        self._loads: list[FeedMembers] = []
+
+    # Commits
+
+    def create(self, run_id: str, tags: tuple[str, ...] = ()) -> None:
+        self.rows[run_id] = new_row(run_id, tags)
+        self.history[run_id] = []
+        self._log(run_id, {})
+
+    def change(
+        self,
+        run_id: str,
+        changes: JsonObject,
+        operations: Sequence[JsonObject] = (),
+        **columns: Any,
+    ) -> None:
+        """Commit a revision: columns of the row, and what its event says of them."""
+        row = self.rows[run_id]
+        metadata = row.metadata
+        if operations:
+            document = apply(orjson.loads(metadata or "{}"), operations)
+            metadata = orjson.dumps(document).decode()
+        revision = row.revision + 1
+        at = _BEGAN + timedelta(milliseconds=len(self.events) + 1)
+        self.rows[run_id] = replace(
+            row, **{**columns, "revision": revision, "updated_at": at, "metadata": metadata}
+        )
+        delta: JsonObject = {"set": changes}
+        if operations:
+            delta["metadata"] = list(operations)
+        self._log(run_id, delta, row.tags)
+
+    def status(self, run_id: str, status: str) -> None:
+        columns: dict[str, Any] = {"status": status}
+        changes: JsonObject = {"status": status}
+        if is_final(status):
+            columns["finished_at"] = _BEGAN
+            changes["finishedAt"] = wire_time(_BEGAN)
+            for (owner, _), stream in self.streams.items():
+                if owner == run_id:
+                    stream.eof_reason = status.lower()
+        if status == "EXECUTING":
+            columns["execution"] = columns["attempt"] = self.rows[run_id].execution + 1
+            changes["attempt"] = columns["attempt"]
+        self.change(run_id, changes, **columns)
+
+    def append(self, run_id: str, key: str, *bodies: str) -> StreamMoved:
+        """Commit chunks, and return the bell that would ring for them."""
+        row = self.rows[run_id]
+        stream = self.streams.get((run_id, key))
+        if stream is None:
+            stream = self.streams[run_id, key] = StoredStream(len(self.streams) + 1)
+            keys = (*row.stream_keys, key)
+            self.change(run_id, {"realtimeStreams": list(keys)}, stream_keys=keys)
+        if not stream.marks or stream.marks[-1].execution < row.execution:
+            mark = AttemptMark(row.attempt, row.execution, len(stream.chunks))
+            stream.marks = (*stream.marks, mark)
+            stream.ended_execution = None
+        first = len(stream.chunks)
+        for body in bodies:
+            seq = len(stream.chunks)
+            stream.chunks.append(ChunkRow(seq, row.execution, row.attempt, None, body))
+        chunks = tuple(stream.chunks[first:])
+        return StreamMoved(run_id, key, len(stream.chunks), chunks, environment_id=ENV)
+
+    def _log(self, run_id: str, delta: JsonObject, before: tuple[str, ...] = ()) -> None:
+        row = self.rows[run_id]
+        text = orjson.dumps(delta).decode()
+        self.history[run_id].append((row.revision, text, row.updated_at))
+        self.events.append(
+            event_of(
+                ENV,
+                run_id,
+                row.revision,
+                text,
+                wire_time(row.updated_at),
+                task=row.task,
+                tags=tuple({*row.tags, *before}),
+                batch_id=None,
+            )
+        )
+
+    # The hub's reads: taken now, answered when the returned function is called
+
+    def tail(self) -> None:
+        fresh = self.events[self._tailed :]
+        self._tailed = len(self.events)
+        events = [
+            each
+            for each in sorted(fresh, key=lambda e: (e.run_id, e.step.revision))
+            if self.hub.follows(ENV, each.run_id, each.tags, each.batch_id)
+        ]
+        self.hub.apply(events, self._position())
+
+    def jump(self) -> None:
+        """Skip the events, as a tail does that is too far behind."""
+        self._tailed = len(self.events)
+        self.hub.jumped(self._position())
+
+    def _position(self) -> str:
+        at = len(self.events) + 1
+        return f"{at}:{at}:"
+
+    def read_rows(self) -> Callable[[], None]:
+        topics = self.hub.take_rows()
+        found = {topic.run_id: self._followed(topic.run_id) for topic in topics}
+
+        def answer() -> None:
+            for topic in topics:
+                self.hub.row_read(topic, found[topic.run_id])
+
+        return answer
+
+    def _followed(self, run_id: str) -> FollowedRun | None:
+        row = self.rows.get(run_id)
+        return None if row is None else FollowedRun(row, {})
+
+    def read_heads(self) -> Callable[[], None]:
+        names = self.hub.take_heads()
+        heads = [
+            head
+            for (run_id, key), stream in self.streams.items()
+            if (ENV, run_id, None) in names or (ENV, run_id, key) in names
+            for head in [self._head(run_id, key, stream)]
+        ]
+        return lambda: self.hub.heads_read(names, heads)
+
+    def scan(self) -> None:
+        names: list[StreamName] = self.hub.followed_streams()
+        for name in names:
+            self.hub.wants.head(*name)
+
+    @staticmethod
+    def _head(run_id: str, key: str, stream: StoredStream) -> StreamHead:
+        return StreamHead(
+            ENV,
+            stream.id,
+            run_id,
+            key,
+            date(2026, 11, 23),
+            len(stream.chunks),
+            stream.marks,
+            stream.ended_execution,
+            stream.eof_reason,
+        )
+
+    def read_fills(self) -> Callable[[], None]:
+        topics = [topic for topic in self.hub.wants.fills.values() if topic.is_behind]
+        self.hub.wants.fills.clear()
+        pages = [self.streams[t.run_id, t.key].chunks[t.end : t.end + 4] for t in topics]
+
+        def answer() -> None:
+            for topic, page in zip(topics, pages, strict=True):
+                if topic.readers:
+                    self.hub.filled(topic, page)
+
+        return answer
+
+    def read_pages(self) -> Callable[[], None]:
+        readers = list(self.hub.wants.pages)
+        self.hub.wants.pages.clear()
+        pages: list[tuple[StreamReader, int, list[ChunkRow]]] = []
+        for reader in readers:
+            assert reader.next is not None
+            chunks = self.streams[reader.topic.run_id, reader.topic.key].chunks
+            pages.append((reader, reader.next, chunks[reader.next : reader.next + 3]))
+
+        def answer() -> None:
+            for reader, seq, page in pages:
+                reader.page_read(seq, page)
+
+        return answer
+
+    def read_history(self) -> Callable[[], None]:
+        runs = list(self.hub.wants.steps)
+        self.hub.wants.steps.clear()
+        pages = [
+            (
+                run,
+                run.written,
+                [
+                    step_of(revision, delta, wire_time(at))
+                    for revision, delta, at in self.history[run.topic.run_id]
+                    if revision > run.written
+                ][:3],
+            )
+            for run in runs
+        ]
+
+        def answer() -> None:
+            for run, after, steps in pages:
+                run.history_read(after, steps)
+
+        return answer
+
+    def load(self) -> None:
+        """Read the snapshots of feeds that have just begun."""
+        for feed in self._loads:
+            if feed.is_closed or not feed.is_loading:
+                continue
+            rows = [run for run_id in self.rows if (run := self._followed(run_id)) is not None]
+            tags = getattr(feed.target, "tags", ())
+            members = [run for run in rows if set(tags) <= set(run.row.tags)]
+            for at in range(0, max(1, len(members)), 2):
+                is_last = at + 2 >= len(members)
+                feed.page(members[at : at + 2], cursor=None, more=not is_last)
+            feed.complete()
+        self._loads = []
+
+    def settle(self) -> None:
+        """Let everything happen that is still to happen."""
+        for _ in range(400):
+            self.tail()
+            self.scan()
+            for read in (
+                self.read_rows,
+                self.read_heads,
+                self.read_fills,
+                self.read_pages,
+                self.read_history,
+            ):
+                read()()
+            self.load()
+            if not any([client.turn() for client in self.clients]) and self._is_quiet():
+                return
+        raise AssertionError("the hub does not come to rest")
+
+    def _is_quiet(self) -> bool:
+        wants = self.hub.wants
+        return not (wants.rows or wants.fills or wants.pages or wants.steps or self._loads)
+
+    # Clients
+
+    def connect(self, grant: Grant | None = None) -> "Client":
+        client = Client(self, grant or Grant(ENV, api_key=True), self._loads.append)
+        self.clients.append(client)
+        return client
+
+    def topic(self, run_id: str) -> RunTopic:
+        return self.hub.runs[ENV, run_id]
+
+
+@dataclass
+class Held:
+    """A subscription, as the client knows it."""
+
+    request: JsonObject
+    runs: set[str] = field(default_factory=set[str])
+    is_live: bool = False
+    is_done: bool = False
+    gaps: list[str] = field(default_factory=list[str])
+
+    @property
+    def streams(self) -> JsonObject:
+        return self.request.get("streams") or {}
+
+
+class Client:
+    """One connection and a client that believes nothing."""
+
+    def __init__(self, world: World, grant: Grant, load: Callable[[FeedMembers], None]) -> None:
+        self.world = world
+        self.outbox = Outbox(lambda: None, world.hub.limits)
+        self.subscriber = Subscriber(
+            world.hub, self.outbox, load, world.now, is_browser=False
+        )
+        self.subscriber.authenticated(grant, world.now, 0.0)
+        self.subscriptions: dict[str, Held] = {}
+        self.views: dict[str, JsonObject] = {}
+        # Every revision of a run that this client could show, in order.
+        self.seen: dict[str, list[int]] = {}
+        self.chunks: dict[tuple[str, str], list[Json]] = {}
+        self.first: dict[tuple[str, str], int] = {}
+        self.eofs: dict[tuple[str, str], JsonObject] = {}
+        self.attempts: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self.messages: list[JsonObject] = []
+        self.errors: list[JsonObject] = []
+
+    def send(self, message: JsonObject) -> str | None:
+        return self.subscriber.receive(orjson.dumps(message).decode(), self.world.now)
+
+    def subscribe(self, sub: str, to: JsonObject, **options: Json) -> None:
+        request: JsonObject = {"type": "subscribe", "sub": sub, "to": to, **options}
+        self.subscriptions[sub] = Held(request)
+        self.send(request)
+
+    def unsubscribe(self, sub: str) -> None:
+        self.subscriptions.pop(sub, None)
+        self.send({"type": "unsubscribe", "sub": sub})
+
+    def turn(self) -> bool:
+        """Write one frame, and take it. Return whether there was one."""
+        self.subscriber.tick(self.world.now, lambda: "now")
+        frame = self.outbox.frame()
+        if frame:
+            self.subscriber.wrote(self.world.now)
+        for message in orjson.loads(b"[" + b",".join(frame) + b"]"):
+            self.messages.append(message)
+            getattr(self, f"_on_{message['type']}")(message)
+        return bool(frame)
+
+    def _on_ready(self, message: JsonObject) -> None:
+        assert message["epoch"] == self.world.hub.epoch
+
+    def _on_hb(self, message: JsonObject) -> None: ...
+
+    def _on_pong(self, message: JsonObject) -> None: ...
+
+    def _on_state(self, message: JsonObject) -> None: ...
+
+    def _on_cursor(self, message: JsonObject) -> None: ...
+
+    def _on_token_expiring(self, message: JsonObject) -> None: ...
+
+    def _on_error(self, message: JsonObject) -> None:
+        self.errors.append(message)
+        self.subscriptions.pop(message.get("sub", ""), None)
+
+    def _on_snapshot(self, message: JsonObject) -> None:
+        held = self.subscriptions.get(message["sub"])
+        for document in message["runs"]:
+            self._hold(document)
+            if held is not None:
+                held.runs.add(document["id"])
+
+    def _on_run(self, message: JsonObject) -> None:
+        self._hold(message["run"])
+
+    def _hold(self, document: JsonObject) -> None:
+        held = self.views.get(document["id"])
+        assert held is None or held["revision"] <= document["revision"], "a run went back"
+        self.views[document["id"]] = document
+        self.seen.setdefault(document["id"], []).append(document["revision"])
+
+    def _on_patch(self, message: JsonObject) -> None:
+        held = self.views[message["run"]]
+        assert held["revision"] == message["from"] < message["revision"], "a patch does not apply"
+        document = {**held, **message["set"], "revision": message["revision"]}
+        if message.get("metadata"):
+            document["metadata"] = apply(document.get("metadata") or {}, message["metadata"])
+        self.views[message["run"]] = {n: v for n, v in document.items() if v is not None}
+        self.seen[message["run"]].append(message["revision"])
+
+    def _on_joined(self, message: JsonObject) -> None:
+        assert message["run"] in self.views, "joined before its run"
+        held = self.subscriptions.get(message["sub"])
+        if held is not None:
+            held.runs.add(message["run"])
+
+    def _on_removed(self, message: JsonObject) -> None:
+        held = self.subscriptions.get(message["sub"])
+        if held is not None:
+            held.runs.discard(message["run"])
+
+    def _on_live(self, message: JsonObject) -> None:
+        held = self.subscriptions.get(message["sub"])
+        if held is not None:
+            held.is_live = True
+
+    def _on_gap(self, message: JsonObject) -> None:
+        held = self.subscriptions.get(message["sub"])
+        if held is not None:
+            held.gaps.append(message["reason"])
+        if "stream" in message:
+            name = (message["run"], message["stream"])
+            self.first[name], self.chunks[name] = message["next"], []
+
+    def _name(self, message: JsonObject) -> tuple[str, str]:
+        return message["run"], message["stream"]
+
+    def _on_chunks(self, message: JsonObject) -> None:
+        name = self._name(message)
+        self._take(name, message["seq"], message["data"])
+
+    def _on_text(self, message: JsonObject) -> None:
+        name = self._name(message)
+        stored = self.world.streams[name].chunks[: message["upTo"]]
+        bodies = [orjson.loads(chunk.body) for chunk in stored]
+        assert message["value"] == "".join(bodies)
+        self._take(name, 0, bodies)
+
+    def _take(self, name: tuple[str, str], seq: int, data: Sequence[Json]) -> None:
+        assert name not in self.eofs or seq + len(data) <= self.eofs[name]["next"]
+        first = self.first.setdefault(name, seq)
+        held = self.chunks.setdefault(name, [])
+        assert first <= seq <= first + len(held), "a chunk is missing"
+        # The server may repeat itself where another reader began lower.
+        fresh = data[first + len(held) - seq :]
+        held.extend(fresh)
+
+    def _on_attempt(self, message: JsonObject) -> None:
+        name = self._name(message)
+        self.attempts.setdefault(name, []).append((message["attempt"], message["fromSeq"]))
+
+    def _on_end(self, message: JsonObject) -> None: ...
+
+    def _on_eof(self, message: JsonObject) -> None:
+        name = self._name(message)
+        next_seq = self.first.get(name, 0) + len(self.chunks.get(name, []))
+        assert message["next"] == next_seq or not self.chunks.get(name), "eof before its chunks"
+        self.eofs[name] = message
+
+    def _on_done(self, message: JsonObject) -> None:
+        held = self.subscriptions.get(message["sub"])
+        if held is not None:
+            held.is_done = True
+            run_id = held.request["to"].get("run")
+            assert run_id is None or is_final(self.views[run_id]["status"]), "done before its end"

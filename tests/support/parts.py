@@ -1,0 +1,72 @@
+"""The parts of Runwire as processes of their own, on a database of a test's, made to be killed.
+
+    async with worker_on(dsn, "tests/faults/programs/stubborn_tasks.py") as worker:
+        worker.kill()
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from runwire_engine.embedded import EmbeddedPostgres
+from runwire_engine.migrations import migrate
+from tests.support.processes import Process, running
+
+# Spans that fit a test; those of a worker's lease are told where it matters.
+LEASE: Final = 2.0
+SWEEP: Final = 0.3
+SPANS: Final[Mapping[str, str]] = {
+    "RUNWIRE_LEASE": str(LEASE),
+    "RUNWIRE_HEARTBEAT": "0.5",
+    "RUNWIRE_SWEEP": str(SWEEP),
+    "RUNWIRE_POLL": "0.5",
+    "RUNWIRE_GRACE": "5",
+    "RUNWIRE_POOL_SIZE": "4",
+}
+_START_SECONDS: Final = 40.0  # Python imports slowly on a machine that is busy with other tests
+
+
+@asynccontextmanager
+async def worker_on(
+    dsn: str, *modules: str, environment: Mapping[str, str] | None = None
+) -> AsyncGenerator[Process]:
+    """Run `runwire worker`, from the moment it claims."""
+    given = {**SPANS, "RUNWIRE_DATABASE_URL": dsn, **(environment or {})}
+    async with running("runwire", "worker", *modules, environment=given) as worker:
+        await worker.until_line("executing", _START_SECONDS)
+        yield worker
+
+
+@asynccontextmanager
+async def server_on(
+    dsn: str, port: int, secret: str, environment: Mapping[str, str] | None = None
+) -> AsyncGenerator[Process]:
+    """Run `runwire server`, from the moment it is ready."""
+    given = {
+        **SPANS,
+        "RUNWIRE_DATABASE_URL": dsn,
+        "RUNWIRE_SECRET": secret,
+        **(environment or {}),
+    }
+    command = ("runwire", "server", "--port", str(port))
+    async with running(*command, environment=given) as server:
+        await server.until_ready(f"http://127.0.0.1:{port}/readyz", _START_SECONDS)
+        yield server
+
+
+@asynccontextmanager
+async def own_postgres(folder: Path) -> AsyncGenerator[EmbeddedPostgres]:
+    """Run a migrated Postgres of a test's own, brought back whenever it dies."""
+    postgres = EmbeddedPostgres(folder)
+    await postgres.start()
+    try:
+        await migrate(postgres.dsn)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(postgres.supervise)
+            yield postgres
+            tasks.cancel_scope.cancel()
+    finally:
+        await postgres.stop()
