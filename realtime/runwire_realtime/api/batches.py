@@ -1,0 +1,185 @@
+"""Batches in two phases: create one, then stream its items as NDJSON; and read one back.
+
+The second phase may be sent again whole: items are told apart by their index.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+from starlette.responses import Response
+
+from runwire.requests import BatchAnswer, BatchBody, BatchItem, BatchItemsAnswer
+from runwire.wire import ErrorCode, Json
+from runwire_engine.batches import BatchRow
+from runwire_engine.triggers import NewRun
+from runwire_realtime.api.answer import answer
+from runwire_realtime.api.call import Call, parsed
+from runwire_realtime.api.new_run import new_run
+from runwire_realtime.api.operation import Operation
+from runwire_realtime.api.run_tokens import TOKEN_HEADERS, batch_token
+from runwire_realtime.errors import ForbiddenError, NotFoundError, RefusedError
+from runwire_realtime.run_view import wire_time
+
+# How much of a batch is held in memory and written in one transaction.
+_ITEMS_AT_ONCE: Final = 100
+_BYTES_AT_ONCE: Final = 1024 * 1024
+
+
+class BatchProcessing(BaseModel):
+    errors: list[Json] = []
+
+
+class BatchView(BaseModel):
+    """GET /api/v2/batches/{batchId}: a batch and the runs of its items, by index."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    id: str
+    status: str
+    created_at: str
+    updated_at: str
+    run_count: int
+    sealed: bool
+    idempotency_key: str | None = None
+    runs: list[str]
+    processing: BatchProcessing = BatchProcessing()
+
+
+async def create(call: Call) -> Response:
+    """Announce a batch of so many items."""
+    if not call.grant.may_start_batches():
+        raise ForbiddenError("a batch needs a scope batchTrigger:tasks:<task>")
+    body = await call.body(BatchBody)
+    batch = await call.services.engine.batches.create(
+        call.environment_id, body.run_count, body.idempotency_key
+    )
+    # "Cached" makes clients skip the items: true only once they are all in.
+    is_cached = batch.is_cached and batch.sealed
+    made = BatchAnswer(id=batch.id, run_count=batch.run_count, is_cached=is_cached)
+    return answer(made, 202, batch_token(call, batch.id))
+
+
+async def add_items(call: Call) -> Response:
+    """Take items of a batch; the last one promised seals it."""
+    batch_id = call.id("batchId")
+    batch = await _existing(call, batch_id)
+    accepted = deduplicated = 0
+    progress = None
+    async for items in _groups(call, batch):
+        progress = await call.services.engine.batches.add_items(
+            call.environment_id, batch_id, items
+        )
+        accepted += progress.accepted
+        deduplicated += progress.deduplicated
+    if progress is None:
+        progress = await call.services.engine.batches.add_items(call.environment_id, batch_id, [])
+    return answer(
+        BatchItemsAnswer(
+            id=batch_id,
+            items_accepted=accepted,
+            items_deduplicated=deduplicated,
+            sealed=progress.sealed,
+            enqueued_count=None if progress.sealed else progress.enqueued,
+            expected_count=None if progress.sealed else progress.expected,
+        )
+    )
+
+
+async def retrieve(call: Call) -> Response:
+    """Return a batch with the ids of its runs."""
+    batch_id = call.id("batchId")
+    if not call.grant.may_read_batch(batch_id):
+        raise ForbiddenError(f"reading a batch needs the scope read:batch:{batch_id}")
+    batch = await _existing(call, batch_id)
+    return answer(
+        BatchView(
+            id=batch.id,
+            status=batch.status,
+            created_at=wire_time(batch.created_at),
+            updated_at=wire_time(batch.updated_at),
+            run_count=batch.run_count,
+            sealed=batch.sealed,
+            idempotency_key=batch.idempotency_key,
+            runs=list(batch.run_ids),
+        )
+    )
+
+
+async def _existing(call: Call, batch_id: str) -> BatchRow:
+    batch = await call.services.engine.batches.retrieve(call.environment_id, batch_id)
+    if batch is None:
+        raise NotFoundError("there is no such batch")
+    return batch
+
+
+async def _groups(call: Call, batch: BatchRow) -> AsyncIterator[list[tuple[int, NewRun]]]:
+    items: list[tuple[int, NewRun]] = []
+    size = 0
+    async for line in call.lines():
+        items.append(await _item(call, batch, line))
+        size += len(line)
+        if len(items) >= _ITEMS_AT_ONCE or size >= _BYTES_AT_ONCE:
+            yield items
+            items, size = [], 0
+    if items:
+        yield items
+
+
+async def _item(call: Call, batch: BatchRow, line: bytes) -> tuple[int, NewRun]:
+    item = await parsed(BatchItem, line, "item")
+    if item.index >= batch.run_count:
+        raise RefusedError(
+            ErrorCode.MALFORMED, f"the batch was announced with {batch.run_count} items"
+        )
+    if not call.grant.may_batch_trigger(item.task):
+        raise ForbiddenError(f"this item needs the scope batchTrigger:tasks:{item.task[:128]}")
+
+    def make() -> NewRun:
+        return new_run(item.task, item.payload, item.options, batch=(batch.id, item.index))
+
+    if len(line) <= 128 * 1024:
+        return item.index, make()
+    return item.index, await anyio.to_thread.run_sync(make)
+
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/api/v3/batches",
+        "createBatch",
+        "Announce a batch; its items follow",
+        create,
+        BatchAnswer,
+        status=202,
+        scopes="batchTrigger:tasks:<task>",
+        body=BatchBody,
+        answer_headers=TOKEN_HEADERS,
+        errors=(404, 408, 413, 415, 422),
+    ),
+    Operation(
+        "POST",
+        "/api/v3/batches/{batchId}/items",
+        "addBatchItems",
+        "Send items of a batch, one JSON object per line; may be sent again whole",
+        add_items,
+        BatchItemsAnswer,
+        scopes="batchTrigger:tasks:<task> for each item",
+        body=BatchItem,
+        body_type="application/x-ndjson",
+        body_required=False,
+        errors=(404, 408, 409, 413, 415, 422),
+    ),
+    Operation(
+        "GET",
+        "/api/v2/batches/{batchId}",
+        "retrieveBatch",
+        "Read a batch and the ids of its runs",
+        retrieve,
+        BatchView,
+        scopes="read:batch:<batchId>, read:runs",
+        errors=(404,),
+    ),
+)

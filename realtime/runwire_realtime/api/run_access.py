@@ -1,0 +1,41 @@
+"""The run a request names, if its credential may touch it.
+
+A run of another environment does not exist here. Within the environment an unreadable run answers
+403, as a token's holder knows the id it was given; ids cannot be guessed.
+"""
+
+from runwire_engine.run_row import RunRow
+from runwire_realtime.api.call import Call
+from runwire_realtime.errors import ForbiddenError, NotFoundError
+
+
+async def readable_run(call: Call) -> RunRow:
+    """Return the run in the path. Raises NotFoundError or ForbiddenError."""
+    row, batches = await _run(call)
+    if not call.grant.may_read_run(row.id, row.task, row.tags, batches):
+        raise ForbiddenError("the token does not allow reading this run")
+    return row
+
+
+async def writable_run(call: Call) -> RunRow:
+    """Return the run in the path, which the credential may change."""
+    row, batches = await _run(call)
+    if not call.grant.may_write_run(row.id, row.task, row.tags, batches):
+        raise ForbiddenError("the token does not allow changing this run")
+    return row
+
+
+async def run_for_streams(call: Call) -> RunRow:
+    """Return the run in the path, to whose streams the credential may append."""
+    row, batches = await _run(call)
+    if not call.grant.may_write_streams(row.id, row.task, row.tags, batches):
+        raise ForbiddenError("the token does not allow writing this run's streams")
+    return row
+
+
+async def _run(call: Call) -> tuple[RunRow, tuple[str, ...]]:
+    run_id = call.id("runId")
+    row = await call.services.engine.runs.retrieve(call.environment_id, run_id)
+    if row is None:
+        raise NotFoundError("there is no such run")
+    return row, (row.batch_id,) if row.batch_id else ()

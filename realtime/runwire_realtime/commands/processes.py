@@ -1,0 +1,139 @@
+"""`runwire dev`, `server`, `worker` and `migrate`."""
+
+import logging
+import os
+import shlex
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import anyio
+import typer
+from rich.console import Console
+
+from runwire_engine.migrations import migrate as migrate_database
+from runwire_realtime.errors import StartError
+from runwire_realtime.logs import configure_logging
+
+if TYPE_CHECKING:
+    from runwire_realtime.dev import Running
+
+DEFAULT_PORT: Final = 8420
+_shown = Console(highlight=False, soft_wrap=True)
+
+Modules = Annotated[
+    list[str] | None,
+    typer.Argument(help="Modules, files or folders that define tasks.", metavar="MODULE..."),
+]
+Port = Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)]
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("dev")(dev)
+    app.command("server")(server)
+    app.command("worker")(worker)
+    app.command("migrate")(migrate)
+
+
+def dev(
+    modules: Modules = None,
+    port: Port = DEFAULT_PORT,
+    host: Host = "127.0.0.1",
+    data: Annotated[Path, typer.Option(help="The folder for everything kept.")] = Path(".runwire"),
+    reload: Annotated[bool, typer.Option(help="Restart the worker on changes.")] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+) -> None:
+    """Run everything on this machine: an embedded Postgres, the server and a worker."""
+    from runwire_realtime.dev import DevOptions, run_dev
+
+    configure_logging(logging.INFO if verbose else logging.WARNING)
+    options = DevOptions(
+        modules=modules or [],
+        host=host,
+        port=port,
+        folder=data,
+        database_url=os.environ.get("RUNWIRE_DATABASE_URL"),
+        api_key=os.environ.get("RUNWIRE_API_KEY"),
+        secret=os.environ.get("RUNWIRE_SECRET"),
+        reload=reload,
+    )
+    _run(lambda: run_dev(options, _say, _show))
+
+
+def server(
+    port: Annotated[int | None, typer.Option(help="Instead of RUNWIRE_PORT.")] = None,
+    host: Annotated[str | None, typer.Option(help="Instead of RUNWIRE_HOST.")] = None,
+) -> None:
+    """Run the HTTP API, the hub and the dashboard. Any number may run on one database."""
+    from runwire_realtime.server import run_server
+    from runwire_realtime.settings import read_settings
+
+    configure_logging()
+    given = {"port": port, "host": host}
+    settings = read_settings(**{name: at for name, at in given.items() if at is not None})
+    _run(lambda: run_server(settings, _say))
+
+
+def worker(modules: Modules = None) -> None:
+    """Execute tasks. Needs RUNWIRE_DATABASE_URL, as workers speak to Postgres directly."""
+    from runwire_realtime.parent import die_with_parent, report
+    from runwire_realtime.worker import run_worker
+
+    die_with_parent()
+    configure_logging()
+    try:
+        _run(lambda: run_worker(modules or [], logging.getLogger("runwire.worker").info))
+    except Exception as error:
+        from runwire_realtime.commands.failure import one_line
+
+        # Under `runwire dev` the parent shows the line, once.
+        if report(one_line(error) or f"the worker failed: {type(error).__name__}"):
+            raise SystemExit(1) from None
+        raise
+
+
+def migrate() -> None:
+    """Bring the database to this version's schema."""
+    dsn = os.environ.get("RUNWIRE_DATABASE_URL")
+    if not dsn:
+        raise StartError("RUNWIRE_DATABASE_URL is not set")
+
+    async def run() -> None:
+        applied = await migrate_database(dsn)
+        _say(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+
+    _run(run)
+
+
+def _run(main: Callable[[], Awaitable[None]]) -> None:
+    async def call() -> None:
+        await main()
+
+    try:
+        anyio.run(call, backend_options={"use_uvloop": os.name != "nt"})
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _show(running: "Running") -> None:
+    """Print what a person needs first: where to look, what to hold, what to try."""
+    _shown.print()
+    _shown.print(f"  [bold]Runwire[/bold]      {running.address}")
+    _shown.print(f"  dashboard    {running.sign_in_link}", soft_wrap=True)
+    _shown.print("               [dim](signs one browser in, once, within ten minutes)[/dim]")
+    _shown.print(f"  API key      {running.api_key}", markup=False)
+    _shown.print(f"  database     {running.database_url}", markup=False)
+    _shown.print("  try")
+    _shown.print(
+        f"    curl {running.address}/api/v1/tasks -H 'Authorization: Bearer {running.api_key}'",
+        markup=False,
+    )
+    if running.task is not None:
+        _shown.print(f"    runwire trigger {shlex.quote(running.task)} --follow", markup=False)
+    _shown.print()
+
+
+def _say(line: str) -> None:
+    _shown.print(line, markup=False)

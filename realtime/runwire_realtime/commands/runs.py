@@ -1,0 +1,198 @@
+"""`runwire trigger` and `runwire runs …`: the Python client at a terminal.
+
+They ask the server at RUNWIRE_API_URL with RUNWIRE_API_KEY (or RUNWIRE_ACCESS_TOKEN).
+"""
+
+import sys
+from collections.abc import Coroutine
+from datetime import datetime
+from typing import Annotated, Any, Final, cast
+
+import anyio
+import orjson
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from runwire import runs, tasks
+from runwire.durations import seconds
+from runwire.requests import RunStatus
+from runwire.values import decode
+from runwire.wire import Json
+from runwire_realtime.commands.terminal import plain
+
+_out = Console(highlight=False)
+_progress = Console(stderr=True, highlight=False)
+_COLOURS: Final = {
+    "COMPLETED": "green",
+    "FAILED": "red",
+    "CRASHED": "red",
+    "SYSTEM_FAILURE": "red",
+    "TIMED_OUT": "red",
+    "CANCELED": "yellow",
+    "EXPIRED": "yellow",
+    "EXECUTING": "cyan",
+}
+
+RunId = Annotated[str, typer.Argument(help="The run, as run_….", metavar="RUN")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be given several times.")]
+Payload = Annotated[str | None, typer.Argument(help="JSON; - reads it from standard input.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("trigger")(trigger)
+    group = typer.Typer(help="Look at runs, follow, stop and repeat them.", no_args_is_help=True)
+    group.command("list")(list_runs)
+    group.command("show")(show)
+    group.command("tail")(tail)
+    group.command("cancel")(cancel)
+    group.command("replay")(replay)
+    app.add_typer(group, name="runs")
+
+
+def trigger(
+    task: Annotated[str, typer.Argument(help="The task's id.")],
+    payload: Payload = None,
+    tag: Tags = None,
+    delay: Annotated[str | None, typer.Option(help="Start later: 10s, 1h30m.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key, the same run.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show it as it runs.")] = False,
+) -> None:
+    """Start a run of a task and print its id."""
+
+    async def work() -> None:
+        options: dict[str, Any] = {"tags": tag, "delay": delay, "idempotency_key": idempotency_key}
+        given = {name: value for name, value in options.items() if value}
+        handle = await tasks.trigger(task, _payload(payload), **given)
+        _out.print(handle.id)
+        if follow:
+            await _follow(handle.id)
+
+    _run(work())
+
+
+def list_runs(
+    status: Annotated[list[str] | None, typer.Option(help="Only this status.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task.")] = None,
+    tag: Tags = None,
+    period: Annotated[str | None, typer.Option(help="Created in the last 10m, 2d.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+) -> None:
+    """List runs, newest first."""
+
+    async def work() -> None:
+        table = Table(box=None)
+        for name in ("run", "task", "status", "created", "took", "tags"):
+            table.add_column(name, no_wrap=name in {"run", "status"})
+        chosen = cast(list[RunStatus] | None, [one.upper() for one in status] if status else None)
+        found = runs.list(
+            status=chosen,
+            task=task,
+            tag=tag,
+            created_in_last=None if period is None else seconds(period),
+            page_size=min(limit, 100),
+        )
+        count = 0
+        async for run in found:
+            table.add_row(
+                run.id,
+                escape(plain(run.task_identifier)),
+                _coloured(run.status),
+                _when(run.created_at),
+                _took(run),
+                escape(plain(" ".join(run.tags))),
+            )
+            count += 1
+            if count >= limit:
+                break
+        _out.print(table if count else "no runs")
+
+    _run(work())
+
+
+def show(run: RunId) -> None:
+    """Print a run, whole, as JSON."""
+
+    async def work() -> None:
+        _out.print_json(orjson.dumps((await runs.retrieve(run)).raw).decode())
+
+    _run(work())
+
+
+def tail(run: RunId) -> None:
+    """Follow a run until it is over: states to standard error, stream chunks to standard output."""
+    _run(_follow(run))
+
+
+def cancel(run: RunId) -> None:
+    """Stop a run."""
+    _run(runs.cancel(run))
+    _out.print(f"asked {run} to stop")
+
+
+def replay(
+    run: RunId,
+    payload: Annotated[str | None, typer.Option(help="Another payload, as JSON.")] = None,
+) -> None:
+    """Start a run again, as a new one, and print its id."""
+
+    async def work() -> None:
+        changed = {} if payload is None else {"payload": _payload(payload)}
+        _out.print((await runs.replay(run, **changed)).id)
+
+    _run(work())
+
+
+async def _follow(run_id: str) -> None:
+    status = ""
+    async for event in runs.subscribe_to_run(run_id).with_streams():
+        if event.type != "run":
+            _write(event.chunk)
+        elif event.run.status != status:
+            status = event.run.status
+            _progress.print(f"[dim]{run_id}[/dim] {_coloured(status)}")
+    last = await runs.retrieve(run_id)
+    if last.error is not None:
+        _progress.print(f"[red]{escape(plain(f'{last.error.name}: {last.error.message}'))}[/red]")
+    elif last.output is not None:
+        _progress.print_json(orjson.dumps(last.output).decode())
+    if not last.is_success:
+        raise SystemExit(1)
+
+
+def _write(chunk: Json) -> None:
+    """Write a chunk as it reads best: text grows, anything else is a line of JSON."""
+    text = chunk if isinstance(chunk, str) else orjson.dumps(chunk).decode() + "\n"
+    sys.stdout.write(plain(text))
+    sys.stdout.flush()
+
+
+def _payload(text: str | None) -> Json:
+    if text is None:
+        return None
+    return decode(sys.stdin.read() if text == "-" else text, what="payload")
+
+
+def _coloured(status: str) -> str:
+    colour = _COLOURS.get(status, "white")
+    return f"[{colour}]{status}[/{colour}]"
+
+
+def _when(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _took(run: runs.Run) -> str:
+    return "" if run.started_at is None else f"{(run.duration_ms or 0) / 1000:.1f} s"
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    async def call() -> None:
+        await work
+
+    try:
+        anyio.run(call)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,181 @@
+"""One connection, whatever carries it: writes frames as the outbox has them.
+
+There is one writer for each connection and nobody else sends, so that a socket that is slow waits
+for itself alone. The websocket and the event stream are two carriers of this.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from runwire.wire import CloseCode, ErrorCode, Subscribe
+from runwire_realtime.errors import RefusedError
+from runwire_realtime.feed_loading import FeedLoading
+from runwire_realtime.feed_members import FeedMembers
+from runwire_realtime.frames import Frame, Frames
+from runwire_realtime.hub import Hub
+from runwire_realtime.outbox import Outbox
+from runwire_realtime.run_view import wire_time
+from runwire_realtime.scope import Grant
+from runwire_realtime.subscriber import Phase, Subscriber
+
+Authenticate: TypeAlias = Callable[[str], Awaitable[Grant]]
+# What the client sent next; None: it is gone.
+Receive: TypeAlias = Callable[[], Awaitable[str | bytes | None]]
+Send: TypeAlias = Callable[[Frame], Awaitable[None]]
+Closing: TypeAlias = tuple[int, str]
+
+
+class Connection:
+    """Drives one subscriber."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        frames: Frames,
+        loading: FeedLoading,
+        authenticate: Authenticate,
+        *,
+        is_browser: bool = False,
+    ) -> None:
+        self.outbox = Outbox(self.wake, hub.limits)
+        self.subscriber = Subscriber(
+            hub, self.outbox, self._load, time.monotonic(), is_browser=is_browser
+        )
+        # When the writer has to look again though nothing happened.
+        self._due_at = 0.0
+        # Since when a frame is being sent; None: none is.
+        self._sending_since: float | None = None
+        self._is_stuck = False
+        self._limits = hub.limits
+        self._frames = frames
+        self._loading = loading
+        self._authenticate = authenticate
+        self._tasks: TaskGroup | None = None
+        self._woken = anyio.Event()
+        self._room = anyio.Event()
+
+    @property
+    def is_stranger(self) -> bool:
+        return self.subscriber.phase is Phase.STRANGER
+
+    @property
+    def subscriptions(self) -> int:
+        follower = self.subscriber.follower
+        return 0 if follower is None else len(follower.subscriptions)
+
+    async def serve(
+        self,
+        receive: Receive,
+        send: Send,
+        *,
+        token: str | None = None,
+        subscribe: Sequence[Subscribe] = (),
+        ends_when_done: bool = False,
+    ) -> Closing | None:
+        """Serve to the end. Return why it is to be closed; None: the client is gone.
+
+        `token` and `subscribe` are what came with the request. `ends_when_done`: end, without a
+        code to speak of, once there are no subscriptions.
+        """
+        closing: Closing | None = None
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                if token is not None:
+                    await self.authenticate(token)
+                for message in subscribe:
+                    self.subscriber.subscribe(message, time.monotonic())
+                self._tasks.start_soon(self._read, receive)
+                closing = await self._write(send, ends_when_done=ends_when_done)
+                self._tasks.cancel_scope.cancel()
+        except* OSError:
+            pass  # the client is gone
+        finally:
+            self.subscriber.close()
+        return (CloseCode.SLOW, "the socket does not drain") if self._is_stuck else closing
+
+    async def authenticate(self, token: str) -> None:
+        """Verify a credential and go on with it."""
+        try:
+            grant = await self._authenticate(token)
+        except RefusedError as error:
+            self.subscriber.refused(ErrorCode.UNAUTHORIZED, error.message)
+        except Exception:
+            # The database is away, most likely: the client comes back.
+            self.outbox.close(CloseCode.OVERLOADED, "the credential cannot be checked now")
+        else:
+            self.subscriber.authenticated(grant, time.monotonic(), time.time())
+
+    def close(self, code: int, reason: str) -> None:
+        """Close it from this side."""
+        self.outbox.close(code, reason)
+
+    def wake(self) -> None:
+        """Have the writer look."""
+        self._woken.set()
+
+    def tick(self, now: float) -> None:
+        """Wake the writer when something is due, and end what has been stuck for too long."""
+        if now >= self._due_at:
+            self.wake()
+        since = self._sending_since
+        if since is not None and now >= since + self._limits.send_seconds and self._tasks:
+            self._is_stuck = True
+            self._tasks.cancel_scope.cancel()
+
+    async def _read(self, receive: Receive) -> None:
+        assert self._tasks is not None
+        while True:
+            frame = await receive()
+            if frame is None:
+                self._tasks.cancel_scope.cancel()
+                return
+            token = self.subscriber.receive(frame, time.monotonic())
+            if token is not None:
+                await self.authenticate(token)
+
+    async def _write(self, send: Send, *, ends_when_done: bool) -> Closing:
+        while True:
+            self._woken = anyio.Event()
+            messages = self._due()
+            if messages:
+                self._sending_since = time.monotonic()
+                await send(self._frames.frame(messages))
+                self._sending_since = None
+                self.subscriber.wrote(time.monotonic())
+                if self.outbox.has_room:
+                    self._room.set()
+                # One frame a turn: what comes in meanwhile leaves with the next.
+                await checkpoint()
+            elif self.outbox.closing is not None:
+                return self.outbox.closing
+            elif ends_when_done and self.subscriptions == 0:
+                return CloseCode.GOING_AWAY, ""
+            else:
+                await self._woken.wait()
+
+    def _due(self) -> list[bytes]:
+        messages = self.outbox.frame()
+        if not messages:
+            self.subscriber.tick(time.monotonic(), _wall)
+            messages = self.outbox.frame()
+            self._due_at = self.subscriber.next_tick()
+        return messages
+
+    def _load(self, feed: FeedMembers) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._loading.load, feed, self._wait_for_room)
+
+    async def _wait_for_room(self) -> None:
+        while not self.outbox.has_room:
+            self._room = anyio.Event()
+            await self._room.wait()
+
+
+def _wall() -> str:
+    return wire_time(datetime.now(UTC))

@@ -1,0 +1,185 @@
+"""Brings what happens in the database to the hub: bells, the tail, and a poll in case of neither.
+
+A bell wakes; a hint in it goes straight to the stream's readers. Run events are read by the tail,
+one read in flight, and streams are looked up one by one, only those that are followed. Once a
+second everything is looked at whether it rang or not, so that a lost bell costs a second and never
+data.
+"""
+
+import logging
+from datetime import UTC, datetime
+from typing import Final
+
+import anyio
+
+from runwire.wire import CloseCode
+from runwire_engine.changes import EventRow, Tail, epoch
+from runwire_engine.database import Database
+from runwire_engine.doorbell import Bell, Listener
+from runwire_engine.errors import EngineError
+from runwire_engine.following import Following
+from runwire_realtime.hub import Hub, RunEvent, event_of
+from runwire_realtime.reads import Reads
+from runwire_realtime.run_view import wire_time
+
+logger = logging.getLogger("runwire.feed")
+
+_POLL: Final = 1.0
+_PAUSE: Final = 0.2
+# Told stale within 3 s of the last word from the database; counted in turns of this loop, so that a
+# process that was held up does not blame the database.
+_WATCH: Final = 0.5
+_SILENT_TURNS: Final = 5
+# How long "live" waits for what was missed to be read; it is told within 3 s.
+_SETTLE_SECONDS: Final = 2.0
+
+
+class Feed:
+    """One process's ear at the database."""
+
+    def __init__(self, hub: Hub, reads: Reads, database: Database) -> None:
+        self._hub = hub
+        self._reads = reads
+        self._database = database
+        self._following = Following(database)
+        self._tail = Tail(database)
+        self._tail_wanted = anyio.Event()
+        self._silent_turns = 0
+        # The connection was interrupted: it may be another database that answers now.
+        self._is_suspicious = False
+
+    async def start(self) -> None:
+        """Begin at now. Raises EngineError when the database cannot be read."""
+        self._hub.epoch = await epoch(self._database)
+        self._hub.position = await self._tail.start()
+
+    async def run(self) -> None:
+        """Feed the hub until cancelled."""
+        async with Listener(self._database.dsn) as bells, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow_tail)
+            tasks.start_soon(self._poll)
+            tasks.start_soon(self._watch)
+            async for bell in bells:
+                self._rang(bell)
+
+    def _rang(self, bell: Bell) -> None:
+        for moved in bell.streams:
+            self._hub.rang(moved)
+        if bell.runs_moved or bell.scan:
+            self._tail_wanted.set()
+        if bell.scan:
+            self._is_suspicious = True
+            self._scan()
+        for control in bell.control:
+            if control.kind == "revoke":
+                self._revoke(control.environment_id, control.target)
+
+    def _revoke(self, environment_id: int, jti: str) -> None:
+        for follower in list(self._hub.followers):
+            grant = follower.grant
+            if grant.jti == jti and grant.environment_id == environment_id:
+                follower.outbox.close(CloseCode.REVOKED, "the token was revoked")
+
+    def _scan(self) -> None:
+        """Look up every followed stream."""
+        for name in self._hub.followed_streams():
+            self._hub.wants.head(*name)
+
+    # The tail
+
+    async def _follow_tail(self) -> None:
+        while True:
+            await self._tail_wanted.wait()
+            self._tail_wanted = anyio.Event()
+            try:
+                await self._read_tail()
+            except EngineError as error:
+                logger.warning("reading what changed failed: %s", error)
+                self._is_suspicious = True
+                self._tail_wanted.set()
+                await anyio.sleep(_PAUSE)
+
+    async def _read_tail(self) -> None:
+        if self._is_suspicious:
+            await self._look_at_epoch()
+        changes = await self._tail.read()
+        if changes.jumped:
+            logger.warning("too much changed at once; everything followed is read again")
+            self._hub.jumped(changes.snapshot)
+        else:
+            events = [_event(row) for row in changes.events if self._concerns(row)]
+            self._hub.apply(events, changes.snapshot)
+        self._silent_turns = 0
+        if self._hub.stale_since is not None:
+            await self._come_back()
+
+    def _concerns(self, row: EventRow) -> bool:
+        return self._hub.follows(row.environment_id, row.run_id, row.tags, row.batch_id)
+
+    async def _look_at_epoch(self) -> None:
+        now = await epoch(self._database)
+        self._is_suspicious = False
+        if now == self._hub.epoch:
+            return
+        logger.warning("the database is another one than before; subscribers start over")
+        self._hub.epoch = now
+        self._hub.position = await self._tail.start()
+        for follower in list(self._hub.followers):
+            follower.outbox.close(CloseCode.INSUFFICIENT_STATE, "the history is another one")
+
+    # The poll
+
+    async def _poll(self) -> None:
+        while True:
+            self._tail_wanted.set()
+            self._scan()
+            await self._look_at_batches()
+            await anyio.sleep(_POLL)
+
+    async def _look_at_batches(self) -> None:
+        """Look for items of batches that were not complete."""
+        limit = self._hub.limits.followed_runs
+        for (environment_id, batch_id), feeds in self._hub.open_batches().items():
+            if not feeds:
+                continue
+            try:
+                found = await self._following.batch(environment_id, batch_id, limit)
+            except EngineError:
+                return  # the tail tells; the next turn looks again
+            if found is None:
+                continue
+            is_sealed, members = found
+            for feed in feeds:
+                if not feed.is_closed and not feed.is_loading:
+                    feed.found([each.run_id for each in members], is_sealed=is_sealed)
+
+    # Freshness
+
+    async def _watch(self) -> None:
+        while True:
+            await anyio.sleep(_WATCH)
+            self._silent_turns += 1
+            if self._silent_turns >= _SILENT_TURNS and self._hub.stale_since is None:
+                logger.warning("the database does not answer; subscribers are told")
+                self._hub.say_state("stale", wire_time(datetime.now(UTC)))
+
+    async def _come_back(self) -> None:
+        """Say live, once what was missed has been read."""
+        self._scan()
+        with anyio.move_on_after(_SETTLE_SECONDS):
+            while not self._reads.is_settled:  # noqa: ASYNC110 -- once after each outage
+                await anyio.sleep(0.01)
+        self._hub.say_state("live", wire_time(datetime.now(UTC)))
+
+
+def _event(row: EventRow) -> RunEvent:
+    return event_of(
+        row.environment_id,
+        row.run_id,
+        row.revision,
+        row.delta,
+        wire_time(row.created_at),
+        task=row.task,
+        tags=row.tags,
+        batch_id=row.batch_id,
+    )

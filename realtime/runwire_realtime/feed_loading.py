@@ -1,0 +1,215 @@
+"""Reads what a feed holds when it begins, or what it missed since its cursor, page by page.
+
+The feed is registered before anything is read here, and notes what happens meanwhile; so the pages
+may be read at leisure, as the socket has room for them.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Final, TypeVar
+
+import anyio
+
+from runwire.wire import LARGE_VALUE_BYTES, ErrorCode, GapReason
+from runwire_engine.changes import RESUME_LIMIT
+from runwire_engine.errors import DatabaseUnavailableError, EngineError
+from runwire_engine.followed import FollowedRun, Member
+from runwire_engine.following import Following
+from runwire_realtime import messages
+from runwire_realtime.cursors import FeedCursor, feed_cursor
+from runwire_realtime.feed_members import FeedMembers
+from runwire_realtime.hub import Hub
+from runwire_realtime.subscription import BatchTarget, RunsTarget, TagsTarget
+
+logger = logging.getLogger("runwire.feeds")
+
+_PAUSE: Final = 0.2
+T = TypeVar("T")
+Room = Callable[[], Awaitable[None]]
+
+
+class StartedOverError(Exception):
+    """The feed began anew, or was closed, while it was read."""
+
+
+class FeedLoading:
+    """Reads for feeds; `limiter` bounds how many statements run at once, for all connections."""
+
+    def __init__(self, hub: Hub, following: Following) -> None:
+        self._hub = hub
+        self._following = following
+        self._limiter = anyio.CapacityLimiter(hub.limits.catch_up_reads)
+
+    async def load(self, feed: FeedMembers, room: Room) -> None:
+        """Bring a feed to life. `room` waits until the socket can take another page."""
+        version = feed.version
+        while True:
+            try:
+                await _Load(self._hub, self._following, self._limiter, feed, version, room).run()
+            except StartedOverError:
+                return
+            except DatabaseUnavailableError:
+                await anyio.sleep(_PAUSE)
+                continue
+            except EngineError:
+                logger.exception("a feed could not be read")
+                _refuse(feed, ErrorCode.INTERNAL, "the subscription could not be read")
+            return
+
+
+class _Load:
+    """One try."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        following: Following,
+        limiter: anyio.CapacityLimiter,
+        feed: FeedMembers,
+        version: int,
+        room: Room,
+    ) -> None:
+        self._hub = hub
+        self._following = following
+        self._limiter = limiter
+        self._feed = feed
+        self._version = version
+        self._room = room
+        self._environment_id = feed.follower.environment_id
+
+    async def run(self) -> None:
+        feed = self._feed
+        # Everything up to here has been applied, so nothing after it is missed.
+        position = feed_cursor(self._hub.epoch, self._hub.position)
+        feed.since = await self._since()
+        cursor = feed.subscription.cursor
+        if isinstance(cursor, FeedCursor):
+            reason = await self._gap(cursor)
+            if reason is None and await self._resumed(cursor):
+                return
+            feed.follower.outbox.say(messages.gap(feed.sub, reason or GapReason.OVERFLOW))
+            feed.subscription.cursor = None
+        members = await self._members(is_open=False)
+        if members is None:
+            _refuse(feed, ErrorCode.NOT_FOUND, "there is no such batch")
+            return
+        await self._snapshot(members, position)
+        feed.complete()
+
+    async def _since(self) -> datetime | None:
+        target = self._feed.target
+        if isinstance(target, BatchTarget):
+            return None
+        if isinstance(target.since, float | int):
+            return await self._read(self._following.since(target.since))
+        return target.since
+
+    async def _gap(self, cursor: FeedCursor) -> GapReason | None:
+        if cursor.epoch != self._hub.epoch:
+            return GapReason.EPOCH_CHANGED
+        is_ahead = await self._read(self._following.is_ahead(cursor.snapshot))
+        return GapReason.AHEAD if is_ahead else None
+
+    async def _snapshot(self, members: Sequence[Member], position: str) -> None:
+        ids = [member.run_id for member in members]
+        size = self._hub.limits.rows_per_read
+        for at in range(0, max(1, len(ids)), size):
+            runs = await self._rows(ids[at : at + size])
+            is_last = at + size >= len(ids)
+            self._feed.page(runs, cursor=position if is_last else None, more=not is_last)
+            self._check()
+
+    async def _resumed(self, cursor: FeedCursor) -> bool:
+        """Write what happened since the cursor; return False when that is too much."""
+        feed = self._feed
+        touched = await self._read(self._touched(cursor.snapshot))
+        if len(touched) > RESUME_LIMIT:
+            return False
+        held = await self._members(is_open=True)
+        if held is None:
+            _refuse(feed, ErrorCode.NOT_FOUND, "there is no such batch")
+            raise StartedOverError
+        feed.is_resumed = True
+        size = self._hub.limits.rows_per_read
+        ids = list(touched)
+        for at in range(0, len(ids), size):
+            feed.resumed(await self._rows(ids[at : at + size]), touched)
+            self._check()
+        rest = [member.run_id for member in held if member.run_id not in touched]
+        for at in range(0, len(rest), size):
+            feed.held(await self._rows(rest[at : at + size]))
+            self._check()
+        feed.complete()
+        return True
+
+    def _touched(self, snapshot: str) -> Awaitable[dict[str, int]]:
+        tags: Sequence[str] = ()
+        tasks: Sequence[str] | None = None
+        batch_id: str | None = None
+        match self._feed.target:
+            case TagsTarget(tags):
+                pass
+            case BatchTarget(batch_id):
+                pass
+            case RunsTarget(names):
+                tasks = None if names is None else sorted(names)
+        return self._following.touched(
+            self._environment_id,
+            snapshot,
+            RESUME_LIMIT + 1,
+            tags=tags,
+            tasks=tasks,
+            batch_id=batch_id,
+        )
+
+    async def _members(self, *, is_open: bool) -> list[Member] | None:
+        """Return the newest runs of the feed; `is_open`: those that are not over."""
+        feed, following, limits = self._feed, self._following, self._hub.limits
+        match feed.target:
+            case TagsTarget(tags):
+                return await self._read(
+                    following.tagged(
+                        self._environment_id, tags, feed.since, limits.feed_runs, is_open=is_open
+                    )
+                )
+            case RunsTarget(tasks, statuses):
+                return await self._read(
+                    following.recent(
+                        self._environment_id,
+                        None if tasks is None else sorted(tasks),
+                        None if statuses is None else sorted(statuses),
+                        feed.since,
+                        limits.feed_runs,
+                        is_open=is_open,
+                    )
+                )
+            case BatchTarget(batch_id):
+                batch = await self._read(
+                    following.batch(self._environment_id, batch_id, limits.followed_runs)
+                )
+                if batch is None:
+                    return None
+                feed.is_sealed, members = batch
+                return [each for each in members if not (is_open and each.is_final)]
+
+    async def _rows(self, ids: Sequence[str]) -> list[FollowedRun]:
+        await self._room()
+        self._check()
+        found = await self._read(self._following.rows(self._environment_id, ids, LARGE_VALUE_BYTES))
+        return [found[id] for id in ids if id in found]
+
+    async def _read(self, reading: Awaitable[T]) -> T:
+        async with self._limiter:
+            answer = await reading
+        self._check()
+        return answer
+
+    def _check(self) -> None:
+        if self._feed.is_closed or self._feed.version != self._version:
+            raise StartedOverError
+
+
+def _refuse(feed: FeedMembers, code: ErrorCode, message: str) -> None:
+    if not feed.is_closed:
+        feed.follower.refuse(feed.subscription, code, message)

@@ -1,0 +1,326 @@
+"""Which runs a feed (tags, batch, runs) holds on one connection, and when they come and go. [core]
+
+An event tells that a run may have entered or left; its row decides. While the feed's snapshot is
+read, events are only noted, and looked at when it is complete: registered first, read then, so
+that no run falls between. Final runs that are written are forgotten beyond a number; one that
+changes once more simply joins again.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from runwire.wire import GapReason
+from runwire_engine.followed import FollowedRun
+from runwire_realtime import messages
+from runwire_realtime.cursors import FeedCursor
+from runwire_realtime.requests import may_follow
+from runwire_realtime.run_topic import RunTopic
+from runwire_realtime.subscription import (
+    BatchTarget,
+    FeedTarget,
+    RunsTarget,
+    RunTarget,
+    Stage,
+    Subscription,
+    TagsTarget,
+)
+
+if TYPE_CHECKING:
+    from runwire_realtime.follower import Follower
+    from runwire_realtime.hub import RunEvent
+
+
+class FeedMembers:
+    """One feed subscription: what it holds, and what it waits for."""
+
+    def __init__(self, follower: "Follower", subscription: Subscription) -> None:
+        self.follower = follower
+        self.subscription = subscription
+        self.members: set[str] = set()
+        # The snapshot (or what is missing since the cursor) is being read.
+        self.is_loading = True
+        # Resumed: the client may hold runs that are not known here.
+        self.is_resumed = False
+        # +1 with each start over, so that a snapshot being read for nothing is noticed.
+        self.version = 0
+        # Of a tags or runs feed: runs created before are not in it.
+        self.since: datetime | None = None
+        # Of a batch: all its items are there; its runs that are not over yet, and those that are.
+        self.is_sealed = False
+        self.open_runs: set[str] = set()
+        self._over: set[str] = set()
+        # Runs whose rows decide whether they join.
+        self._candidates: set[str] = set()
+        # Runs that changed while loading, and how far.
+        self._touched: dict[str, int] = {}
+        # Final members, oldest first.
+        self._finals: dict[str, None] = {}
+
+    @property
+    def target(self) -> FeedTarget:
+        target = self.subscription.target
+        assert not isinstance(target, RunTarget)
+        return target
+
+    @property
+    def sub(self) -> str:
+        return self.subscription.sub
+
+    @property
+    def is_closed(self) -> bool:
+        return self.subscription.is_closed
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether it may lack a run that has entered."""
+        return self.is_loading or bool(self._candidates)
+
+    @property
+    def is_allowed(self) -> bool:
+        return may_follow(self.follower.grant, self.target)
+
+    def close(self) -> None:
+        for run_id in self.members:
+            reader = self.follower.readers.get(run_id)
+            if reader is not None:
+                reader.leave(self.subscription)
+        for run_id in self._candidates:
+            self.follower.hub.drop_candidate(self, run_id)
+        self.members.clear()
+        self._candidates.clear()
+
+    # Events
+
+    def event(self, event: "RunEvent") -> None:
+        """Take an event of a run that the feed's target may include."""
+        if self.is_loading:
+            before = self._touched.get(event.run_id, 0)
+            self._touched[event.run_id] = max(before, event.step.revision)
+        elif event.run_id in self.members:
+            if self._is_left_by(event):
+                self._remove(event.run_id)
+        elif self._may_be_entered_by(event):
+            self._consider(event.run_id)
+        elif self.is_resumed:
+            self._say_removed(event.run_id)
+
+    def _is_left_by(self, event: "RunEvent") -> bool:
+        tags, status = event.step.changes.get("tags"), event.step.changes.get("status")
+        match self.target:
+            case TagsTarget(wanted):
+                return isinstance(tags, list) and not set(wanted) <= set(tags)
+            case RunsTarget(_, statuses) if statuses is not None:
+                return isinstance(status, str) and status not in statuses
+            case _:
+                return False
+
+    def _may_be_entered_by(self, event: "RunEvent") -> bool:
+        status = event.step.changes.get("status")
+        match self.target:
+            case TagsTarget(tags):
+                return set(tags) <= set(event.tags)
+            case RunsTarget(tasks, statuses):
+                is_other = (
+                    statuses is not None and isinstance(status, str) and status not in statuses
+                )
+                return not is_other and (tasks is None or event.task in tasks)
+            case BatchTarget():
+                return True
+
+    def _consider(self, run_id: str) -> None:
+        self._candidates.add(run_id)
+        self.follower.hub.consider(self, run_id)
+
+    def row_read(self, run: FollowedRun | None, run_id: str) -> None:
+        """Decide by its row whether a run joins."""
+        self._candidates.discard(run_id)
+        if self.is_closed or run is None:
+            return
+        is_member, is_included = run_id in self.members, self._includes(run)
+        if is_included and not is_member:
+            self._join(run, is_told=False)
+        elif is_member and not is_included:
+            self._remove(run_id)
+        elif self.is_resumed and not is_included:
+            self._say_removed(run_id)
+        self.look_done()
+
+    def _includes(self, run: FollowedRun) -> bool:
+        row = run.row
+        match self.target:
+            case TagsTarget(tags):
+                return set(tags) <= set(row.tags) and self._is_recent(run)
+            case RunsTarget(tasks, statuses):
+                return (
+                    (tasks is None or row.task in tasks)
+                    and (statuses is None or row.status in statuses)
+                    and self._is_recent(run)
+                )
+            case BatchTarget(batch_id):
+                return batch_id in run.batches
+
+    def _is_recent(self, run: FollowedRun) -> bool:
+        return self.since is None or run.row.created_at >= self.since
+
+    def _join(self, run: FollowedRun, *, is_told: bool) -> None:
+        follower = self.follower
+        run_id = run.row.id
+        if (
+            run_id not in follower.readers
+            and len(follower.readers) >= follower.limits.followed_runs
+        ):
+            self.start_over(GapReason.OVERFLOW)
+            return
+        reader = follower.reader(run_id)
+        reader.topic.learn(run)
+        self.members.add(run_id)
+        if isinstance(self.target, BatchTarget):
+            self.open_runs.add(run_id)
+        reader.join(self.subscription, run, is_told=is_told)
+
+    def _remove(self, run_id: str) -> None:
+        self.members.discard(run_id)
+        self._finals.pop(run_id, None)
+        reader = self.follower.readers.get(run_id)
+        if reader is not None:
+            reader.leave(self.subscription)
+        self._say_removed(run_id)
+
+    def _say_removed(self, run_id: str) -> None:
+        self.subscription.is_moved = True
+        self.follower.outbox.say(messages.removed(self.sub, run_id))
+
+    def final_written(self, run_id: str) -> None:
+        """Note that a run was written to its end."""
+        if run_id not in self.members:
+            return
+        self.open_runs.discard(run_id)
+        if isinstance(self.target, BatchTarget):
+            self._over.add(run_id)
+        self._finals[run_id] = None
+        while len(self._finals) > self.follower.limits.finals_kept:
+            oldest = next(iter(self._finals))
+            del self._finals[oldest]
+            self.members.discard(oldest)
+            reader = self.follower.readers.get(oldest)
+            if reader is not None:
+                reader.leave(self.subscription)
+        self.look_done()
+
+    # The snapshot
+
+    def start_over(self, reason: GapReason) -> None:
+        """Forget everything and read a fresh snapshot, which is announced."""
+        self.follower.outbox.say(messages.gap(self.sub, reason))
+        self.subscription.cursor = None
+        self.reload()
+
+    def missed_events(self) -> None:
+        """Read what the events would have told."""
+        hub = self.follower.hub
+        if not self.is_loading:
+            self.subscription.cursor = FeedCursor(hub.epoch, hub.position)
+        self.reload()
+
+    def reload(self) -> None:
+        """Read again what the feed holds, from its cursor if it has one."""
+        self.close()
+        for known in (self._finals, self.open_runs, self._over, self._touched):
+            known.clear()
+        self.version += 1
+        self.is_loading, self.is_resumed, self.is_sealed = True, False, False
+        self.subscription.stage = Stage.ALLOWED
+        self.follower.load(self)
+
+    def page(self, runs: Sequence[FollowedRun], *, cursor: str | None, more: bool) -> None:
+        """Write a page of the snapshot."""
+        documents: list[bytes] = []
+        size = 0
+        for run in runs:
+            self._join(run, is_told=True)
+            reader = self.follower.readers.get(run.row.id)
+            if reader is None or not self.is_loading:
+                return
+            document = reader.topic.document(run, reader.view)
+            if size + len(document) > self.follower.limits.frame_bytes and documents:
+                self._say_page(documents, None, more=True)
+                documents, size = [], 0
+            documents.append(document)
+            size += len(document)
+            reader.holds(run.row.revision)
+            self._catch_up(reader.topic)
+        self._say_page(documents, cursor, more=more)
+
+    def _say_page(self, documents: Sequence[bytes], cursor: str | None, *, more: bool) -> None:
+        self.follower.outbox.say(messages.snapshot(self.sub, documents, cursor=cursor, more=more))
+
+    def _catch_up(self, topic: RunTopic) -> None:
+        """Note what happened between the reading of a row and now, when it is followed."""
+        revision = self._touched.get(topic.run_id, 0)
+        if topic.moved_to(revision):
+            self.follower.readers[topic.run_id].moved()
+
+    def resumed(self, runs: Sequence[FollowedRun], first: Mapping[str, int]) -> None:
+        """Write runs that changed since the cursor; `first` says with which revision."""
+        for run in runs:
+            if self._includes(run):
+                self._resume(run, first.get(run.row.id, 1))
+            elif run.row.id not in self.members:
+                self._say_removed(run.row.id)
+
+    def _resume(self, run: FollowedRun, first: int) -> None:
+        self._join(run, is_told=True)
+        reader = self.follower.readers.get(run.row.id)
+        if reader is None or not self.is_loading:
+            return
+        if not reader.is_written:
+            if self.subscription.mode == "every" and first > 1:
+                reader.holds(first - 1)
+            else:
+                document = reader.topic.document(run, reader.view)
+                self.follower.outbox.say(messages.run(document))
+                reader.holds(run.row.revision)
+        self.follower.outbox.say(messages.joined(self.sub, run.row.id))
+        reader.topic.moved_to(run.row.revision)
+        self._catch_up(reader.topic)
+        reader.moved()
+
+    def held(self, runs: Sequence[FollowedRun]) -> None:
+        """Follow runs that the client holds as they are."""
+        for run in runs:
+            if run.row.id in self.members or not self._includes(run):
+                continue
+            self._join(run, is_told=True)
+            reader = self.follower.reader(run.row.id)
+            reader.holds(run.row.revision)
+            self._catch_up(reader.topic)
+
+    def complete(self) -> None:
+        """Go live: everything is queued, and what happened meanwhile is looked at."""
+        self.is_loading = False
+        self.subscription.stage = Stage.LIVE
+        self.subscription.is_moved = True
+        self.follower.outbox.say(messages.live(self.sub))
+        touched, self._touched = self._touched, {}
+        for run_id in touched:
+            # A member may have left meanwhile, anybody else may have entered.
+            self._consider(run_id)
+        self.look_done()
+
+    # Batches
+
+    def found(self, run_ids: Sequence[str], *, is_sealed: bool) -> None:
+        """Take the items that a batch has now."""
+        for run_id in run_ids:
+            if run_id not in self.members and run_id not in self._over:
+                self._consider(run_id)
+        self.is_sealed = is_sealed
+        self.look_done()
+
+    def look_done(self) -> None:
+        """End a batch that is complete, with all its runs over and written."""
+        is_over = self.is_sealed and not self.is_unsettled and not self.open_runs
+        if isinstance(self.target, BatchTarget) and is_over and not self.is_closed:
+            self.follower.outbox.say(messages.done(self.sub))
+            self.follower.close(self.subscription)

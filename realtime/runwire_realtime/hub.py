@@ -1,0 +1,426 @@
+"""Who follows what, and what goes to whom. [core]
+
+The hub holds one topic for each followed run and stream, and an index of the feeds. Fed with
+events, bells and what was read, it marks the readers concerned; what they write they take from the
+topics when their socket has room. It never waits and never reads: what it lacks stands in `wants`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from runwire_engine.bells import ChunkRow, StreamMoved
+from runwire_engine.followed import FollowedRun, StreamHead
+from runwire_realtime import messages
+from runwire_realtime.feed_members import FeedMembers
+from runwire_realtime.follower import Follower
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.run_reader import RunReader
+from runwire_realtime.run_topic import RunTopic, Step, step_of
+from runwire_realtime.stream_reader import StreamReader
+from runwire_realtime.stream_topic import StreamTopic
+from runwire_realtime.subscription import BatchTarget, RunsTarget, TagsTarget
+from runwire_realtime.wants import StreamName, Wants
+
+RunKey = tuple[int, str]
+StreamKey = tuple[int, str, str]
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """One revision of a run, and what routes it; `tags` are those before and after."""
+
+    environment_id: int
+    run_id: str
+    task: str
+    tags: tuple[str, ...]
+    batch_id: str | None
+    step: Step
+
+
+class Hub:
+    """Everything this process's connections follow."""
+
+    def __init__(self, limits: HubLimits) -> None:
+        self.limits = limits
+        self.wants = Wants()
+        self.epoch = ""
+        # The snapshot up to which events have been applied.
+        self.position = ""
+        self.runs: dict[RunKey, RunTopic] = {}
+        self.streams: dict[StreamKey, StreamTopic] = {}
+        self.followers: set[Follower] = set()
+        # "stale" since when, in the words of the wire; None: in touch with the database.
+        self.stale_since: str | None = None
+        self._tag_feeds: dict[tuple[int, str], set[FeedMembers]] = {}
+        self._batch_feeds: dict[tuple[int, str], set[FeedMembers]] = {}
+        self._runs_feeds: dict[int, set[FeedMembers]] = {}
+        # Feeds that wait for a run's row to decide whether it joins.
+        self._candidates: dict[RunKey, set[FeedMembers]] = {}
+        # Runs of which streams were moved in order of their last chunk: the ring of the one that
+        # has been quiet for longest is emptied first.
+        self._rings: dict[StreamKey, StreamTopic] = {}
+        self._ring_bytes = 0
+
+    # Connections
+
+    def enter(self, follower: Follower) -> None:
+        """Serve a connection that has shown its credential."""
+        self.followers.add(follower)
+        if self.stale_since is not None:
+            follower.outbox.say(messages.state("stale", self.stale_since))
+
+    def leave(self, follower: Follower) -> None:
+        follower.leave()
+        self.followers.discard(follower)
+
+    def say_state(self, word: str, since: str) -> None:
+        """Tell everybody whether the database can be reached."""
+        self.stale_since = since if word == "stale" else None
+        message = messages.state(word, since)
+        for follower in self.followers:
+            follower.outbox.say(message)
+
+    # Registration
+
+    def join_run(self, follower: Follower, run_id: str) -> RunReader:
+        """Return a new reader of a run."""
+        topic = self._topic(follower.environment_id, run_id)
+        reader = RunReader(topic, follower)
+        topic.readers.add(reader)
+        return reader
+
+    def leave_run(self, reader: RunReader) -> None:
+        topic = reader.topic
+        topic.readers.discard(reader)
+        topic.waiting.discard(reader)
+        topic.reading.discard(reader)
+        self.wants.steps.pop(reader, None)
+        self._drop_if_unused(topic)
+
+    def _topic(self, environment_id: int, run_id: str) -> RunTopic:
+        key = (environment_id, run_id)
+        topic = self.runs.get(key)
+        if topic is None:
+            topic = self.runs[key] = RunTopic(environment_id, run_id, self.limits)
+        return topic
+
+    def _drop_if_unused(self, topic: RunTopic) -> None:
+        if not topic.readers and not topic.considered_by and topic.key not in self._candidates:
+            self.runs.pop(topic.key, None)
+            self.wants.rows.pop(topic.key, None)
+
+    def join_stream(self, run: RunReader, key: str) -> StreamReader:
+        """Return a new reader of a stream."""
+        topic = self._stream(run.topic, key)
+        reader = run.stream_reader(topic)
+        topic.readers.add(reader)
+        return reader
+
+    def _stream(self, run: RunTopic, key: str) -> StreamTopic:
+        name = (*run.key, key)
+        topic = self.streams.get(name)
+        if topic is None:
+            topic = self.streams[name] = StreamTopic(*name, self.limits)
+        return topic
+
+    def leave_stream(self, reader: StreamReader) -> None:
+        reader.close()
+        self._drop_unread(reader.topic)
+
+    def _drop_unread(self, topic: StreamTopic) -> None:
+        if not topic.readers:
+            self.streams.pop(topic.name, None)
+            self.wants.fills.pop(topic.name, None)
+            self._empty_ring(topic)
+
+    def want_streams(self, topic: RunTopic) -> None:
+        """Have the list of a run's streams read."""
+        self.wants.head(topic.environment_id, topic.run_id, None)
+
+    def add_feed(self, feed: FeedMembers) -> None:
+        self._index(feed).add(feed)
+
+    def remove_feed(self, feed: FeedMembers) -> None:
+        self._index(feed).discard(feed)
+        environment_id = feed.follower.environment_id
+        match feed.target:
+            case TagsTarget(tags):
+                _drop_empty(self._tag_feeds, (environment_id, tags[0]))
+            case BatchTarget(batch_id):
+                _drop_empty(self._batch_feeds, (environment_id, batch_id))
+            case RunsTarget():
+                _drop_empty(self._runs_feeds, environment_id)
+
+    def _index(self, feed: FeedMembers) -> set[FeedMembers]:
+        environment_id = feed.follower.environment_id
+        match feed.target:
+            case TagsTarget(tags):
+                # One tag finds it; the others are compared then.
+                return self._tag_feeds.setdefault((environment_id, tags[0]), set())
+            case BatchTarget(batch_id):
+                return self._batch_feeds.setdefault((environment_id, batch_id), set())
+            case RunsTarget():
+                return self._runs_feeds.setdefault(environment_id, set())
+
+    def feeds(self) -> Iterable[FeedMembers]:
+        """Return every feed of every connection."""
+        for index in (self._tag_feeds, self._batch_feeds, self._runs_feeds):
+            for feeds in list(index.values()):
+                yield from list(feeds)
+
+    def open_batches(self) -> dict[tuple[int, str], list[FeedMembers]]:
+        """Return the followed batches that may still get items."""
+        return {
+            key: [feed for feed in feeds if not feed.is_sealed and not feed.is_loading]
+            for key, feeds in self._batch_feeds.items()
+        }
+
+    # Events of runs
+
+    def follows(
+        self, environment_id: int, run_id: str, tags: Iterable[str], batch_id: str | None
+    ) -> bool:
+        """Say whether an event of this run concerns anybody here."""
+        return (
+            (environment_id, run_id) in self.runs
+            or environment_id in self._runs_feeds
+            or (batch_id is not None and (environment_id, batch_id) in self._batch_feeds)
+            or any((environment_id, tag) in self._tag_feeds for tag in tags)
+        )
+
+    def apply(self, events: Sequence[RunEvent], position: str) -> None:
+        """Take the events that became visible up to a position."""
+        for event in events:
+            self._event(event)
+        self.position = position
+
+    def _event(self, event: RunEvent) -> None:
+        topic = self.runs.get((event.environment_id, event.run_id))
+        was_final = topic is not None and topic.final_at is not None
+        if topic is not None and topic.add(event.step):
+            self._moved(topic, event, became_final=not was_final and topic.final_at is not None)
+        for feed in self._feeds_of(event):
+            feed.event(event)
+
+    def _moved(self, topic: RunTopic, event: RunEvent, *, became_final: bool) -> None:
+        changes = event.step.changes
+        if (became_final or "realtimeStreams" in changes) and _reads_streams(topic):
+            self.want_streams(topic)
+        for reader in list(topic.readers):
+            reader.moved()
+            if "tags" in changes:
+                reader.tags_changed()
+
+    def _feeds_of(self, event: RunEvent) -> list[FeedMembers]:
+        environment_id = event.environment_id
+        found = list(self._runs_feeds.get(environment_id, ()))
+        if event.batch_id is not None:
+            found += self._batch_feeds.get((environment_id, event.batch_id), ())
+        for tag in event.tags:
+            found += self._tag_feeds.get((environment_id, tag), ())
+        return found
+
+    def jumped(self, position: str) -> None:
+        """Note that too much happened to be told event by event: look at everything again."""
+        for topic in self.runs.values():
+            topic.has_missed = True
+            self.wants.row(topic)
+        for feed in self.feeds():
+            feed.missed_events()
+        self.position = position
+
+    # Rows
+
+    def consider(self, feed: FeedMembers, run_id: str) -> None:
+        """Have a run's row read, to decide whether it is in a feed."""
+        topic = self._topic(feed.follower.environment_id, run_id)
+        self._candidates.setdefault(topic.key, set()).add(feed)
+        self.wants.row(topic)
+
+    def drop_candidate(self, feed: FeedMembers, run_id: str) -> None:
+        topic = self.runs.get((feed.follower.environment_id, run_id))
+        if topic is None:
+            return
+        topic.considered_by.discard(feed)
+        feeds = self._candidates.get(topic.key, set())
+        feeds.discard(feed)
+        if not feeds:
+            self._candidates.pop(topic.key, None)
+        self._drop_if_unused(topic)
+
+    def take_rows(self) -> list[RunTopic]:
+        """Return the runs to be read now; who asks later waits for the next read."""
+        topics = list(self.wants.rows.values())
+        self.wants.rows.clear()
+        for topic in topics:
+            topic.reading |= topic.waiting
+            topic.waiting.clear()
+            topic.considered_by |= self._candidates.pop(topic.key, set())
+        return topics
+
+    def rows_failed(self, topics: Iterable[RunTopic]) -> None:
+        """Ask again: the runs of `take_rows` could not be read."""
+        for topic in topics:
+            topic.waiting |= topic.reading
+            topic.reading.clear()
+            if self.runs.get(topic.key) is topic:
+                self._candidates.setdefault(topic.key, set()).update(topic.considered_by)
+                self.wants.row(topic)
+            topic.considered_by.clear()
+
+    def row_read(self, topic: RunTopic, run: FollowedRun | None) -> None:
+        """Take a run's row as it was read; None: there is no such run."""
+        readers, topic.reading = topic.reading, set()
+        feeds, topic.considered_by = topic.considered_by, set()
+        if run is not None:
+            self._learn(topic, run)
+        for feed in feeds:
+            feed.row_read(run, topic.run_id)
+        for reader in readers:
+            if reader in topic.readers:
+                reader.row_read(run)
+        self._drop_if_unused(topic)
+
+    def _learn(self, topic: RunTopic, run: FollowedRun) -> None:
+        was_final, has_missed = topic.final_at is not None, topic.has_missed
+        topic.learn(run)
+        topic.has_missed = False
+        became_final = not was_final and topic.final_at is not None
+        if (became_final or has_missed) and _reads_streams(topic):
+            self.want_streams(topic)
+        if has_missed and topic.moved_to(run.row.revision):
+            for reader in list(topic.readers):
+                reader.moved()
+                reader.tags_changed()
+
+    # Streams
+
+    def rang(self, moved: StreamMoved) -> None:
+        """Take what a bell says of a stream: its chunks, if they are the next ones."""
+        topic = self.streams.get((moved.environment_id, moved.run_id, moved.key))
+        if topic is None or not topic.is_known:
+            run = self.runs.get((moved.environment_id, moved.run_id))
+            if run is not None and moved.key not in run.stream_keys and _reads_streams(run):
+                self.want_streams(run)
+            return
+        self.extend(topic, moved.chunks, moved.next_seq)
+        if moved.ended:
+            self.wants.head(*topic.name)
+
+    def extend(self, topic: StreamTopic, chunks: Sequence[ChunkRow], head: int = 0) -> None:
+        """Append chunks that continue a stream, and let its readers write."""
+        before = topic.bytes if topic.name in self._rings else 0
+        if topic.extend(chunks):
+            self._rings.pop(topic.name, None)
+            self._rings[topic.name] = topic
+            self._ring_bytes += topic.bytes - before
+            self._limit_rings()
+            for reader in topic.readers:
+                reader.mark()
+        topic.heard(head)
+        if topic.is_behind:
+            self.wants.fill(topic)
+
+    def filled(self, topic: StreamTopic, chunks: Sequence[ChunkRow]) -> None:
+        """Take chunks that were read from the end of a stream's ring on."""
+        place = chunks[0].seq if chunks else topic.head
+        if place > topic.end:
+            # The log has lost what lies between; readers hear of it when they read there.
+            self._empty_ring(topic)
+            topic.skip_to(place)
+            for reader in topic.readers:
+                reader.mark()
+        self.extend(topic, chunks)
+
+    def _limit_rings(self) -> None:
+        while self._ring_bytes > self.limits.rings_bytes and len(self._rings) > 1:
+            self._empty_ring(next(iter(self._rings.values())))
+
+    def _empty_ring(self, topic: StreamTopic) -> None:
+        if self._rings.pop(topic.name, None) is not None:
+            self._ring_bytes -= topic.bytes
+        topic.empty()
+
+    def followed_streams(self) -> list[StreamName]:
+        """Return the streams whose place in the database is worth a look: all that may move."""
+        return [name for name, topic in self.streams.items() if topic.eof_reason is None]
+
+    def take_heads(self) -> dict[StreamName, bool]:
+        """Return the streams to be looked up, and whether their run was final before that."""
+        names = list(self.wants.heads)
+        self.wants.heads.clear()
+        return {name: self._is_final(name) for name in names}
+
+    def _is_final(self, name: StreamName) -> bool:
+        topic = self.runs.get(name[:2])
+        return topic is not None and topic.final_at is not None
+
+    def heads_read(self, names: Mapping[StreamName, bool], heads: Sequence[StreamHead]) -> None:
+        """Take where streams stand; the names are those of `take_heads`."""
+        listed: dict[RunKey, list[StreamHead]] = {name[:2]: [] for name in names if name[2] is None}
+        for head in heads:
+            run_key = (head.environment_id, head.run_id)
+            if run_key in listed:
+                listed[run_key].append(head)
+            topic = self.streams.get((*run_key, head.key))
+            if topic is not None:
+                self._take_head(topic, head)
+        for run_key, rows in listed.items():
+            run = self.runs.get(run_key)
+            if run is not None:
+                self._listed(run, rows, is_final=names[*run_key, None])
+
+    def _take_head(self, topic: StreamTopic, head: StreamHead) -> None:
+        if topic.learn(head):
+            for reader in topic.readers:
+                reader.mark()
+        if any(reader.next is None for reader in topic.readers):
+            self.wants.head(topic.environment_id, topic.run_id, None)
+        if topic.is_behind:
+            self.wants.fill(topic)
+
+    def _listed(self, run: RunTopic, heads: Sequence[StreamHead], *, is_final: bool) -> None:
+        """Let readers of all streams of a run find those there are."""
+        reason = (run.status or "").lower()
+        run.stream_keys.update(head.key for head in heads)
+        for head in heads:
+            topic = self._stream(run, head.key)
+            topic.learn(head)
+            if is_final:
+                topic.close_unwritten(reason)
+        for reader in list(run.readers):
+            reader.streams.found([head.key for head in heads])
+            if is_final:
+                reader.streams.close_unwritten(reason)
+        run.is_sealed = run.is_sealed or is_final
+        for head in heads:
+            self._drop_unread(self.streams[*run.key, head.key])
+        for reader in list(run.readers):
+            reader.moved()
+
+
+def event_of(
+    environment_id: int,
+    run_id: str,
+    revision: int,
+    delta: str,
+    updated_at: str,
+    *,
+    task: str,
+    tags: tuple[str, ...],
+    batch_id: str | None,
+) -> RunEvent:
+    """Read an event as it is stored."""
+    step = step_of(revision, delta, updated_at)
+    return RunEvent(environment_id, run_id, task, tags, batch_id, step)
+
+
+def _reads_streams(topic: RunTopic) -> bool:
+    return any(reader.streams.is_wanted for reader in topic.readers)
+
+
+def _drop_empty(index: dict[Key, set[FeedMembers]], key: Key) -> None:
+    if not index.get(key):
+        index.pop(key, None)

@@ -1,0 +1,129 @@
+"""What waits to be written to one connection, bounded however slow it is. [core]
+
+Two lanes. The control lane holds messages as they are (answers, errors, pages of a snapshot); it
+is short by nature, and a connection that lets it grow is too slow to be served. The other lane
+holds no messages at all: only which runs and streams have something new. What that is, is decided
+when a frame is made: each source in turn says one message, from where it stands to now. So changes
+of a run conflate in place, chunks are never queued, and nobody starves.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from runwire.wire import CloseCode
+from runwire_realtime.limits import HubLimits
+
+
+class Source(Protocol):
+    """A run or a stream, as one connection follows it."""
+
+    is_queued: bool
+
+    def produce(self, budget: int) -> bytes | None:
+        """Return the next message (or several, joined by commas), or None: nothing to say."""
+        ...
+
+
+class Outbox:
+    """One connection's lanes; `wake` is called when there may be something to write."""
+
+    def __init__(self, wake: Callable[[], None], limits: HubLimits) -> None:
+        # Why the connection is to be closed, once that is decided.
+        self.closing: tuple[int, str] | None = None
+        self._wake = wake
+        self._limits = limits
+        self._control: deque[bytes] = deque()
+        self._control_bytes = 0
+        self._ready: deque[Source] = deque()
+        # A message that did not fit into the frame before.
+        self._carried: bytes | None = None
+        # What sources have asked to be read for them and not used up yet.
+        self._slots = limits.rows_held
+        self._waiting: deque[Source] = deque()
+
+    def say(self, message: bytes) -> None:
+        """Queue a message on the control lane."""
+        self._control.append(message)
+        self._control_bytes += len(message)
+        if self._control_bytes > self._limits.control_bytes:
+            self.close(CloseCode.SLOW, "the socket does not drain")
+        self._wake()
+
+    def mark(self, source: Source) -> None:
+        """Note that a source may have something to say."""
+        if not source.is_queued:
+            source.is_queued = True
+            self._ready.append(source)
+        self._wake()
+
+    def close(self, code: int, reason: str) -> None:
+        """Close the connection after what is on the control lane; the first reason stands."""
+        if self.closing is None:
+            self.closing = (code, reason)
+        self._wake()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another page of a snapshot may be queued."""
+        return self._control_bytes < self._limits.page_room_bytes
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether everything that could be said has been put into frames."""
+        return not self._control and not self._ready and self._carried is None
+
+    def acquire(self, source: Source) -> bool:
+        """Take one of the few places for what is read ahead; else be marked when one is free."""
+        if self._slots == 0:
+            if source not in self._waiting:
+                self._waiting.append(source)
+            return False
+        self._slots -= 1
+        return True
+
+    def release(self) -> None:
+        """Give a place back."""
+        self._slots += 1
+        if self._waiting:
+            self.mark(self._waiting.popleft())
+
+    def frame(self) -> list[bytes]:
+        """Return the messages of the next frame; empty when there is nothing to say now."""
+        messages: list[bytes] = []
+        room = self._limits.frame_bytes
+        message = self._next(room)
+        while message is not None:
+            if messages and len(message) > room:
+                self._carried = message
+                break
+            messages.append(message)
+            room -= len(message) + 1
+            if room <= 0:
+                break
+            message = self._next(room)
+        return messages
+
+    def _next(self, room: int) -> bytes | None:
+        if self._carried is not None:
+            message, self._carried = self._carried, None
+            return message
+        if self._control:
+            message = self._control.popleft()
+            self._control_bytes -= len(message)
+            return message
+        if self.closing is not None:
+            return None
+        return self._produced(min(room, self._limits.turn_bytes))
+
+    def _produced(self, budget: int) -> bytes | None:
+        while self._ready:
+            source = self._ready.popleft()
+            source.is_queued = False
+            message = source.produce(budget)
+            if message is not None:
+                # To the end of the queue: it may have more, and others have waited.
+                source.is_queued = True
+                self._ready.append(source)
+                return message
+        return None

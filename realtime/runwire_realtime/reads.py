@@ -1,0 +1,198 @@
+"""Reads what the hub wants: one statement for all who want the same, a few at a time.
+
+Each kind of want has its own loop, which takes everything wanted by then, reads it, and hands it to
+the hub; what is wanted meanwhile waits for the next turn. So reads group themselves under load and
+cost nothing when there is none. While the database is away, wants wait.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
+from typing import Final, TypeVar
+
+import anyio
+
+from runwire_engine.bells import ChunkRow
+from runwire_engine.errors import EngineError
+from runwire_engine.following import Following
+from runwire_realtime.hub import Hub
+from runwire_realtime.run_reader import RunReader
+from runwire_realtime.run_topic import RunTopic, step_of
+from runwire_realtime.run_view import MAX_VALUE_BYTES, wire_time
+from runwire_realtime.stream_reader import StreamReader
+from runwire_realtime.stream_topic import StreamTopic
+
+logger = logging.getLogger("runwire.reads")
+T = TypeVar("T")
+
+_PAUSE: Final = 0.2  # seconds between tries while the database is away
+_HEADS_PER_READ: Final = 500
+_FILLS_PER_READ: Final = 16
+_CHUNKS_PER_PAGE: Final = 1_000
+_EVENTS_PER_PAGE: Final = 200
+
+
+class Reads:
+    """The loops that read for the hub."""
+
+    def __init__(self, hub: Hub, following: Following) -> None:
+        self._hub = hub
+        self._wants = hub.wants
+        self._following = following
+        self._limiter = anyio.CapacityLimiter(hub.limits.catch_up_reads)
+        self._wanted: list[anyio.Event] = []
+        self._busy = 0
+        # Pages being read, and who else wants the same.
+        self._pages: dict[tuple[int, int, int], list[StreamReader]] = {}
+        self._wants.wake = self._wake
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            for turn in (self._rows, self._heads, self._fills, self._catch_up):
+                tasks.start_soon(self._repeat, turn)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything wanted so far was read and handed over."""
+        wants = self._wants
+        return not (self._busy or wants.rows or wants.heads or wants.fills)
+
+    def _wake(self) -> None:
+        for event in self._wanted:
+            event.set()
+
+    async def _repeat(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """Take turns: one at the start, then whenever something is wanted."""
+        event = anyio.Event()
+        self._wanted.append(event)
+        while True:
+            at = self._wanted.index(event)
+            event = self._wanted[at] = anyio.Event()
+            self._busy += 1
+            try:
+                await turn()
+            except EngineError as error:
+                logger.warning("reading for subscribers failed: %s", error)
+                event.set()
+                await anyio.sleep(_PAUSE)
+            finally:
+                self._busy -= 1
+            await event.wait()
+
+    async def _rows(self) -> None:
+        topics = self._hub.take_rows()
+        for environment_id, group in _by_environment(topics):
+            for part in _parts(group, self._hub.limits.rows_per_read):
+                await self._read_rows(environment_id, part)
+
+    async def _read_rows(self, environment_id: int, topics: Sequence[RunTopic]) -> None:
+        ids = [topic.run_id for topic in topics]
+        try:
+            runs = await self._following.rows(environment_id, ids, MAX_VALUE_BYTES)
+        except EngineError:
+            self._hub.rows_failed(topics)
+            raise
+        for topic in topics:
+            self._hub.row_read(topic, runs.get(topic.run_id))
+
+    async def _heads(self) -> None:
+        names = self._hub.take_heads()
+        for environment_id in {name[0] for name in names}:
+            group = [name for name in names if name[0] == environment_id]
+            for part in _parts(group, _HEADS_PER_READ):
+                try:
+                    heads = await self._following.heads(
+                        environment_id, [(run_id, key) for _, run_id, key in part]
+                    )
+                except EngineError:
+                    for name in names:
+                        self._wants.head(*name)
+                    raise
+                self._hub.heads_read({name: names[name] for name in part}, heads)
+
+    async def _fills(self) -> None:
+        topics = [topic for topic in self._wants.fills.values() if topic.is_behind]
+        self._wants.fills.clear()
+        for part in _parts(topics, _FILLS_PER_READ):
+            try:
+                await self._fill(part)
+            except EngineError:
+                for topic in topics:
+                    self._wants.fill(topic)
+                raise
+
+    async def _fill(self, topics: Sequence[StreamTopic]) -> None:
+        wanted = [(t.id, t.bucket, t.end) for t in topics if t.id is not None and t.bucket]
+        limits = self._hub.limits
+        pages = await self._following.chunks(wanted, limits.ring_bytes, _CHUNKS_PER_PAGE)
+        for topic in topics:
+            if topic.id is not None and topic.readers:
+                self._hub.filled(topic, pages.get(topic.id, []))
+
+    async def _catch_up(self) -> None:
+        for reader in list(self._wants.pages):
+            del self._wants.pages[reader]
+            self._read_page(reader)
+        for run in list(self._wants.steps):
+            del self._wants.steps[run]
+            self._tasks.start_soon(self._history, run)
+
+    def _read_page(self, reader: StreamReader) -> None:
+        topic = reader.topic
+        if topic.id is None or reader.next is None:
+            reader.page_failed()
+            return
+        key = (topic.id, reader.next, reader.page_bytes)
+        if key in self._pages:
+            self._pages[key].append(reader)
+        else:
+            self._pages[key] = [reader]
+            self._tasks.start_soon(self._page, topic, key)
+
+    async def _page(self, topic: StreamTopic, key: tuple[int, int, int]) -> None:
+        stream_id, seq, size = key
+        rows: list[ChunkRow] | None = None
+        try:
+            async with self._limiter:
+                assert topic.bucket is not None
+                wanted = [(stream_id, topic.bucket, seq)]
+                pages = await self._following.chunks(wanted, size, _CHUNKS_PER_PAGE)
+                rows = pages.get(stream_id, [])
+        except EngineError as error:
+            logger.warning("reading a stream failed: %s", error)
+            await anyio.sleep(_PAUSE)
+        for reader in self._pages.pop(key):
+            if rows is None:
+                reader.page_failed()
+            else:
+                reader.page_read(seq, rows)
+
+    async def _history(self, run: RunReader) -> None:
+        after, topic = run.written, run.topic
+        try:
+            async with self._limiter:
+                events = await self._following.events(
+                    topic.environment_id, topic.run_id, after, _EVENTS_PER_PAGE
+                )
+        except EngineError as error:
+            logger.warning("reading the history of a run failed: %s", error)
+            await anyio.sleep(_PAUSE)
+            run.history_failed()
+            return
+        steps = [step_of(e.revision, e.delta, wire_time(e.created_at)) for e in events]
+        run.history_read(after, steps)
+
+
+def _by_environment(topics: Iterable[RunTopic]) -> list[tuple[int, list[RunTopic]]]:
+    groups: dict[int, list[RunTopic]] = {}
+    for topic in topics:
+        groups.setdefault(topic.environment_id, []).append(topic)
+    return list(groups.items())
+
+
+def _parts(items: Sequence[T], size: int) -> Iterable[list[T]]:
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part

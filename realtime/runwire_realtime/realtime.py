@@ -1,0 +1,188 @@
+"""The running hub of one process: the feed, the readers behind it, and the connections.
+
+    async with Realtime(engine, authenticate, allowed_origins=…) as realtime:
+        …
+        await realtime.websocket_endpoint(websocket)     # in a route
+        response = await realtime.events_endpoint(request)
+        …
+        await realtime.drain()                           # before the server stops
+
+It has a few connections to Postgres of its own, so that requests and subscribers do not wait for
+each other.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final
+
+import anyio
+from starlette.requests import Request
+from starlette.websockets import WebSocket
+
+from runwire.wire import CloseCode, ErrorCode
+from runwire_engine.database import Database
+from runwire_engine.engine import Engine
+from runwire_engine.following import Following
+from runwire_realtime import sse, websocket
+from runwire_realtime.connection import Authenticate, Connection
+from runwire_realtime.credentials import bearer
+from runwire_realtime.errors import ForbiddenError, RefusedError
+from runwire_realtime.feed import Feed
+from runwire_realtime.feed_loading import FeedLoading
+from runwire_realtime.frames import Frames
+from runwire_realtime.hub import Hub
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.reads import Reads
+
+# Catch-up reads, and the tail, the rows, the heads and the rings beside them.
+_POOL_SIZE: Final = 12
+_TICK: Final = 0.25
+# How long a stopping server gives its connections to hear of it.
+_DRAIN_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the hub does now."""
+
+    connections: int
+    subscriptions: int
+    runs: int
+    streams: int
+    # The snapshot up to which events were applied.
+    position: str
+    is_stale: bool
+
+
+class Realtime:
+    """Serves subscribers. `authenticate` turns a credential into a Grant or raises RefusedError."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        authenticate: Authenticate,
+        *,
+        allowed_origins: Sequence[str] = (),
+        limits: HubLimits = HubLimits(),  # noqa: B008 -- frozen
+    ) -> None:
+        self._authenticate = authenticate
+        self._origins = allowed_origins
+        self._limits = limits
+        self._database = Database(
+            engine.database.dsn, max_size=_POOL_SIZE, name="runwire-hub", statement_timeout="10s"
+        )
+        following = Following(self._database)
+        self._hub = Hub(limits)
+        self._reads = Reads(self._hub, following)
+        self._feed = Feed(self._hub, self._reads, self._database)
+        self._loading = FeedLoading(self._hub, following)
+        self._frames = Frames()
+        self._connections: set[Connection] = set()
+        self._is_draining = False
+        self._running = AsyncExitStack()
+
+    async def __aenter__(self) -> "Realtime":
+        """Start. Raises EngineError when the database cannot be read."""
+        await self._running.enter_async_context(self._run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return await self._running.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncGenerator[None]:
+        await self._database.open()
+        try:
+            await self._feed.start()
+            async with anyio.create_task_group() as tasks:
+                for service in (self._reads.run, self._feed.run, self._tick):
+                    tasks.start_soon(service)
+                try:
+                    yield
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await self.drain()
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._database.close()
+
+    async def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
+        """Take no more connections, and let those there are go, to resume elsewhere."""
+        self._is_draining = True
+        for connection in list(self._connections):
+            connection.close(CloseCode.GOING_AWAY, "the server stops")
+        with anyio.move_on_after(seconds):
+            while self._connections:  # noqa: ASYNC110 -- once in a process
+                await anyio.sleep(0.02)
+
+    def statistics(self) -> Statistics:
+        """Return what /readyz and the metrics tell."""
+        hub = self._hub
+        return Statistics(
+            connections=len(self._connections),
+            subscriptions=sum(each.subscriptions for each in self._connections),
+            runs=len(hub.runs),
+            streams=len(hub.streams),
+            position=hub.position,
+            is_stale=hub.stale_since is not None,
+        )
+
+    async def websocket_endpoint(self, socket: WebSocket) -> None:
+        """Serve a websocket."""
+        if not websocket.is_welcome(socket, self._origins):
+            await socket.close()  # 403, before anything is accepted
+        elif not websocket.speaks_protocol(socket):
+            await websocket.refuse(socket, CloseCode.UNSUPPORTED_PROTOCOL, "speak runwire.v1")
+        elif not self._has_room():
+            code = CloseCode.GOING_AWAY if self._is_draining else CloseCode.OVERLOADED
+            await websocket.refuse(socket, code, "no room for another connection")
+        else:
+            with self._connection(is_browser="origin" in socket.headers) as connection:
+                await websocket.serve(socket, connection)
+
+    async def events_endpoint(self, request: Request) -> sse.EventStream:
+        """Return the response to a request for server-sent events. Raises RefusedError."""
+        token = bearer(request.headers.get("authorization"))
+        grant = await self._authenticate(token)
+        if grant.api_key and "origin" in request.headers:
+            raise ForbiddenError("an API key does not belong into a browser; use a public token")
+        asked = await sse.read_requests(request, self._limits)
+        if not self._has_room():
+            raise RefusedError(ErrorCode.UNAVAILABLE, "no room for another connection")
+        return sse.EventStream(self._connection, token, asked)
+
+    def _has_room(self) -> bool:
+        strangers = sum(each.is_stranger for each in self._connections)
+        return (
+            not self._is_draining
+            and len(self._connections) < self._limits.connections
+            and strangers < self._limits.strangers
+        )
+
+    @contextmanager
+    def _connection(self, *, is_browser: bool = False) -> Generator[Connection]:
+        connection = Connection(
+            self._hub, self._frames, self._loading, self._authenticate, is_browser=is_browser
+        )
+        self._connections.add(connection)
+        try:
+            yield connection
+        finally:
+            self._connections.discard(connection)
+
+    async def _tick(self) -> None:
+        """Keep the time for every connection: one timer instead of one for each."""
+        while True:
+            await anyio.sleep(_TICK)
+            now = time.monotonic()
+            for connection in list(self._connections):
+                connection.tick(now)

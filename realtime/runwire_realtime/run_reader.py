@@ -1,0 +1,391 @@
+"""One run as one connection follows it: a position, and the next message from there. [core]
+
+There is one for each run and connection, whatever number of subscriptions follow it: one view (the
+union of the fields asked for), one mode (`every` beats `latest`), one revision last written. Where
+streams are read, the run's final state waits until all of them have been written to their end.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runwire.wire import ErrorCode, GapReason
+from runwire_engine.followed import FollowedRun
+from runwire_realtime import messages
+from runwire_realtime.cursors import RunCursor, run_cursor
+from runwire_realtime.run_streams import RunStreams
+from runwire_realtime.run_topic import RunTopic, Step, size_of
+from runwire_realtime.run_view import View, view_of
+from runwire_realtime.stream_reader import StreamReader
+from runwire_realtime.stream_topic import StreamTopic
+from runwire_realtime.subscription import Stage, Subscription
+
+if TYPE_CHECKING:
+    from runwire_realtime.follower import Follower
+
+
+class RunReader:
+    """Writes one run; `streams` writes its streams."""
+
+    def __init__(self, topic: RunTopic, follower: "Follower") -> None:
+        self.topic = topic
+        self.is_queued = False
+        # The revision last written to the socket; 0: none.
+        self.written = 0
+        self.subscriptions: dict[str, Subscription] = {}
+        self.streams = RunStreams(topic, self, follower)
+        self.view: View
+        self._follower = follower
+        self._is_every = False
+        # Subscriptions to this run that have not been told how it stands, or may have lost it.
+        self._openings: list[Subscription] = []
+        # `joined` messages that follow the run's first message.
+        self._joined: list[bytes] = []
+        # The changes are not at hand, or larger than the run: it is sent whole.
+        self._needs_whole = False
+        self._row: FollowedRun | None = None
+        # Changes read from the log, for the mode `every`.
+        self._steps: deque[Step] = deque()
+        self._is_reading = False
+        self._holds_slot = False
+
+    # Who follows
+
+    def open(self, subscription: Subscription) -> None:
+        """Follow the run for a subscription to it, once the row shows that it may."""
+        self.subscriptions[subscription.sub] = subscription
+        self._look()
+        self._openings.append(subscription)
+        self.moved()
+
+    def join(self, subscription: Subscription, run: FollowedRun, *, is_told: bool) -> None:
+        """Follow the run for a feed that it has entered; `is_told`: the client knows."""
+        self.subscriptions[subscription.sub] = subscription
+        self._look()
+        if not is_told and self.written == 0 and self._row is None and self._take_slot():
+            self._row = run
+        if not is_told:
+            announcement = messages.joined(subscription.sub, self.topic.run_id)
+            if self.is_written:
+                self._follower.outbox.say(announcement)
+            else:
+                self._joined.append(announcement)
+        self.streams.add(subscription)
+        self.moved()
+
+    def leave(self, subscription: Subscription) -> None:
+        """Follow it no more for this subscription; close with the last one."""
+        self.subscriptions.pop(subscription.sub, None)
+        if subscription in self._openings:
+            self._openings.remove(subscription)
+        self.streams.remove(subscription)
+        if self.subscriptions:
+            self._look()
+            self.moved()
+        else:
+            self.close()
+
+    def close(self) -> None:
+        self.streams.close()
+        self._follower.readers.pop(self.topic.run_id, None)
+        self._follower.hub.leave_run(self)
+        self._follower.unsettled.discard(self)
+        self._is_reading = False
+        self._drop_row()
+
+    def _look(self) -> None:
+        """Decide anew what of the run is shown, and how."""
+        followers = list(self.subscriptions.values())
+        self.view = view_of(
+            self._follower.grant.visibility(),
+            [each.fields for each in followers],
+            is_feed=all(each.is_feed for each in followers),
+        )
+        self._is_every = any(each.mode == "every" for each in followers)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the client holds this run, so that patches apply."""
+        return self.written > 0 and not self._needs_whole
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether the client knows that it follows this run, and expects its streams."""
+        return not self._joined
+
+    # What happens
+
+    def moved(self) -> None:
+        """Note that there may be news of the run."""
+        for subscription in self.subscriptions.values():
+            subscription.is_moved = True
+        self._follower.unsettled.add(self)
+        self._follower.outbox.mark(self)
+
+    def holds(self, revision: int) -> None:
+        """Note that the client was given the run whole at a revision, by other means."""
+        self.written = max(self.written, revision)
+        self._needs_whole = False
+
+    def refetch(self) -> None:
+        """Send the whole run again."""
+        self._needs_whole = True
+        self.moved()
+
+    def regranted(self) -> None:
+        """Look again what may be read, and how: by the row as it is now."""
+        self._look()
+        for subscription in self.subscriptions.values():
+            if not subscription.is_feed and subscription not in self._openings:
+                self._openings.append(subscription)
+        self.moved()
+
+    def tags_changed(self) -> None:
+        """Look again what may be read: a tag may have been what allowed it."""
+        if not self._follower.grant.api_key:
+            self.regranted()
+
+    def give_up(self, subscription: Subscription) -> None:
+        """Refuse a subscription whose run did not appear in time."""
+        if subscription in self._openings and subscription.stage is Stage.ASKED:
+            self._refuse(subscription)
+
+    def stream_reader(self, topic: StreamTopic) -> StreamReader:
+        """Return a reader of one of the run's streams, for this connection."""
+        follower = self._follower
+        return StreamReader(topic, self, follower.outbox, follower.wants, follower.limits)
+
+    def stream_over(self) -> None:
+        """Note that a stream was written to its end."""
+        self._follower.outbox.mark(self)
+
+    def row_read(self, run: FollowedRun | None) -> None:
+        """Take the run as it stands in the database; None: it does not exist."""
+        for subscription in list(self._openings):
+            self._admit(subscription, run)
+        if run is None or not self.subscriptions:
+            self._drop_row()
+            return
+        self._row = run
+        self._follower.outbox.mark(self)
+
+    def _admit(self, subscription: Subscription, run: FollowedRun | None) -> None:
+        """Decide whether a subscription may follow the run, by its row as it is now."""
+        if run is None and subscription.awaited_until is not None:
+            return
+        if run is None or not self._follower.may_read(run):
+            self._refuse(subscription)
+        elif subscription.stage is Stage.ASKED:
+            subscription.stage = Stage.ALLOWED
+            subscription.awaited_until = None
+            self.streams.add(subscription)
+
+    def _refuse(self, subscription: Subscription) -> None:
+        self._follower.refuse(
+            subscription, ErrorCode.NOT_FOUND, "there is no such run, or the token may not read it"
+        )
+
+    @property
+    def _is_blocked(self) -> bool:
+        """Whether the final state has to wait for streams."""
+        return (
+            self.topic.final_at is not None and self.streams.is_wanted and not self.streams.are_over
+        )
+
+    # Writing
+
+    def produce(self, budget: int) -> bytes | None:
+        """Return the next message about the run, if there is one."""
+        message = self._next() or self._done()
+        if message is None and self._is_settled:
+            self._follower.unsettled.discard(self)
+        return message
+
+    @property
+    def _is_settled(self) -> bool:
+        is_waiting = self._openings or self._needs_whole or self._joined or self._is_blocked
+        return not is_waiting and 0 < self.written >= self.topic.revision
+
+    def _next(self) -> bytes | None:
+        if not self.subscriptions:
+            return None
+        if self._row is not None:
+            message = self._from_row(self._row)
+            if message is not None:
+                return message
+        if self._openings or self._needs_whole or self.written == 0:
+            # A run that has just entered a feed is announced before its streams, final or not.
+            if self._row is None and (self._joined or not self._is_blocked):
+                self._want_row()
+            return None
+        return self._change(self.topic.revision)
+
+    def _change(self, target: int) -> bytes | None:
+        """Return what happened to the run since the revision written, as a patch."""
+        if self._is_blocked and self.topic.final_at is not None:
+            target = min(target, self.topic.final_at - 1)
+        if self.written >= target:
+            return None
+        steps = self._steps_to(target)
+        if not steps:
+            return None
+        is_long = not self._is_every and size_of(steps) > self._follower.limits.patch_bytes
+        if is_long or any(step.is_partial for step in steps):
+            self._want_whole()
+            return None
+        self.written = steps[-1].revision
+        return self._with_live([self.topic.patch(steps, self.view)])
+
+    def _steps_to(self, target: int) -> Sequence[Step] | None:
+        if not self._is_every:
+            steps = self.topic.between(self.written, target)
+            if steps is None:
+                self._want_whole()
+            return steps
+        while self._steps and self._steps[0].revision <= self.written:
+            self._steps.popleft()
+        if self._steps:
+            return [self._steps[0]]
+        steps = self.topic.between(self.written, self.written + 1)
+        if steps is None:
+            self._read_history()
+        return steps
+
+    def _from_row(self, run: FollowedRun) -> bytes | None:
+        """Say what takes the whole run to say."""
+        revision = run.row.revision
+        if self._is_blocked and not self._joined:
+            self._drop_row()
+            return None
+        if self._is_every and 0 < self.written < revision and not self._needs_whole:
+            # First every change up to here, then what was to be said about it.
+            change = self._change(revision)
+            if change is not None or self._is_reading:
+                return change
+        document = self.topic.document(run, self.view)
+        parts = self._opened(run, document)
+        if self._needs_whole or self.written == 0:
+            parts.insert(0, messages.run(document))
+            self.holds(revision)
+        parts += self._joined
+        if self._joined:
+            self._joined = []
+            self.streams.mark()
+        self._drop_row()
+        return self._with_live(parts)
+
+    def _opened(self, run: FollowedRun, document: bytes) -> list[bytes]:
+        """Begin with the subscriptions that wait for the run's state."""
+        waiting = [each for each in self._openings if each.stage is not Stage.ASKED]
+        self._openings = [each for each in self._openings if each.stage is Stage.ASKED]
+        parts: list[bytes] = []
+        for subscription in waiting:
+            if subscription.stage is Stage.ALLOWED:
+                parts += self._begin(subscription, run.row.revision, document)
+                subscription.stage = Stage.LIVE
+        return parts
+
+    def _begin(self, subscription: Subscription, revision: int, document: bytes) -> list[bytes]:
+        parts: list[bytes] = []
+        if isinstance(subscription.cursor, RunCursor):
+            reason = self._gap_of(subscription.cursor, revision)
+            if reason is None:
+                self._resume(subscription, subscription.cursor, revision)
+                return []
+            parts.append(messages.gap(subscription.sub, reason))
+        at = run_cursor(self._follower.hub.epoch, revision)
+        parts.append(messages.snapshot(subscription.sub, [document], cursor=at, more=False))
+        parts.append(messages.live(subscription.sub))
+        self.holds(revision)
+        return parts
+
+    def _gap_of(self, cursor: RunCursor, revision: int) -> GapReason | None:
+        if cursor.epoch != self._follower.hub.epoch:
+            return GapReason.EPOCH_CHANGED
+        return GapReason.AHEAD if cursor.revision > revision else None
+
+    def _resume(self, subscription: Subscription, cursor: RunCursor, revision: int) -> None:
+        """Go on where the client was: it holds the run as of the cursor."""
+        is_exact = cursor.revision == revision or subscription.mode == "every"
+        if self.written == 0 and is_exact:
+            self.written = cursor.revision
+        subscription.live_at = max(revision, self.written)
+
+    def _with_live(self, parts: list[bytes]) -> bytes | None:
+        """Add the `live` of subscriptions that have caught up, and join it all."""
+        for subscription in self.subscriptions.values():
+            if subscription.live_at is not None and subscription.live_at <= self.written:
+                subscription.live_at = None
+                parts.append(messages.live(subscription.sub))
+        return b",".join(parts) if parts else None
+
+    def _done(self) -> bytes | None:
+        """End what is over: the run is final, and so are its streams."""
+        final_at = self.topic.final_at
+        if final_at is None or self.written < final_at or self._is_blocked or self._openings:
+            return None
+        parts: list[bytes] = []
+        for subscription in list(self.subscriptions.values()):
+            if subscription.is_feed:
+                self._follower.final_written(subscription, self.topic.run_id)
+            elif subscription.live_at is None:
+                parts.append(messages.done(subscription.sub))
+                self._follower.close(subscription)
+        return b",".join(parts) if parts else None
+
+    # Reading
+
+    def _want_whole(self) -> None:
+        # What is final cannot be said yet; once it can, this is looked at again.
+        if not self._is_blocked:
+            self._needs_whole = True
+            self._want_row()
+
+    def _want_row(self) -> None:
+        if self in self.topic.waiting or not self._take_slot():
+            return
+        self.topic.waiting.add(self)
+        self._follower.wants.row(self.topic)
+
+    def _drop_row(self) -> None:
+        self._row = None
+        self.topic.waiting.discard(self)
+        if self._holds_slot and not self._is_reading:
+            self._holds_slot = False
+            self._follower.outbox.release()
+
+    def _take_slot(self) -> bool:
+        self._holds_slot = self._holds_slot or self._follower.outbox.acquire(self)
+        return self._holds_slot
+
+    def _read_history(self) -> None:
+        if not self._is_reading and self._take_slot():
+            self._is_reading = True
+            self._follower.wants.history(self)
+
+    def history_read(self, after: int, steps: Sequence[Step]) -> None:
+        """Take changes of the log that come after a revision."""
+        self._is_reading = False
+        if after == self.written:
+            self._steps = deque(steps)
+            if not steps or steps[0].revision != after + 1:
+                self._steps.clear()
+                self._lose_history()
+        if self._row is None and self not in self.topic.waiting:
+            self._drop_row()
+        self._follower.outbox.mark(self)
+
+    def history_failed(self) -> None:
+        """Ask again: the log could not be read."""
+        self._is_reading = False
+        self._follower.outbox.mark(self)
+
+    def _lose_history(self) -> None:
+        """Start over from a snapshot: the log does not reach back so far."""
+        for subscription in self.subscriptions.values():
+            if subscription.stage is Stage.LIVE and not subscription.is_feed:
+                self._follower.outbox.say(messages.gap(subscription.sub, GapReason.RETENTION))
+                subscription.cursor = subscription.live_at = None
+                subscription.stage = Stage.ALLOWED
+                self._openings.append(subscription)
+        self._needs_whole = True

@@ -1,0 +1,117 @@
+"""The streams of one run as one connection reads them. [core]"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from runwire.wire import StreamRequest
+from runwire_realtime.run_topic import RunTopic
+from runwire_realtime.stream_reader import StreamReader
+from runwire_realtime.subscription import Subscription
+
+if TYPE_CHECKING:
+    from runwire_realtime.follower import Follower
+    from runwire_realtime.run_reader import RunReader
+
+
+class RunStreams:
+    """Opens a reader for each stream that somebody asked for, by name or by "*"."""
+
+    def __init__(self, topic: RunTopic, run: "RunReader", follower: "Follower") -> None:
+        self._topic = topic
+        self._run = run
+        self._follower = follower
+        self._readers: dict[str, StreamReader] = {}
+        # Who reads streams here, and who of them has been told which there are: what appears later
+        # is new to them.
+        self._asked: dict[str, Subscription] = {}
+        self._listed: set[str] = set()
+
+    def add(self, subscription: Subscription) -> None:
+        """Read the streams that a subscription asked for."""
+        if not subscription.streams:
+            return
+        self._asked[subscription.sub] = subscription
+        for key in subscription.streams:
+            if key != "*" and self._follower.grant.may_read_stream(key):
+                self._ask(key, subscription)
+        self._follower.hub.want_streams(self._topic)
+
+    def remove(self, subscription: Subscription) -> None:
+        """Read no more for a subscription."""
+        if self._asked.pop(subscription.sub, None) is None:
+            return
+        self._listed.discard(subscription.sub)
+        for key, reader in list(self._readers.items()):
+            reader.leave(subscription.sub)
+            if not reader.subs:
+                self._follower.hub.leave_stream(reader)
+                del self._readers[key]
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            self._follower.hub.leave_stream(reader)
+        self._readers.clear()
+        self._asked.clear()
+
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self._asked)
+
+    @property
+    def are_over(self) -> bool:
+        """Whether every stream was written to its end, and no other will appear."""
+        return self._topic.is_sealed and all(reader.is_over for reader in self._readers.values())
+
+    def found(self, keys: Iterable[str]) -> None:
+        """Take the list of streams that the run has now."""
+        for key in keys:
+            self._found(key)
+        self._listed.update(self._asked)
+
+    def _found(self, key: str) -> None:
+        if not self._follower.grant.may_read_stream(key):
+            return
+        for subscription in self._asked.values():
+            reader = self._readers.get(key)
+            if _request(subscription, key) is not None and (
+                reader is None or subscription.sub not in reader.subs
+            ):
+                self._ask(key, subscription)
+        reader = self._readers.get(key)
+        if reader is not None and reader.next is None and reader.topic.is_known:
+            reader.open(is_new=reader.subs <= self._listed)
+
+    def _ask(self, key: str, subscription: Subscription) -> None:
+        request = _request(subscription, key)
+        if request is None:
+            return
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = self._follower.hub.join_stream(self._run, key)
+            self._readers[key] = reader
+        reader.ask(
+            subscription.sub,
+            request,
+            is_feed=subscription.is_feed,
+            is_new=subscription.sub in self._listed,
+        )
+
+    def close_unwritten(self, reason: str) -> None:
+        """End the streams that were asked for by name and that nobody ever wrote to."""
+        for reader in self._readers.values():
+            if not reader.topic.is_known:
+                reader.topic.close_unwritten(reason)
+                reader.open(is_new=True)
+
+    def positions(self) -> dict[str, int]:
+        """Return the next seq of each stream that is read."""
+        return {key: each.next for key, each in self._readers.items() if each.next is not None}
+
+    def mark(self) -> None:
+        """Let every stream look whether it has something to say."""
+        for reader in self._readers.values():
+            self._follower.outbox.mark(reader)
+
+
+def _request(subscription: Subscription, key: str) -> StreamRequest | None:
+    return subscription.streams.get(key) or subscription.streams.get("*")

@@ -1,0 +1,259 @@
+"""One stream as one connection reads it: a position, and the next message from there. [core]"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runwire.wire import EofReason, GapReason, StreamRequest, StreamStart
+from runwire_engine.bells import ChunkRow
+from runwire_realtime import messages
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.outbox import Outbox
+from runwire_realtime.stream_topic import Chunk, StreamTopic, chunk_of
+from runwire_realtime.wants import Wants
+
+if TYPE_CHECKING:
+    from runwire_realtime.run_reader import RunReader
+
+
+class StreamReader:
+    """Reads a stream for all subscriptions of a connection that asked for it."""
+
+    def __init__(
+        self, topic: StreamTopic, run: "RunReader", outbox: Outbox, wants: Wants, limits: HubLimits
+    ) -> None:
+        self.topic = topic
+        self.run = run
+        self.is_queued = False
+        # The seq to be written next; None until it is known where the stream stands.
+        self.next: int | None = None
+        # `eof` was written.
+        self.is_over = False
+        # Who reads: the subscriptions' names, for gaps.
+        self.subs: set[str] = set()
+        self._outbox = outbox
+        self._wants = wants
+        self._limits = limits
+        self._asked: list[tuple[StreamStart, bool]] = []
+        self._as_text = True
+        # The text so far was sent, or cannot be.
+        self._text_settled = False
+        self._is_reading = False
+        self._holds_slot = False
+        self._page: deque[Chunk] = deque()
+        # From here on, later attempts are announced.
+        self._announced = 0
+        self._ended: int | None = None
+
+    def ask(self, sub: str, request: StreamRequest, *, is_feed: bool, is_new: bool) -> None:
+        """Add a subscription that reads from its own place: the lowest counts.
+
+        `is_new`: the stream appeared after it was asked for, so that all of it is news.
+        """
+        self.subs.add(sub)
+        self._as_text = self._as_text and request.form == "text"
+        self._asked.append((request.start, is_feed))
+        if self.topic.is_known or self.topic.eof_reason is not None:
+            self.open(is_new=is_new)
+
+    def leave(self, sub: str) -> None:
+        self.subs.discard(sub)
+
+    def open(self, *, is_new: bool) -> None:
+        """Decide where to begin, now that it is known where the stream stands."""
+        asked, self._asked = self._asked, []
+        for start, is_feed in asked:
+            place = 0 if is_new and start == "latest" else self._place(start, is_feed)
+            if self.next is None or place < self.next:
+                self._go_to(place)
+        self._outbox.mark(self)
+
+    def _place(self, start: StreamStart, is_feed: bool) -> int:
+        head = self.topic.head
+        match start:
+            case "start":
+                return 0
+            case "latest":
+                return head
+            case int() if start < 0:
+                return max(0, head + start)
+            case int() if start <= head:
+                return start
+            case _ if is_feed:
+                # One position stands for many runs; this run's stream is shorter.
+                return head
+            case _:
+                self._gap(GapReason.AHEAD, 0)
+                return 0
+
+    def _go_to(self, place: int) -> None:
+        self.next = place
+        self.is_over = False
+        self._ended = None
+        self._text_settled = place != 0
+        self._announced = max(1, sum(mark.from_seq < place for mark in self.topic.marks))
+        self._drop_page()
+
+    def _gap(self, reason: GapReason, next_seq: int) -> None:
+        for sub in sorted(self.subs):
+            self._outbox.say(
+                messages.stream_gap(sub, reason, self.topic.run_id, self.topic.key, next_seq)
+            )
+
+    def mark(self) -> None:
+        """Note that there may be news of the stream."""
+        self._outbox.mark(self)
+
+    def close(self) -> None:
+        """Read no more."""
+        self.is_over = True
+        self.topic.readers.discard(self)
+        if self in self._wants.pages:
+            del self._wants.pages[self]
+            self._is_reading = False
+        self._drop_page()
+
+    def produce(self, budget: int) -> bytes | None:
+        """Return the next message of this stream, if there is one."""
+        if self.is_over or self.next is None or not self.run.is_announced:
+            return None
+        if self.next < self.topic.head:
+            return self._attempt() or self._chunks(self.next, budget)
+        return self._attempt() or self._end() or self._eof()
+
+    def _attempt(self) -> bytes | None:
+        marks = self.topic.marks
+        if self._announced >= len(marks) or marks[self._announced].from_seq != self.next:
+            return None
+        mark = marks[self._announced]
+        self._announced += 1
+        return messages.attempt(self.topic.run_id, self.topic.key, mark.attempt, mark.from_seq)
+
+    def _chunks(self, seq: int, budget: int) -> bytes | None:
+        wants_text = self._as_text and not self._text_settled
+        available = self._available(seq, self._limits.text_bytes if wants_text else budget)
+        if not available:
+            return None
+        chunks = self._until_mark(available)
+        if wants_text:
+            self._text_settled = True
+            if all(chunk.body.startswith(b'"') for chunk in chunks):
+                return self._text(chunks)
+            chunks = _within(chunks, budget)
+        by_one = _of_one_writer(chunks)
+        self._advance(by_one)
+        return self.topic.message(by_one)
+
+    def _available(self, seq: int, budget: int) -> list[Chunk]:
+        if self._page:
+            return _within(self._page, budget)
+        if self.topic.has(seq):
+            return self.topic.chunks_from(seq, budget)
+        if seq < self.topic.first:
+            self._read_page()
+        # Else the feed is about to read it into the ring, for everybody.
+        return []
+
+    def _until_mark(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        marks = self.topic.marks
+        if self._announced >= len(marks):
+            return list(chunks)
+        before = [chunk for chunk in chunks if chunk.seq < marks[self._announced].from_seq]
+        return before or list(chunks)
+
+    def _text(self, chunks: Sequence[Chunk]) -> bytes:
+        up_to = chunks[-1].seq + 1
+        self._advance(chunks)
+        bodies = [chunk.body for chunk in chunks]
+        return messages.text(self.topic.run_id, self.topic.key, up_to, bodies)
+
+    def _advance(self, chunks: Sequence[Chunk]) -> None:
+        self.next = chunks[-1].seq + 1
+        while self._page and self._page[0].seq < self.next:
+            self._page.popleft()
+        if not self._page and not self._is_reading:
+            self._release()
+
+    def _end(self) -> bytes | None:
+        topic = self.topic
+        ended = topic.ended_execution
+        if ended is None or ended == self._ended or not topic.marks or self.next is None:
+            return None
+        self._ended = ended
+        return messages.end(topic.run_id, topic.key, topic.marks[-1].attempt, self.next)
+
+    def _eof(self) -> bytes | None:
+        topic = self.topic
+        if topic.eof_reason is None or self.next is None:
+            return None
+        self.is_over = True
+        self.run.stream_over()
+        reason = EofReason(topic.eof_reason)
+        return messages.eof(topic.run_id, topic.key, self.next, reason)
+
+    def _read_page(self) -> None:
+        if self._is_reading:
+            return
+        if not self._holds_slot and not self._outbox.acquire(self):
+            return
+        self._holds_slot = self._is_reading = True
+        self._wants.page(self)
+
+    @property
+    def page_bytes(self) -> int:
+        """How much to read at once."""
+        is_text = self._as_text and not self._text_settled
+        return self._limits.text_bytes if is_text else self._limits.turn_bytes
+
+    def page_read(self, from_seq: int, rows: Sequence[ChunkRow]) -> None:
+        """Take a page of the log that begins at `from_seq`."""
+        self._is_reading = False
+        if self.is_over or from_seq != self.next:
+            self._drop_page()
+            self._outbox.mark(self)
+            return
+        if not rows or rows[0].seq > from_seq:
+            # The log keeps chunks for a while only.
+            place = rows[0].seq if rows else self.topic.first
+            self._gap(GapReason.RETENTION, place)
+            self.next = place
+            self._announced = max(1, sum(mark.from_seq < place for mark in self.topic.marks))
+            self._text_settled = True
+        # No further than the ring: whose attempt comes after it is not known yet.
+        self._page = deque(chunk_of(row) for row in rows if row.seq < self.topic.end)
+        if not self._page:
+            self._release()
+        self._outbox.mark(self)
+
+    def page_failed(self) -> None:
+        """Ask again: the log could not be read."""
+        self._is_reading = False
+        self._outbox.mark(self)
+
+    def _drop_page(self) -> None:
+        self._page.clear()
+        if not self._is_reading:
+            self._release()
+
+    def _release(self) -> None:
+        if self._holds_slot:
+            self._holds_slot = False
+            self._outbox.release()
+
+
+def _of_one_writer(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+    for at, chunk in enumerate(chunks):
+        if chunk.by != chunks[0].by:
+            return chunks[:at]
+    return chunks
+
+
+def _within(chunks: Sequence[Chunk] | deque[Chunk], budget: int) -> list[Chunk]:
+    """Return at least one chunk, then as many as fit."""
+    taken: list[Chunk] = []
+    for chunk in chunks:
+        budget -= len(chunk.body)
+        if taken and budget < 0:
+            break
+        taken.append(chunk)
+    return taken

@@ -1,0 +1,77 @@
+"""One subscription of one connection: what it follows, how, and how far it has come. [core]"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeAlias
+
+from runwire.wire import Mode, StreamRequest
+from runwire_realtime.cursors import FeedCursor, RunCursor
+
+
+@dataclass(frozen=True, slots=True)
+class RunTarget:
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TagsTarget:
+    """The runs that carry all these tags, created since a time or so many seconds ago."""
+
+    tags: tuple[str, ...]
+    since: datetime | float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTarget:
+    batch_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunsTarget:
+    tasks: frozenset[str] | None
+    statuses: frozenset[str] | None
+    since: datetime | float | None
+
+
+FeedTarget: TypeAlias = TagsTarget | BatchTarget | RunsTarget
+Target: TypeAlias = RunTarget | FeedTarget
+
+
+class Stage(StrEnum):
+    """How far a subscription has come."""
+
+    ASKED = "asked"  # registered; nothing has been read for it yet
+    ALLOWED = "allowed"  # it may be served; its snapshot is not out yet
+    LIVE = "live"
+    CLOSED = "closed"
+
+
+@dataclass(eq=False)
+class Subscription:
+    """What a client asked for under the name `sub`, and its state."""
+
+    sub: str
+    target: Target
+    mode: Mode
+    fields: frozenset[str] | None
+    streams: Mapping[str, StreamRequest]
+    cursor: RunCursor | FeedCursor | None = None
+    # Until when (monotonic) to wait for a run that does not exist; None: not at all.
+    awaited_until: float | None = None
+    stage: Stage = Stage.ASKED
+    # `live` is due once this revision has been written.
+    live_at: int | None = None
+    # Something was sent since the last cursor.
+    is_moved: bool = False
+    cursor_at: float = 0.0
+    cursor_sent: str = ""
+
+    @property
+    def is_feed(self) -> bool:
+        return not isinstance(self.target, RunTarget)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.stage is Stage.CLOSED

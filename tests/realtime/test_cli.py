@@ -1,0 +1,136 @@
+"""The command line against a real server and a real database."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+
+import anyio.to_thread
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from runwire_realtime import cli
+from runwire_realtime.commands import app
+from runwire_realtime.commands.failure import one_line
+from runwire_realtime.commands.terminal import plain
+from runwire_realtime.errors import StartError
+from tests.support.postgres import TestServer
+from tests.support.server import TestRealtime, running_realtime
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+async def shared(postgres: TestServer, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
+    dsn = postgres.create_database()
+    async with running_realtime(dsn) as realtime:
+        yield realtime
+    postgres.drop_database(dsn)
+
+
+@pytest.fixture
+async def server(shared: TestRealtime) -> TestRealtime:
+    return await shared.tenant("echo")
+
+
+async def _run(server: TestRealtime, *arguments: str, stdin: str | None = None) -> str:
+    """Run a command as a shell would and return what it printed."""
+    environment = {
+        "RUNWIRE_API_URL": server.url,
+        "RUNWIRE_API_KEY": server.key,
+        "RUNWIRE_DATABASE_URL": server.services.settings.database_url.get_secret_value(),
+        "COLUMNS": "200",
+    }
+    result = await anyio.to_thread.run_sync(
+        lambda: CliRunner().invoke(
+            app, arguments, env=environment, input=stdin, catch_exceptions=False
+        )
+    )
+    return result.output
+
+
+async def test_a_run_is_triggered_listed_shown_canceled_and_repeated(server: TestRealtime) -> None:
+    run_id = (await _run(server, "trigger", "echo", '{"n": 1}', "--tag", "a", "--tag", "b")).strip()
+    listed = await _run(server, "runs", "list", "--tag", "a", "--status", "queued")
+    assert run_id in listed and "QUEUED" in listed and "a b" in listed
+    shown = orjson.loads(await _run(server, "runs", "show", run_id))
+    assert shown["payload"] == {"n": 1} and shown["tags"] == ["a", "b"]
+    assert run_id in await _run(server, "runs", "cancel", run_id)
+    again = (await _run(server, "runs", "replay", run_id, "--payload", "[2]")).strip()
+    assert orjson.loads(await _run(server, "runs", "show", again))["payload"] == [2]
+    assert "no runs" in await _run(server, "runs", "list", "--task", "other")
+
+
+async def test_a_payload_may_come_from_standard_input(server: TestRealtime) -> None:
+    run_id = (await _run(server, "trigger", "echo", "-", stdin='{"from": "stdin"}')).strip()
+    shown = orjson.loads(await _run(server, "runs", "show", run_id))
+    assert shown["payload"] == {"from": "stdin"}
+
+
+async def test_a_token_is_minted_with_the_scopes_given(server: TestRealtime) -> None:
+    token = (await _run(server, "token", "read:runs", "--expires", "1h")).strip()
+    async with server.client(token) as reader:
+        assert (await reader.get("/api/v1/runs")).status_code == 200
+        assert (await reader.post("/api/v1/tasks/echo/trigger", json={})).status_code == 403
+
+
+async def test_keys_are_created_listed_and_revoked(server: TestRealtime) -> None:
+    key = (await _run(server, "keys", "create", "for tests", "-e", "keys")).strip()
+    listed = await _run(server, "keys", "list", "-e", "keys")
+    assert "for tests" in listed and key[:14] in listed and key not in listed
+    number = next(line.split()[0] for line in listed.splitlines() if "for tests" in line)
+    assert "revoked" in await _run(server, "keys", "revoke", number, "-e", "keys")
+    async with server.client(key) as revoked:
+        assert (await revoked.get("/api/v1/runs")).status_code == 401
+
+
+async def test_migrate_says_what_it_did(server: TestRealtime) -> None:
+    assert "up to date" in await _run(server, "migrate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        (["runs", "show", "run_x"], {"RUNWIRE_API_URL": "http://127.0.0.1:1"}, "runwire: "),
+        (["server"], {"RUNWIRE_SECRET": "s" * 32}, "RUNWIRE_DATABASE_URL is not set"),
+        (["server"], {"RUNWIRE_DATABASE_URL": "postgresql:///x"}, "RUNWIRE_SECRET is not set"),
+        (["worker", "x"], {}, "there is no module 'x'"),
+        (["worker"], {}, "name the modules"),
+        (["migrate"], {}, "RUNWIRE_DATABASE_URL is not set"),
+        (["trigger", "echo", "not json"], {}, "payload is not valid JSON"),
+    ],
+)
+def test_a_foreseen_failure_is_one_line_and_exit_code_1(
+    arguments: list[str], environment: dict[str, str], expected: str
+) -> None:
+    inherited = {name: at for name, at in os.environ.items() if not name.startswith("RUNWIRE_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "runwire_realtime.cli", *arguments],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert expected in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_errors_in_groups_are_told_too_and_bugs_are_not_hidden() -> None:
+    group = BaseExceptionGroup("g", [ExceptionGroup("h", [StartError("the reason")])])
+    assert one_line(group) == "the reason"
+    assert one_line(ZeroDivisionError()) is None
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "uvicorn" else object())
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert 'needs uvicorn; install it with: pip install "runwire[server' in capsys.readouterr().err
+
+
+def test_text_of_others_cannot_steer_the_terminal() -> None:
+    assert plain("a\x1b[2Jb\x1b]0;title\x07c\r\n\td\x9b1m") == "ab]0;titlec\n\td1m"
