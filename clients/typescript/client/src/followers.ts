@@ -1,0 +1,224 @@
+/**
+ * Everybody who follows something on one socket, and what each message means to whom. [core]
+ *
+ * Messages about a run name the run, not the subscription, so all of them pass by all followers.
+ */
+
+import type { RunwireError } from "./errors.ts";
+import { subscriptionError } from "./errors.ts";
+import { HeldRuns } from "./runs.ts";
+import * as subscription from "./subscription.ts";
+import type { Updates } from "./updates.ts";
+import type {
+  ErrorMessage,
+  Heartbeat,
+  Patch,
+  Pong,
+  Ready,
+  Refetch,
+  ServerMessage,
+  StreamMessage,
+  Subscribe,
+  SubscriptionMessage,
+  TokenExpiring,
+  WireRun,
+} from "./wire.ts";
+
+/** What is for the followers; the rest is about the connection. */
+export type FollowersMessage = Exclude<ServerMessage, Ready | TokenExpiring | Heartbeat | Pong>;
+
+export interface Verdict {
+  readonly send?: Refetch;
+  /** The server broke a promise: hang up and resume. */
+  readonly isBroken?: boolean;
+}
+
+interface Follower {
+  readonly updates: Updates;
+  state: subscription.Subscription;
+}
+
+const NOTHING: Verdict = {};
+
+export class Followers {
+  readonly #runs = new HeldRuns();
+  readonly #followers = new Map<string, Follower>();
+  #epoch: string | null = null;
+  #isStale = false;
+
+  get size(): number {
+    return this.#followers.size;
+  }
+
+  /** Whether the server has lost its database. */
+  get isStale(): boolean {
+    return this.#isStale;
+  }
+
+  add(plan: subscription.Plan, updates: Updates): void {
+    this.#followers.set(plan.sub, { updates, state: subscription.begin(plan) });
+  }
+
+  /** Returns whether the server knows of it. */
+  remove(sub: string): boolean {
+    const follower = this.#followers.get(sub);
+    if (!follower) return false;
+    this.#drop(follower);
+    return follower.state.freshness !== "connecting";
+  }
+
+  /** End them all. */
+  end(error: RunwireError | null): void {
+    const followers = this.#all();
+    this.#followers.clear();
+    this.#runs.keep(() => false);
+    for (const { updates } of followers) updates.finish(error, error !== null);
+  }
+
+  /** What to ask for on a socket that has not been asked for it yet. */
+  requests(): Subscribe[] {
+    return this.#all()
+      .filter(({ state }) => state.freshness === "connecting")
+      .map((follower) => {
+        const request = subscription.request(follower.state);
+        this.#take(follower, subscription.turn(follower.state, "sent"));
+        return request;
+      });
+  }
+
+  /** The socket is gone. */
+  lose(): void {
+    this.#isStale = false;
+    this.#runs.disconnect();
+    for (const follower of this.#all()) this.#take(follower, subscription.lose(follower.state));
+  }
+
+  /** Learn whether the server's history is still the one that was read so far. */
+  meet(epoch: string): void {
+    const before = this.#epoch;
+    this.#epoch = epoch;
+    if (before === null || before === epoch) return;
+    this.#runs.keep(() => false);
+    for (const follower of this.#all()) {
+      this.#take(follower, subscription.beginAgain(follower.state));
+    }
+  }
+
+  receive(message: FollowersMessage): Verdict {
+    switch (message.type) {
+      case "run":
+        return this.#put(message.run);
+      case "patch":
+        return this.#patch(message);
+      case "chunks":
+      case "text":
+      case "attempt":
+      case "end":
+      case "eof":
+        return this.#stream(message);
+      case "state":
+        return this.#turn(message.state === "stale");
+      case "error":
+        return this.#refused(message);
+      case "snapshot":
+      case "live":
+      case "joined":
+      case "removed":
+      case "cursor":
+      case "gap":
+      case "done":
+        return this.#subscription(message);
+      default:
+        // A newer server may say more.
+        message satisfies never;
+        return NOTHING;
+    }
+  }
+
+  #put(run: WireRun): Verdict {
+    if (this.#runs.put(run)) this.#tell(run);
+    return NOTHING;
+  }
+
+  #patch(patch: Patch): Verdict {
+    const outcome = this.#runs.patch(patch);
+    if (outcome === "refetch") return { send: { type: "refetch", run: patch.run } };
+    const run = outcome === "news" && this.#runs.get(patch.run);
+    if (run) this.#tell(run);
+    return NOTHING;
+  }
+
+  #tell(run: WireRun): void {
+    for (const follower of this.#all()) {
+      this.#take(follower, subscription.tell(follower.state, run));
+    }
+  }
+
+  #stream(message: StreamMessage): Verdict {
+    let isBroken = false;
+    for (const follower of this.#all()) {
+      const outcome = subscription.receiveStream(follower.state, message);
+      isBroken ||= outcome.isBroken === true;
+      this.#take(follower, outcome);
+    }
+    return { isBroken };
+  }
+
+  #turn(isStale: boolean): Verdict {
+    this.#isStale = isStale;
+    for (const follower of this.#all()) {
+      this.#take(follower, subscription.turn(follower.state, isStale ? "stale" : "fresh"));
+    }
+    return NOTHING;
+  }
+
+  #subscription(message: SubscriptionMessage): Verdict {
+    const follower = this.#followers.get(message.sub);
+    if (!follower) return NOTHING;
+    if (message.type === "gap" && message.stream === undefined) {
+      const doubtful = message.run === undefined ? follower.state.members.keys() : [message.run];
+      for (const id of doubtful) this.#runs.doubt(id);
+    }
+    if (message.type === "snapshot") {
+      for (const run of message.runs) this.#put(run);
+    }
+    this.#take(
+      follower,
+      subscription.receive(follower.state, message, (id) => this.#runs.get(id)),
+    );
+    if (message.type === "removed") this.#runs.keep((id) => this.#isFollowed(id));
+    if (message.type === "done") {
+      this.#drop(follower);
+      follower.updates.finish(null);
+    }
+    return NOTHING;
+  }
+
+  #refused({ sub, code, message }: ErrorMessage): Verdict {
+    const follower = sub === undefined ? undefined : this.#followers.get(sub);
+    // Without a subscription it is about something that was not understood: the socket lives on.
+    if (!follower) return NOTHING;
+    this.#drop(follower);
+    follower.updates.finish(subscriptionError(code, message));
+    return NOTHING;
+  }
+
+  #take(follower: Follower, { state, events }: subscription.Outcome): void {
+    follower.state = state;
+    if (events.length) follower.updates.deliver(events);
+  }
+
+  #drop(follower: Follower): void {
+    this.#followers.delete(follower.state.plan.sub);
+    this.#runs.keep((id) => this.#isFollowed(id));
+  }
+
+  #isFollowed(run: string): boolean {
+    return this.#all().some(({ state }) => state.members.has(run));
+  }
+
+  /** A copy, because whoever is told something may come or go. */
+  #all(): Follower[] {
+    return [...this.#followers.values()];
+  }
+}

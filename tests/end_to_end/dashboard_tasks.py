@@ -1,0 +1,46 @@
+"""The tasks that test_dashboard.py triggers: slow enough to watch, nasty enough to matter."""
+
+import anyio
+from pydantic import BaseModel, Field
+
+from runwire import metadata, streams, task
+
+NASTY = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script> ]]>&amp;\u202e'
+
+
+class Drip(BaseModel):
+    """What to write, and how slowly."""
+
+    words: int = Field(description="How many words")
+    pause: float = 0.03
+
+
+def text_of(words: int) -> str:
+    """Return the whole text that `drip` writes."""
+    return "".join(f"word-{number} " for number in range(words))
+
+
+@task(id="drip")
+async def drip(payload: Drip) -> dict[str, int]:
+    """Write a text word by word."""
+    for number in range(payload.words):
+        await streams.append("answer", f"word-{number} ")
+        metadata.set("written", number + 1)
+        await anyio.sleep(payload.pause)
+    return {"written": payload.words}
+
+
+@task(id="nasty", retry={"max_attempts": 1})
+async def nasty(payload: dict[str, str]) -> None:
+    """Say in every place what would be a script, were it taken for HTML."""
+    metadata.set("nasty", NASTY)
+    await streams.append("nasty", NASTY)
+    await streams.append("chat", {"choices": [{"delta": {"content": NASTY}}]})
+    await streams.append("objects", {"nasty": NASTY})
+    raise ValueError(NASTY)
+
+
+@task(id="patient")
+async def patient() -> None:
+    """Wait until somebody cancels it."""
+    await anyio.sleep_forever()

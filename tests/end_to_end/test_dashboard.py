@@ -1,0 +1,302 @@
+"""A person with a browser: signs in, triggers runs, watches them, reloads in the middle."""
+
+import os
+import re
+import shutil
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urljoin
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.end_to_end.dashboard_tasks import NASTY, text_of
+from tests.support.processes import Process, free_port, running
+
+pytestmark = [pytest.mark.anyio, pytest.mark.browser]
+
+_BUILD: Final = Path(__file__).parents[2] / "realtime/runwire_realtime/dashboard/index.html"
+_API_KEY: Final = "tr_dev_sk_0123456789abcdefABCDEFgh"
+_TASKS: Final = "tests/end_to_end/dashboard_tasks.py"
+# A violation of the page's policy is told here and nowhere else, whatever the console says.
+_WATCH_POLICY: Final = """
+    window.violations = [];
+    document.addEventListener("securitypolicyviolation", (event) =>
+        window.violations.push(`${event.violatedDirective}: ${event.blockedURI}`));
+"""
+
+
+@dataclass
+class Server:
+    """A `runwire dev` that is up."""
+
+    address: str
+    process: Process
+
+    def sign_in_link(self) -> str:
+        """Return the link it printed."""
+        found = re.search(r"http\S+#sign-in=\S+", self.process.output())
+        assert found
+        return found.group()
+
+
+@pytest.fixture
+async def server(database_url: str, tmp_path: Path, anyio_backend: str) -> AsyncGenerator[Server]:
+    """The whole of Runwire on the test's own database."""
+    if not _BUILD.is_file():
+        pytest.skip("the dashboard is not built: make setup")
+    port = free_port()
+    command = ("runwire", "dev", "--no-reload", "--port", str(port), "--data", str(tmp_path))
+    environment = {
+        "RUNWIRE_DATABASE_URL": database_url,
+        "RUNWIRE_API_KEY": _API_KEY,
+        "COLUMNS": "400",
+        "NO_COLOR": "1",
+    }
+    async with running(*command, _TASKS, environment=environment) as process:
+        await process.until_line("#sign-in=", 60)
+        yield Server(f"http://127.0.0.1:{port}/", process)
+
+
+@pytest.fixture
+async def browser(anyio_backend: str) -> AsyncGenerator[Browser]:
+    """Chromium: $CHROMIUM, or the one on the PATH."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("there is no Chromium here")
+    async with async_playwright() as playwright:
+        # The sandbox needs rights that a container's root has not got.
+        browser = await playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def watched(browser: Browser) -> AsyncGenerator[Page]:
+    """Open a page of a browser that knows nothing; afterwards it must have had no trouble."""
+    context = await browser.new_context()
+    await context.add_init_script(_WATCH_POLICY)
+    page = await context.new_page()
+    trouble: list[str] = []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
+    yield page
+    assert await page.evaluate("window.violations") == []
+    assert await page.evaluate("window.pwned") is None
+    assert trouble == []
+    await context.close()
+
+
+@asynccontextmanager
+async def signed_in(browser: Browser, server: Server) -> AsyncGenerator[Page]:
+    async with watched(browser) as page:
+        await page.goto(server.sign_in_link())
+        await expect(page.get_by_role("link", name="New run").first).to_be_visible()
+        yield page
+
+
+async def trigger(page: Page, server: Server, task: str, payload: str, tags: str = "") -> str:
+    """Fill in the form, run it, and return the id of the run whose page opens."""
+    await page.goto(urljoin(server.address, f"#/trigger/{task}"))
+    await page.get_by_label("Payload, as JSON").fill(payload)
+    await page.get_by_label("Tags").fill(tags)
+    await page.get_by_role("button", name="Run", exact=True).click()
+    await page.wait_for_url(re.compile(r"#/runs/run_"))
+    return page.url.rpartition("/")[2]
+
+
+async def stream_text(page: Page, key: str) -> str:
+    return await page.locator(f'pre[data-stream="{key}"]').text_content() or ""
+
+
+async def grown(page: Page, beyond: int) -> int:
+    """Wait until the answer is longer than that, and return how long it is."""
+    script = (
+        "beyond => document.querySelector('pre[data-stream=answer]')?.textContent.length > beyond"
+    )
+    await page.wait_for_function(script, arg=beyond)
+    return len(await stream_text(page, "answer"))
+
+
+async def test_a_run_is_triggered_and_its_text_grows_also_across_a_reload(
+    browser: Browser, server: Server
+) -> None:
+    words, text = 200, text_of(200)
+    async with signed_in(browser, server) as page:
+        await trigger(page, server, "drip", f'{{"words": {words}}}', "user:1, slow")
+        run = page.get_by_role("article")
+        lengths = [await grown(page, 0)]
+        for _ in range(3):
+            lengths.append(await grown(page, lengths[-1]))
+        await expect(run).to_have_attribute("data-status", "EXECUTING")
+        assert text.startswith(await stream_text(page, "answer"))
+
+        await page.reload()
+        after = await grown(page, 0)
+        assert after >= lengths[-1]
+        assert text.startswith(await stream_text(page, "answer"))
+        await expect(run).to_have_attribute("data-status", "EXECUTING")
+        assert await grown(page, after) < len(text)
+
+        await expect(run).to_have_attribute("data-status", "COMPLETED", timeout=30_000)
+        await expect(page.locator("pre[data-stream=answer]")).to_have_text(text.strip())
+        assert await stream_text(page, "answer") == text
+        await expect(page.locator("pre[data-json=output]")).to_contain_text(f'"written": {words}')
+        await expect(page.locator("pre[data-json=metadata]")).to_contain_text(f'"written": {words}')
+        for moment in ("Created", "Started", "Stream opened", "Completed"):
+            await expect(page.locator(".timeline").get_by_text(moment).first).to_be_visible()
+        await expect(run.get_by_role("link", name="user:1")).to_be_visible()
+
+
+async def test_a_run_that_is_over_shows_the_same_text_to_whoever_comes_late(
+    browser: Browser, server: Server
+) -> None:
+    async with signed_in(browser, server) as page:
+        await trigger(page, server, "drip", '{"words": 20, "pause": 0}')
+        done = page.get_by_role("article")
+        await expect(done).to_have_attribute("data-status", "COMPLETED", timeout=30_000)
+        await page.reload()
+        await expect(page.locator("pre[data-stream=answer]")).to_have_text(text_of(20).strip())
+        assert await stream_text(page, "answer") == text_of(20)
+
+
+async def test_the_list_is_live_and_filters(browser: Browser, server: Server) -> None:
+    async with signed_in(browser, server) as page:
+        waiting = await trigger(page, server, "patient", "", "first")
+        await page.goto(urljoin(server.address, "#/"))
+        row = page.locator(f'a[data-run="{waiting}"]')
+        await expect(row).to_contain_text("Executing", timeout=15_000)
+
+        # Somebody else's run appears by itself, above, and changes by itself.
+        other = await page.context.new_page()
+        quick = await trigger(other, server, "drip", '{"words": 3, "pause": 0}', "second")
+        await expect(page.locator("a.run-row").first).to_have_attribute("data-run", quick)
+        newer = page.locator(f'a[data-run="{quick}"]')
+        await expect(newer).to_contain_text("Completed", timeout=15_000)
+
+        await page.get_by_label("Tag").fill("first")
+        await page.get_by_label("Tag").press("Enter")
+        await expect(newer).to_have_count(0)
+        await expect(row).to_be_visible()
+        await page.get_by_role("button", name="Clear").click()
+        await page.get_by_label("Status").select_option("COMPLETED")
+        await expect(row).to_have_count(0)
+        await expect(newer).to_be_visible()
+
+        # Keys lead there too.
+        await page.locator("h1, .run-head").first.click()
+        await page.keyboard.press("j")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(re.compile(quick))
+
+
+async def test_a_run_is_canceled_and_replayed(browser: Browser, server: Server) -> None:
+    async with signed_in(browser, server) as page:
+        first = await trigger(page, server, "patient", "")
+        run = page.get_by_role("article")
+        await expect(run).to_have_attribute("data-status", "EXECUTING", timeout=15_000)
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(run).to_have_attribute("data-status", "CANCELED", timeout=15_000)
+        await expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+        await page.get_by_role("button", name="Replay").click()
+        await page.wait_for_url(lambda url: "#/runs/run_" in url and first not in url)
+        await expect(run).to_have_attribute("data-status", "EXECUTING", timeout=15_000)
+
+
+async def test_whatever_a_run_says_is_shown_as_text(browser: Browser, server: Server) -> None:
+    tag = "<b onmouseover=alert(1)>tag</b>"
+    async with signed_in(browser, server) as page:
+        payload = '{"nasty": "<img src=x onerror=window.pwned=1>"}'
+        await trigger(page, server, "nasty", payload, tag)
+        run = page.get_by_role("article")
+        await expect(run).to_have_attribute("data-status", "FAILED", timeout=15_000)
+        assert await stream_text(page, "nasty") == NASTY
+        assert await stream_text(page, "chat") == NASTY
+        assert "onerror" in await stream_text(page, "objects")
+        await expect(page.locator(".error-message")).to_contain_text("<script>")
+        await expect(page.locator(".stack")).to_contain_text("Traceback")
+        await expect(page.locator("pre[data-json=metadata]")).to_contain_text("<img src=x")
+        await expect(page.locator("pre[data-json=payload]")).to_contain_text("<img src=x")
+        await expect(run.get_by_role("link", name=tag)).to_be_visible()
+        await page.goto(urljoin(server.address, "#/"))
+        await expect(page.locator("a.run-row").first).to_contain_text(tag)
+        assert await page.locator("main img, main script, main b[onmouseover]").count() == 0
+
+
+async def test_a_payload_that_is_wrong_is_refused_in_words(
+    browser: Browser, server: Server
+) -> None:
+    async with signed_in(browser, server) as page:
+        await page.goto(urljoin(server.address, "#/trigger/drip"))
+        editor = page.get_by_label("Payload, as JSON")
+        await expect(editor).to_have_value(re.compile(r'"words": 0'))
+        await editor.fill('{"words": ')
+        await expect(page.get_by_role("alert")).to_contain_text("Not valid JSON")
+        await expect(page.get_by_role("button", name="Run", exact=True)).to_be_disabled()
+        await trigger(page, server, "drip", '{"words": "many"}')
+        run = page.get_by_role("article")
+        await expect(run).to_have_attribute("data-status", "FAILED", timeout=15_000)
+        await expect(page.locator(".error-message")).to_contain_text("words")
+
+
+async def test_a_link_signs_in_once_and_a_stranger_is_told_how_to_get_one(
+    browser: Browser, server: Server
+) -> None:
+    async with signed_in(browser, server) as page:
+        assert "sign-in" not in page.url
+        await page.reload()
+        await expect(page.get_by_role("status")).to_have_text("Live")
+    async with watched(browser) as page:
+        await page.goto(server.sign_in_link())
+        await expect(page.get_by_role("heading", name="Runwire")).to_be_visible()
+        await expect(page.get_by_text("runwire dev")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_contain_text("used up")
+        assert await page.get_by_role("link", name="New run").count() == 0
+
+        # An API key opens too, and signing out closes.
+        await page.get_by_label("paste a sign-in link").fill(_API_KEY)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("status")).to_have_text("Live")
+        await page.get_by_role("button", name="Sign out").click()
+        await page.reload()
+        await expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_have_count(0)
+
+
+async def test_a_server_that_dies_and_comes_back_leaves_no_hole_in_the_text(
+    browser: Browser, database_url: str, tmp_path: Path
+) -> None:
+    port, words = free_port(), 300
+    environment = {
+        "RUNWIRE_DATABASE_URL": database_url,
+        "RUNWIRE_SECRET": "a secret that outlives the process " * 2,
+        "COLUMNS": "400",
+        "NO_COLOR": "1",
+    }
+    command = ("runwire", "dev", "--no-reload", "--port", str(port), "--data", str(tmp_path))
+    async with (
+        watched(browser) as page,
+        running("runwire", "worker", _TASKS, environment=environment),
+    ):
+        async with running(*command, environment=environment) as process:
+            await process.until_line("#sign-in=", 60)
+            server = Server(f"http://127.0.0.1:{port}/", process)
+            await page.goto(server.sign_in_link())
+            await expect(page.get_by_role("status")).to_have_text("Live")
+            await trigger(page, server, "drip", f'{{"words": {words}}}')
+            await grown(page, 100)
+            process.kill()
+            await expect(page.get_by_role("status")).to_have_text("Reconnecting")
+        seen = len(await stream_text(page, "answer"))
+        async with running(*command, environment=environment):
+            assert await grown(page, seen) < len(text_of(words))
+            run = page.get_by_role("article")
+            await expect(run).to_have_attribute("data-status", "COMPLETED", timeout=40_000)
+            await expect(page.locator(".stream-facts")).to_have_text(f"{words} chunks")
+            assert await stream_text(page, "answer") == text_of(words)
