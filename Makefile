@@ -59,8 +59,8 @@ check: setup ## Everything CI runs: style, types, import rules, tests
 bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
 	$(BIN)/python -m tests.benchmarks
 
-faults: setup ## Only the tests that kill and stall real processes
-	$(BIN)/python -m pytest -m faults
+faults: setup ## Only the tests that kill and stall real processes, the longest one made longer
+	RUNWIRE_SURVIVAL_RUNS=1000 RUNWIRE_SURVIVAL_ROUNDS=5 $(BIN)/python -m pytest -m faults
 
 wire: $(PYTHON_READY) ## Write the TypeScript constants of the wire from the Python ones
 	$(BIN)/python $(TYPESCRIPT)/codes.py

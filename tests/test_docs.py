@@ -116,7 +116,9 @@ def test_every_invariant_names_tests_that_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for file, name in _TEST.findall(text):
         source = (ROOT / file).read_text(encoding="utf-8")
-        assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"{file}::{name}"
+        # A function, or the test case of a state machine.
+        there = rf"^(?:(?:async )?def {name}\(|{name} = \w+\.TestCase$)"
+        assert re.search(there, source, re.MULTILINE), f"{file}::{name}"
     invariants = _section(text, "Invariants")
     for number, invariant in enumerate(_numbered(invariants), start=1):
         assert _TEST.search(invariant), f"invariant {number} names no test"

@@ -31,6 +31,7 @@ PASSAGES_PER_ANSWER = 3
 
 _TOKEN = re.compile(r"[a-z0-9]+")
 _PIECE = re.compile(r"\s*\S+|\s+")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _COMMON = frozenset(
     "a an and are as at be by can do does for from how i if in is it its my of on or so that the "
     "this to was what when where which who why will with you your".split()
@@ -67,22 +68,24 @@ def terms(text: str) -> list[str]:
 
 def stem(word: str) -> str:
     """Return a word without its commonest English endings."""
-    for ending in ("ing", "ed", "es", "s"):
+    for ending in ("ing", "ed", "es", "s", "e"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word.removesuffix(ending)
     return word
 
 
 def split(page: str, text: str) -> Iterator[Passage]:
-    """Yield the passages of one Markdown page."""
+    """Yield the passages of one Markdown page: its prose, not its code and diagrams."""
     heading = page
-    for block in re.split(r"\n\s*\n", text):
+    for block in re.split(r"\n\s*\n", _FENCED.sub("", text)):
         lines = block.strip()
         if lines.startswith("#"):
             first, _, lines = lines.partition("\n")
             heading = first.lstrip("# ").strip()
         if len(lines) > 40:
-            yield Passage(page, heading, lines.strip(), Counter(terms(f"{heading} {lines}")))
+            # The heading counts twice: it says what the passage is about.
+            counted = Counter(terms(f"{heading} {heading} {lines}"))
+            yield Passage(page, heading, lines.strip(), counted)
 
 
 @cache

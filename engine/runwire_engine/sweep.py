@@ -27,6 +27,17 @@ _DELETED_AT_ONCE: Final = 5_000
 _DAYS_AHEAD: Final = 7
 # A queue this full stops being emptied by somebody; Postgres refuses notifications at 1.0.
 _QUEUE_ALARM: Final = 0.1
+# Tables that statements reach by key and that may grow fast from nothing.
+_ANALYZED: Final = (
+    "runs",
+    "run_metadata",
+    "run_tags",
+    "streams",
+    "batch_items",
+    "idempotency_keys",
+    "request_keys",
+    "queue_groups",
+)
 # How long an answer can be asked for again.
 _KEPT: Final = {
     "sweep.delete_request_keys": timedelta(days=1),
@@ -63,6 +74,7 @@ class Sweep:
 
         await _careful("the sweep", sweep)
         await _careful("a look at the notification queue", self._watch_notifications)
+        await _careful("a look at the statistics", self._refresh_statistics)
         if anyio.current_time() - self._tidied >= _TIDY_SECONDS:
             self._tidied = anyio.current_time()
             await self.tidy()
@@ -90,6 +102,12 @@ class Sweep:
 
     async def _match_limits(self) -> None:
         await self._database.retrying(match_limits)
+
+    async def _refresh_statistics(self) -> None:
+        stale = {row["name"] for row in await self._database.all("sweep.stale_statistics")}
+        for table in _ANALYZED:
+            if table in stale:
+                await self._database.run(f"sweep.analyze_{table}")
 
     async def _watch_notifications(self) -> None:
         row = await self._database.one("sweep.notification_queue")

@@ -38,11 +38,10 @@ from runwire_realtime.api.answer import answer, refusal
 from runwire_realtime.api.operation import Operation, running, services_of
 from runwire_realtime.credentials import Credentials
 from runwire_realtime.edge import Edge
-from runwire_realtime.errors import StartError
 from runwire_realtime.openapi import describe
 from runwire_realtime.pages import dashboard
 from runwire_realtime.realtime import Realtime
-from runwire_realtime.schema import problem_with
+from runwire_realtime.schema import require_schema
 from runwire_realtime.services import Services
 from runwire_realtime.settings import ServerSettings
 from runwire_realtime.sign_in import SignIn
@@ -99,10 +98,8 @@ async def open_services(settings: ServerSettings) -> AsyncGenerator[Services]:
     master = Tokens(
         settings.secret.get_secret_value(), previous.get_secret_value() if previous else None
     )
+    await require_schema(settings.database_url.get_secret_value())
     async with open_engine(_engine_settings(settings)) as engine:
-        problem = await problem_with(engine.database)
-        if problem is not None:
-            raise StartError(problem)
         environments = Environments(engine.database)
         credentials = Credentials(master, environments.verify_key)
         environment_id = await environments.ensure(settings.environment)

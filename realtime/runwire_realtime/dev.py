@@ -28,6 +28,7 @@ from runwire_realtime.worker_process import WorkerProcess
 ENVIRONMENT: Final = "dev"
 # Everything is to stop within five seconds.
 _DRAIN_SECONDS: Final = 1.0
+_GRACE: Final = "1"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -180,6 +181,8 @@ def _environment(
         "RUNWIRE_API_KEY": api_key,
         "RUNWIRE_ENVIRONMENT": ENVIRONMENT,
         "RUNWIRE_SECRET": settings.secret.get_secret_value(),
+        # A reload, and the end, give back what still executes; nobody waits half a minute for it.
+        "RUNWIRE_GRACE": os.environ.get("RUNWIRE_GRACE", _GRACE),
     }
 
 

@@ -54,6 +54,8 @@ class FeedMembers:
         self._candidates: set[str] = set()
         # Runs that changed while loading, and how far.
         self._touched: dict[str, int] = {}
+        # The snapshot left out runs that join afterwards.
+        self._has_skipped = False
         # Final members, oldest first.
         self._finals: dict[str, None] = {}
 
@@ -173,7 +175,7 @@ class FeedMembers:
             self.start_over(GapReason.OVERFLOW)
             return
         reader = follower.reader(run_id)
-        reader.topic.learn(run)
+        follower.hub.learn(reader.topic, run)
         self.members.add(run_id)
         if isinstance(self.target, BatchTarget):
             self.open_runs.add(run_id)
@@ -199,14 +201,20 @@ class FeedMembers:
         if isinstance(self.target, BatchTarget):
             self._over.add(run_id)
         self._finals[run_id] = None
-        while len(self._finals) > self.follower.limits.finals_kept:
-            oldest = next(iter(self._finals))
-            del self._finals[oldest]
-            self.members.discard(oldest)
-            reader = self.follower.readers.get(oldest)
-            if reader is not None:
-                reader.leave(self.subscription)
+        if len(self._finals) > self.follower.limits.finals_kept:
+            self._forget_one()
         self.look_done()
+
+    def _forget_one(self) -> None:
+        """Forget the oldest final run of which everything was written."""
+        for run_id in self._finals:
+            reader = self.follower.readers.get(run_id)
+            if reader is None or reader not in self.follower.unsettled:
+                del self._finals[run_id]
+                self.members.discard(run_id)
+                if reader is not None:
+                    reader.leave(self.subscription)
+                return
 
     # The snapshot
 
@@ -217,11 +225,15 @@ class FeedMembers:
         self.reload()
 
     def missed_events(self) -> None:
-        """Read what the events would have told."""
+        """Read what the events would have told of runs that came or went."""
+        if self.is_loading:
+            self.reload()
+            return
         hub = self.follower.hub
-        if not self.is_loading:
-            self.subscription.cursor = FeedCursor(hub.epoch, hub.position)
-        self.reload()
+        self.subscription.cursor = FeedCursor(hub.epoch, hub.position)
+        self.version += 1
+        self.is_loading = True
+        self.follower.load(self)
 
     def reload(self) -> None:
         """Read again what the feed holds, from its cursor if it has one."""
@@ -230,6 +242,7 @@ class FeedMembers:
             known.clear()
         self.version += 1
         self.is_loading, self.is_resumed, self.is_sealed = True, False, False
+        self._has_skipped = False
         self.subscription.stage = Stage.ALLOWED
         self.follower.load(self)
 
@@ -238,6 +251,8 @@ class FeedMembers:
         documents: list[bytes] = []
         size = 0
         for run in runs:
+            if self._would_skip(run):
+                continue
             self._join(run, is_told=True)
             reader = self.follower.readers.get(run.row.id)
             if reader is None or not self.is_loading:
@@ -250,7 +265,20 @@ class FeedMembers:
             size += len(document)
             reader.holds(run.row.revision)
             self._catch_up(reader.topic)
-        self._say_page(documents, cursor, more=more)
+        # A position from which nothing is missing: not while some are still to join.
+        self._say_page(documents, None if self._has_skipped else cursor, more=more)
+
+    def _would_skip(self, run: FollowedRun) -> bool:
+        """Say whether telling this state would skip revisions that somebody here wants each of.
+
+        Such a run joins afterwards, as one that has changed.
+        """
+        reader = self.follower.readers.get(run.row.id)
+        if reader is None or not reader.is_every or reader.written == run.row.revision:
+            return False
+        self._touched.setdefault(run.row.id, 0)
+        self._has_skipped = True
+        return True
 
     def _say_page(self, documents: Sequence[bytes], cursor: str | None, *, more: bool) -> None:
         self.follower.outbox.say(messages.snapshot(self.sub, documents, cursor=cursor, more=more))
@@ -264,12 +292,15 @@ class FeedMembers:
     def resumed(self, runs: Sequence[FollowedRun], first: Mapping[str, int]) -> None:
         """Write runs that changed since the cursor; `first` says with which revision."""
         for run in runs:
+            if self._would_skip(run):
+                continue
             if self._includes(run):
                 self._resume(run, first.get(run.row.id, 1))
             elif run.row.id not in self.members:
                 self._say_removed(run.row.id)
 
     def _resume(self, run: FollowedRun, first: int) -> None:
+        was_member = run.row.id in self.members
         self._join(run, is_told=True)
         reader = self.follower.readers.get(run.row.id)
         if reader is None or not self.is_loading:
@@ -281,7 +312,8 @@ class FeedMembers:
                 document = reader.topic.document(run, reader.view)
                 self.follower.outbox.say(messages.run(document))
                 reader.holds(run.row.revision)
-        self.follower.outbox.say(messages.joined(self.sub, run.row.id))
+        if not was_member:
+            self.follower.outbox.say(messages.joined(self.sub, run.row.id))
         reader.topic.moved_to(run.row.revision)
         self._catch_up(reader.topic)
         reader.moved()
@@ -289,7 +321,7 @@ class FeedMembers:
     def held(self, runs: Sequence[FollowedRun]) -> None:
         """Follow runs that the client holds as they are."""
         for run in runs:
-            if run.row.id in self.members or not self._includes(run):
+            if run.row.id in self.members or not self._includes(run) or self._would_skip(run):
                 continue
             self._join(run, is_told=True)
             reader = self.follower.reader(run.row.id)

@@ -107,8 +107,10 @@ class Hub:
         return topic
 
     def _drop_if_unused(self, topic: RunTopic) -> None:
-        if not topic.readers and not topic.considered_by and topic.key not in self._candidates:
-            self.runs.pop(topic.key, None)
+        is_used = topic.readers or topic.considered_by or topic.key in self._candidates
+        # While it was being read it may have been given up, and another have taken its place.
+        if not is_used and self.runs.get(topic.key) is topic:
+            del self.runs[topic.key]
             self.wants.rows.pop(topic.key, None)
 
     def join_stream(self, run: RunReader, key: str) -> StreamReader:
@@ -130,8 +132,8 @@ class Hub:
         self._drop_unread(reader.topic)
 
     def _drop_unread(self, topic: StreamTopic) -> None:
-        if not topic.readers:
-            self.streams.pop(topic.name, None)
+        if not topic.readers and self.streams.get(topic.name) is topic:
+            del self.streams[topic.name]
             self.wants.fills.pop(topic.name, None)
             self._empty_ring(topic)
 
@@ -258,6 +260,7 @@ class Hub:
             topic.reading |= topic.waiting
             topic.waiting.clear()
             topic.considered_by |= self._candidates.pop(topic.key, set())
+            topic.makes_up, topic.has_missed = topic.has_missed, False
         return topics
 
     def rows_failed(self, topics: Iterable[RunTopic]) -> None:
@@ -269,13 +272,16 @@ class Hub:
                 self._candidates.setdefault(topic.key, set()).update(topic.considered_by)
                 self.wants.row(topic)
             topic.considered_by.clear()
+            topic.has_missed = topic.has_missed or topic.makes_up
 
     def row_read(self, topic: RunTopic, run: FollowedRun | None) -> None:
         """Take a run's row as it was read; None: there is no such run."""
         readers, topic.reading = topic.reading, set()
         feeds, topic.considered_by = topic.considered_by, set()
         if run is not None:
-            self._learn(topic, run)
+            self.learn(topic, run)
+            if topic.makes_up:
+                self._make_up(topic, run)
         for feed in feeds:
             feed.row_read(run, topic.run_id)
         for reader in readers:
@@ -283,14 +289,21 @@ class Hub:
                 reader.row_read(run)
         self._drop_if_unused(topic)
 
-    def _learn(self, topic: RunTopic, run: FollowedRun) -> None:
-        was_final, has_missed = topic.final_at is not None, topic.has_missed
+    def learn(self, topic: RunTopic, run: FollowedRun) -> None:
+        """Take what a row says of a run."""
+        was_final = topic.final_at is not None
         topic.learn(run)
-        topic.has_missed = False
-        became_final = not was_final and topic.final_at is not None
-        if (became_final or has_missed) and _reads_streams(topic):
+        if topic.revision == 0:
+            # What happened before it was followed is not told any more.
+            topic.moved_to(run.row.revision)
+        if not was_final and topic.final_at is not None and _reads_streams(topic):
             self.want_streams(topic)
-        if has_missed and topic.moved_to(run.row.revision):
+
+    def _make_up(self, topic: RunTopic, run: FollowedRun) -> None:
+        """Go on from a row where events were missed."""
+        if _reads_streams(topic):
+            self.want_streams(topic)
+        if topic.moved_to(run.row.revision):
             for reader in list(topic.readers):
                 reader.moved()
                 reader.tags_changed()

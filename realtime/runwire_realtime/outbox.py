@@ -40,7 +40,7 @@ class Outbox:
         self._carried: bytes | None = None
         # What sources have asked to be read for them and not used up yet.
         self._slots = limits.rows_held
-        self._waiting: deque[Source] = deque()
+        self._waiting: dict[Source, None] = {}
 
     def say(self, message: bytes) -> None:
         """Queue a message on the control lane."""
@@ -73,11 +73,15 @@ class Outbox:
         """Whether everything that could be said has been put into frames."""
         return not self._control and not self._ready and self._carried is None
 
+    @property
+    def free_slots(self) -> int:
+        """How many sources may have something read for them now."""
+        return self._slots
+
     def acquire(self, source: Source) -> bool:
         """Take one of the few places for what is read ahead; else be marked when one is free."""
         if self._slots == 0:
-            if source not in self._waiting:
-                self._waiting.append(source)
+            self._waiting[source] = None
             return False
         self._slots -= 1
         return True
@@ -85,8 +89,13 @@ class Outbox:
     def release(self) -> None:
         """Give a place back."""
         self._slots += 1
-        if self._waiting:
-            self.mark(self._waiting.popleft())
+        self._offer_slot()
+
+    def _offer_slot(self) -> None:
+        if self._slots and self._waiting:
+            source = next(iter(self._waiting))
+            del self._waiting[source]
+            self.mark(source)
 
     def frame(self) -> list[bytes]:
         """Return the messages of the next frame; empty when there is nothing to say now."""
@@ -121,6 +130,8 @@ class Outbox:
             source = self._ready.popleft()
             source.is_queued = False
             message = source.produce(budget)
+            # Whoever was offered a place may not have needed it any more.
+            self._offer_slot()
             if message is not None:
                 # To the end of the queue: it may have more, and others have waited.
                 source.is_queued = True

@@ -35,12 +35,13 @@ class RunReader:
         self.subscriptions: dict[str, Subscription] = {}
         self.streams = RunStreams(topic, self, follower)
         self.view: View
+        # Somebody wants each revision.
+        self.is_every = False
         self._follower = follower
-        self._is_every = False
         # Subscriptions to this run that have not been told how it stands, or may have lost it.
         self._openings: list[Subscription] = []
-        # `joined` messages that follow the run's first message.
-        self._joined: list[bytes] = []
+        # Feeds to be told that they hold the run, once the client has it; then its streams follow.
+        self._joined: list[Subscription] = []
         # The changes are not at hand, or larger than the run: it is sent whole.
         self._needs_whole = False
         self._row: FollowedRun | None = None
@@ -62,22 +63,20 @@ class RunReader:
         """Follow the run for a feed that it has entered; `is_told`: the client knows."""
         self.subscriptions[subscription.sub] = subscription
         self._look()
-        if not is_told and self.written == 0 and self._row is None and self._take_slot():
-            self._row = run
-        if not is_told:
-            announcement = messages.joined(subscription.sub, self.topic.run_id)
-            if self.is_written:
-                self._follower.outbox.say(announcement)
-            else:
-                self._joined.append(announcement)
-        self.streams.add(subscription)
+        if is_told:
+            self.streams.add(subscription)
+        else:
+            self._joined.append(subscription)
         self.moved()
+        if not is_told and self.written == 0 and self._row is None and self._take_slot():
+            self.row_read(run)
 
     def leave(self, subscription: Subscription) -> None:
         """Follow it no more for this subscription; close with the last one."""
         self.subscriptions.pop(subscription.sub, None)
-        if subscription in self._openings:
-            self._openings.remove(subscription)
+        for waiting in (self._openings, self._joined):
+            if subscription in waiting:
+                waiting.remove(subscription)
         self.streams.remove(subscription)
         if self.subscriptions:
             self._look()
@@ -101,17 +100,12 @@ class RunReader:
             [each.fields for each in followers],
             is_feed=all(each.is_feed for each in followers),
         )
-        self._is_every = any(each.mode == "every" for each in followers)
+        self.is_every = any(each.mode == "every" for each in followers)
 
     @property
     def is_written(self) -> bool:
         """Whether the client holds this run, so that patches apply."""
         return self.written > 0 and not self._needs_whole
-
-    @property
-    def is_announced(self) -> bool:
-        """Whether the client knows that it follows this run, and expects its streams."""
-        return not self._joined
 
     # What happens
 
@@ -214,11 +208,19 @@ class RunReader:
             if message is not None:
                 return message
         if self._openings or self._needs_whole or self.written == 0:
-            # A run that has just entered a feed is announced before its streams, final or not.
-            if self._row is None and (self._joined or not self._is_blocked):
+            if self._row is None and not self._is_blocked:
                 self._want_row()
             return None
+        if self._joined:
+            return self._with_live(self._announced())
         return self._change(self.topic.revision)
+
+    def _announced(self) -> list[bytes]:
+        """Return what tells that feeds hold the run, which the client has got by now."""
+        joined, self._joined = self._joined, []
+        for subscription in joined:
+            self.streams.add(subscription)
+        return [messages.joined(each.sub, self.topic.run_id) for each in joined]
 
     def _change(self, target: int) -> bytes | None:
         """Return what happened to the run since the revision written, as a patch."""
@@ -229,7 +231,7 @@ class RunReader:
         steps = self._steps_to(target)
         if not steps:
             return None
-        is_long = not self._is_every and size_of(steps) > self._follower.limits.patch_bytes
+        is_long = not self.is_every and size_of(steps) > self._follower.limits.patch_bytes
         if is_long or any(step.is_partial for step in steps):
             self._want_whole()
             return None
@@ -237,7 +239,7 @@ class RunReader:
         return self._with_live([self.topic.patch(steps, self.view)])
 
     def _steps_to(self, target: int) -> Sequence[Step] | None:
-        if not self._is_every:
+        if not self.is_every:
             steps = self.topic.between(self.written, target)
             if steps is None:
                 self._want_whole()
@@ -254,48 +256,60 @@ class RunReader:
     def _from_row(self, run: FollowedRun) -> bytes | None:
         """Say what takes the whole run to say."""
         revision = run.row.revision
-        if self._is_blocked and not self._joined:
+        is_stale = revision < self.written
+        if is_stale or self._is_blocked:
             self._drop_row()
             return None
-        if self._is_every and 0 < self.written < revision and not self._needs_whole:
+        self._resume_openings(revision)
+        if self.is_every and 0 < self.written < revision and not self._needs_whole:
             # First every change up to here, then what was to be said about it.
             change = self._change(revision)
             if change is not None or self._is_reading:
                 return change
         document = self.topic.document(run, self.view)
-        parts = self._opened(run, document)
+        parts = self._opened(revision, document)
         if self._needs_whole or self.written == 0:
             parts.insert(0, messages.run(document))
             self.holds(revision)
-        parts += self._joined
-        if self._joined:
-            self._joined = []
-            self.streams.mark()
+        parts += self._announced()
         self._drop_row()
         return self._with_live(parts)
 
-    def _opened(self, run: FollowedRun, document: bytes) -> list[bytes]:
+    def _resume_openings(self, revision: int) -> None:
+        """Go on with the subscriptions whose clients hold the run as of a cursor."""
+        for subscription in list(self._openings):
+            cursor = subscription.cursor
+            if subscription.stage is not Stage.ALLOWED or not isinstance(cursor, RunCursor):
+                continue
+            if self._gap_of(cursor, revision) is None:
+                is_exact = cursor.revision == revision or subscription.mode == "every"
+                if self.written == 0 and is_exact:
+                    self.written = cursor.revision
+                subscription.live_at = max(revision, self.written)
+                subscription.stage = Stage.LIVE
+                self._openings.remove(subscription)
+
+    def _opened(self, revision: int, document: bytes) -> list[bytes]:
         """Begin with the subscriptions that wait for the run's state."""
         waiting = [each for each in self._openings if each.stage is not Stage.ASKED]
         self._openings = [each for each in self._openings if each.stage is Stage.ASKED]
         parts: list[bytes] = []
         for subscription in waiting:
             if subscription.stage is Stage.ALLOWED:
-                parts += self._begin(subscription, run.row.revision, document)
-                subscription.stage = Stage.LIVE
+                parts += self._begin(subscription, revision, document)
         return parts
 
     def _begin(self, subscription: Subscription, revision: int, document: bytes) -> list[bytes]:
+        """Begin with a snapshot of the run."""
         parts: list[bytes] = []
         if isinstance(subscription.cursor, RunCursor):
             reason = self._gap_of(subscription.cursor, revision)
-            if reason is None:
-                self._resume(subscription, subscription.cursor, revision)
-                return []
-            parts.append(messages.gap(subscription.sub, reason))
+            if reason is not None:
+                parts.append(messages.gap(subscription.sub, reason))
         at = run_cursor(self._follower.hub.epoch, revision)
         parts.append(messages.snapshot(subscription.sub, [document], cursor=at, more=False))
         parts.append(messages.live(subscription.sub))
+        subscription.stage = Stage.LIVE
         self.holds(revision)
         return parts
 
@@ -303,13 +317,6 @@ class RunReader:
         if cursor.epoch != self._follower.hub.epoch:
             return GapReason.EPOCH_CHANGED
         return GapReason.AHEAD if cursor.revision > revision else None
-
-    def _resume(self, subscription: Subscription, cursor: RunCursor, revision: int) -> None:
-        """Go on where the client was: it holds the run as of the cursor."""
-        is_exact = cursor.revision == revision or subscription.mode == "every"
-        if self.written == 0 and is_exact:
-            self.written = cursor.revision
-        subscription.live_at = max(revision, self.written)
 
     def _with_live(self, parts: list[bytes]) -> bytes | None:
         """Add the `live` of subscriptions that have caught up, and join it all."""

@@ -60,7 +60,8 @@ class RunStreams:
     @property
     def are_over(self) -> bool:
         """Whether every stream was written to its end, and no other will appear."""
-        return self._topic.is_sealed and all(reader.is_over for reader in self._readers.values())
+        is_listed = self._topic.is_sealed and self._asked.keys() <= self._listed
+        return is_listed and all(reader.is_over for reader in self._readers.values())
 
     def found(self, keys: Iterable[str]) -> None:
         """Take the list of streams that the run has now."""
@@ -106,11 +107,6 @@ class RunStreams:
     def positions(self) -> dict[str, int]:
         """Return the next seq of each stream that is read."""
         return {key: each.next for key, each in self._readers.items() if each.next is not None}
-
-    def mark(self) -> None:
-        """Let every stream look whether it has something to say."""
-        for reader in self._readers.values():
-            self._follower.outbox.mark(reader)
 
 
 def _request(subscription: Subscription, key: str) -> StreamRequest | None:

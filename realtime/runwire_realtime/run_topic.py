@@ -79,8 +79,9 @@ class RunTopic:
         self.waiting: set[RunReader] = set()
         self.reading: set[RunReader] = set()
         self.considered_by: set[FeedMembers] = set()
-        # Events were missed: the row will say how far the run is.
+        # Events were missed: the next row will say how far the run is; the one being read does.
         self.has_missed = False
+        self.makes_up = False
         self.stream_keys: set[str] = set()
         # Every stream of the final run is known.
         self.is_sealed = False

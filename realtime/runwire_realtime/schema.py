@@ -5,6 +5,19 @@ from functools import cache
 from runwire_engine.database import Database
 from runwire_engine.errors import DatabaseUnavailableError, EngineError
 from runwire_engine.migrations import known_migrations
+from runwire_realtime.errors import StartError
+
+
+async def require_schema(dsn: str) -> None:
+    """Raise StartError for a database that does not fit this code."""
+    database = Database(dsn, max_size=1, name="runwire-check")
+    await database.open()
+    try:
+        problem = await problem_with(database)
+    finally:
+        await database.close()
+    if problem is not None:
+        raise StartError(problem)
 
 
 async def problem_with(database: Database) -> str | None:

@@ -155,6 +155,11 @@ class Grant:
         """Say whether a batch of some task may be created; its items are checked one by one."""
         return self.api_key or any(scope.action == "batchTrigger" for scope in self.scopes)
 
+    @property
+    def names_batches(self) -> bool:
+        """Whether a single batch is named, so that it matters in which batches a run stands."""
+        return any(scope.type == "batch" and scope.id is not None for scope in self.scopes)
+
     def visibility(self) -> Visibility:
         """Return the visibility class: equal for credentials that see the same of a run."""
         return Visibility(internal=self.api_key or self.internal, fields=self.fields)

@@ -115,7 +115,7 @@ class StreamReader:
 
     def produce(self, budget: int) -> bytes | None:
         """Return the next message of this stream, if there is one."""
-        if self.is_over or self.next is None or not self.run.is_announced:
+        if self.is_over or self.next is None:
             return None
         if self.next < self.topic.head:
             return self._attempt() or self._chunks(self.next, budget)

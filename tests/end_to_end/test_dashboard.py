@@ -1,9 +1,12 @@
 """A person with a browser: signs in, triggers runs, watches them, reloads in the middle."""
 
+import contextlib
 import os
+import random
 import re
 import shutil
-from collections.abc import AsyncGenerator
+import socket
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,8 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.end_to_end.dashboard_tasks import NASTY, text_of
-from tests.support.processes import Process, free_port, running
+from tests.support.postgres import TestServer
+from tests.support.processes import Process, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser]
 
@@ -29,45 +33,55 @@ _WATCH_POLICY: Final = """
 """
 
 
-@dataclass
+@dataclass(frozen=True)
 class Server:
     """A `runwire dev` that is up."""
 
     address: str
-    process: Process
-
-    def sign_in_link(self) -> str:
-        """Return the link it printed."""
-        found = re.search(r"http\S+#sign-in=\S+", self.process.output())
-        assert found
-        return found.group()
+    sign_in_link: str
 
 
-@pytest.fixture
-async def server(database_url: str, tmp_path: Path, anyio_backend: str) -> AsyncGenerator[Server]:
-    """The whole of Runwire on the test's own database."""
-    if not _BUILD.is_file():
-        pytest.skip("the dashboard is not built: make setup")
-    port = free_port()
-    command = ("runwire", "dev", "--no-reload", "--port", str(port), "--data", str(tmp_path))
-    environment = {
+def _environment(database_url: str) -> dict[str, str]:
+    return {
         "RUNWIRE_DATABASE_URL": database_url,
+        "RUNWIRE_SECRET": "a secret that outlives the process " * 2,
         "RUNWIRE_API_KEY": _API_KEY,
-        "COLUMNS": "400",
-        "NO_COLOR": "1",
     }
-    async with running(*command, _TASKS, environment=environment) as process:
-        await process.until_line("#sign-in=", 60)
-        yield Server(f"http://127.0.0.1:{port}/", process)
 
 
-@pytest.fixture
+async def _started(process: Process) -> Server:
+    line = await process.until_line("#sign-in=", 60)
+    link = next(word for word in line.split() if word.startswith("http"))
+    return Server(link.partition("#")[0], link)
+
+
+@pytest.fixture(scope="module")
+def shared_database_url(postgres: TestServer) -> Generator[str]:
+    dsn = postgres.create_database()
+    yield dsn
+    postgres.drop_database(dsn)
+
+
+@pytest.fixture(scope="module")
+async def server(
+    shared_database_url: str, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
+) -> AsyncGenerator[Server]:
+    """The whole of Runwire, one for all tests here: they look at runs of their own."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    command = ("runwire", "dev", "--no-reload", "--port", "0", "--data", str(folder), _TASKS)
+    async with running(*command, environment=_environment(shared_database_url)) as process:
+        yield await _started(process)
+
+
+@pytest.fixture(scope="module")
 async def browser(anyio_backend: str) -> AsyncGenerator[Browser]:
     """Chromium: $CHROMIUM, or the one on the PATH."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if program is None:
         pytest.skip("there is no Chromium here")
+    if not _BUILD.is_file():
+        pytest.skip("the dashboard is not built: make setup")
     async with async_playwright() as playwright:
         # The sandbox needs rights that a container's root has not got.
         browser = await playwright.chromium.launch(
@@ -95,9 +109,12 @@ async def watched(browser: Browser) -> AsyncGenerator[Page]:
 
 @asynccontextmanager
 async def signed_in(browser: Browser, server: Server) -> AsyncGenerator[Page]:
+    """Sign in with the API key; the link is good once and has a test of its own."""
     async with watched(browser) as page:
-        await page.goto(server.sign_in_link())
-        await expect(page.get_by_role("link", name="New run").first).to_be_visible()
+        await page.goto(server.address)
+        await page.get_by_label("paste a sign-in link").fill(_API_KEY)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("status")).to_have_text("Live")
         yield page
 
 
@@ -248,55 +265,52 @@ async def test_a_payload_that_is_wrong_is_refused_in_words(
 async def test_a_link_signs_in_once_and_a_stranger_is_told_how_to_get_one(
     browser: Browser, server: Server
 ) -> None:
-    async with signed_in(browser, server) as page:
+    async with watched(browser) as page:
+        await page.goto(server.address)
+        await expect(page.get_by_text("runwire dev")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_have_count(0)
+        # In the page that is there already, as when a link is pasted into its address bar.
+        await page.goto(server.sign_in_link)
+        await expect(page.get_by_role("status")).to_have_text("Live")
         assert "sign-in" not in page.url
         await page.reload()
-        await expect(page.get_by_role("status")).to_have_text("Live")
-    async with watched(browser) as page:
-        await page.goto(server.sign_in_link())
-        await expect(page.get_by_role("heading", name="Runwire")).to_be_visible()
-        await expect(page.get_by_text("runwire dev")).to_be_visible()
-        await expect(page.get_by_role("alert")).to_contain_text("used up")
-        assert await page.get_by_role("link", name="New run").count() == 0
-
-        # An API key opens too, and signing out closes.
-        await page.get_by_label("paste a sign-in link").fill(_API_KEY)
-        await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_role("status")).to_have_text("Live")
         await page.get_by_role("button", name="Sign out").click()
         await page.reload()
         await expect(page.get_by_role("button", name="Sign in")).to_be_visible()
-        await expect(page.get_by_role("alert")).to_have_count(0)
+    async with watched(browser) as page:
+        await page.goto(server.sign_in_link)
+        await expect(page.get_by_role("alert")).to_contain_text("used up")
+        assert await page.get_by_role("link", name="New run").count() == 0
 
 
 async def test_a_server_that_dies_and_comes_back_leaves_no_hole_in_the_text(
     browser: Browser, database_url: str, tmp_path: Path
 ) -> None:
-    port, words = free_port(), 300
-    environment = {
-        "RUNWIRE_DATABASE_URL": database_url,
-        "RUNWIRE_SECRET": "a secret that outlives the process " * 2,
-        "COLUMNS": "400",
-        "NO_COLOR": "1",
-    }
-    command = ("runwire", "dev", "--no-reload", "--port", str(port), "--data", str(tmp_path))
-    async with (
-        watched(browser) as page,
-        running("runwire", "worker", _TASKS, environment=environment),
-    ):
+    words, environment = 300, _environment(database_url)
+    port = ("--port", str(_port_for_later()))
+    command = ("runwire", "dev", "--no-reload", *port, "--data", str(tmp_path))
+    async with running("runwire", "worker", _TASKS, environment=environment) as worker:
         async with running(*command, environment=environment) as process:
-            await process.until_line("#sign-in=", 60)
-            server = Server(f"http://127.0.0.1:{port}/", process)
-            await page.goto(server.sign_in_link())
-            await expect(page.get_by_role("status")).to_have_text("Live")
-            await trigger(page, server, "drip", f'{{"words": {words}}}')
-            await grown(page, 100)
-            process.kill()
-            await expect(page.get_by_role("status")).to_have_text("Reconnecting")
-        seen = len(await stream_text(page, "answer"))
-        async with running(*command, environment=environment):
-            assert await grown(page, seen) < len(text_of(words))
-            run = page.get_by_role("article")
-            await expect(run).to_have_attribute("data-status", "COMPLETED", timeout=40_000)
-            await expect(page.locator(".stream-facts")).to_have_text(f"{words} chunks")
-            assert await stream_text(page, "answer") == text_of(words)
+            server = await _started(process)
+            async with signed_in(browser, server) as page:
+                await trigger(page, server, "drip", f'{{"words": {words}}}')
+                await grown(page, 100)
+                process.kill()
+                await expect(page.get_by_role("status")).to_have_text("Reconnecting")
+                seen = len(await stream_text(page, "answer"))
+                async with running(*command, environment=environment):
+                    assert await grown(page, seen) < len(text_of(words))
+                    run = page.get_by_role("article")
+                    await expect(run).to_have_attribute("data-status", "COMPLETED", timeout=40_000)
+                    await expect(page.locator(".stream-facts")).to_have_text(f"{words} chunks")
+                    assert await stream_text(page, "answer") == text_of(words)
+        assert worker.exit_code is None
+
+
+def _port_for_later() -> int:
+    """Return a free port that no outgoing connection is given while nobody listens on it."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -11,6 +11,7 @@ import pytest
 from runwire.wire import Json
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.claims import Claims
+from runwire_engine.database import Database
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.outcomes import Completed, Failed
 from runwire_engine.runs import NewRun, TriggerResult
@@ -18,10 +19,12 @@ from runwire_engine.settings import EngineSettings
 from runwire_engine.statements import statement
 from tests.support.engines import ALL_TASKS, assert_dense, claimed, query, there, triggered
 from tests.support.faultproxy import fault_proxy
+from tests.support.postgres import opened_database
 
 pytestmark = pytest.mark.anyio
 
 WORKERS = ["a", "b", "c", "d"]
+CLAIMING = ["claims.pick_unlimited", "claims.lock_groups", "claims.pick_limited", "claims.take"]
 
 
 async def make(engine: Engine, env: int, *new: NewRun) -> list[str]:
@@ -236,10 +239,10 @@ async def test_a_claim_whose_answer_was_lost_is_handed_out_by_the_next(
 # Plans -----------------------------------------------------------------------------------------
 
 
-async def fill(engine: Engine, env: int) -> None:
-    """Make many finished runs, some ready ones, and let the planner know."""
+async def fill(database: Database, env: int) -> None:
+    """Make many finished runs and some ready ones."""
     await query(
-        engine.database,
+        database,
         """
         insert into runwire.runs (environment_id, id, bucket, task, status, queue, limited,
             concurrency_key, sort_at, created_at, updated_at, finished_at)
@@ -252,23 +255,23 @@ async def fill(engine: Engine, env: int) -> None:
         """,
         env,
     )
-    await query(engine.database, "analyze runwire.runs")
 
 
 def nodes(plan: Json) -> list[Json]:
     return [plan, *(node for part in plan.get("Plans", []) for node in nodes(part))]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["claims.pick_unlimited", "claims.lock_groups", "claims.pick_limited", "claims.take"],
-)
-async def test_claiming_never_looks_at_finished_runs(engine: Engine, env: int, name: str) -> None:
-    await fill(engine, env)
+async def ready(database: Database) -> list[str]:
     rows = await query(
-        engine.database, "select id from runwire.runs where status = 'QUEUED' limit 10"
+        database, "select id from runwire.runs where status = 'QUEUED' and not limited limit 10"
     )
-    parameters: dict[str, object] = {
+    return [row["id"] for row in rows]
+
+
+def arguments(env: int, ids: list[str]) -> dict[str, object]:
+    """Return what the statements around a claim take."""
+    none: list[object] = [None] * len(ids)
+    return {
         "environment_id": env,
         "worker_id": "w1",
         "tasks": list(ALL_TASKS),
@@ -278,8 +281,24 @@ async def test_claiming_never_looks_at_finished_runs(engine: Engine, env: int, n
         "queues": ["narrow"],
         "keys": [""],
         "limits": [2],
-        "ids": [row["id"] for row in rows],
+        "ids": ids,
+        "executions": [1] * len(ids),
+        "statuses": ["COMPLETED"] * len(ids),
+        "outputs": none,
+        "output_types": none,
+        "errors": none,
+        "delays": none,
+        "released": [False] * len(ids),
+        "lost": [False] * len(ids),
+        "limit": 10,
     }
+
+
+@pytest.mark.parametrize("name", CLAIMING)
+async def test_claiming_never_looks_at_finished_runs(engine: Engine, env: int, name: str) -> None:
+    await fill(engine.database, env)
+    await query(engine.database, "analyze runwire.runs")
+    parameters = arguments(env, await ready(engine.database))
     async with engine.database.transaction() as tx:
         explain = b"explain (analyze, format json) " + statement(name).encode()
         cursor = await tx.connection.execute(explain, parameters)
@@ -293,6 +312,29 @@ async def test_claiming_never_looks_at_finished_runs(engine: Engine, env: int, n
     for node in of_runs:
         assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, node
         assert node.get("Rows Removed by Filter", 0) < 50, node
+
+
+async def test_plans_made_for_empty_tables_do_not_read_full_ones_through(
+    engine: Engine, database_url: str, env: int
+) -> None:
+    names = [*CLAIMING, "outcomes.record", "outcomes.statuses", "claims.promote", "workers.expire"]
+    async with opened_database(database_url, max_size=1) as database:
+        # The first five times Postgres makes a plan each; then it keeps one.
+        for _ in range(8):
+            async with database.transaction() as tx:
+                for name in names:
+                    await tx.all(name, arguments(env, ["run_12345678"]))
+        await fill(database, env)
+        ids = await ready(database)
+        for name in names:
+            async with database.transaction() as tx:
+                await tx.all(name, arguments(env, ids))
+                cursor = await tx.connection.execute(
+                    "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) as read"
+                    " from pg_stat_xact_user_tables where relname = 'runs'"
+                )
+                (row,) = await cursor.fetchall()
+            assert row["read"] < 2_000, (name, row)
 
 
 async def test_many_random_claims_and_outcomes_leave_every_run_final_and_dense(

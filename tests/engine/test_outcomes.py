@@ -258,3 +258,38 @@ async def test_no_walk_of_calls_breaks_a_run(engine: Engine, env: int, steps: li
         assert after == before if before.status in FINAL else after.revision >= before.revision
     types = await assert_dense(engine, env, run_id)
     assert types.count("final") == (1 if (await there(engine, env, run_id)).finished_at else 0)
+
+
+async def test_a_stream_made_while_the_outcome_waits_for_it_is_ended_too(
+    engine: Engine, env: int
+) -> None:
+    run = await claimed(engine, env)
+    async with anyio.create_task_group() as tasks:
+        async with engine.database.transaction() as tx:
+            # What a writer from outside does: it holds the run, makes a stream, and commits.
+            await tx.connection.execute(
+                "update runwire.runs set stream_keys = '{late}', revision = revision + 1"
+                " where id = %s",
+                (run.id,),
+            )
+            await tx.connection.execute(
+                "insert into runwire.streams (environment_id, run_id, key, bucket)"
+                " values (%s, %s, 'late', %s)",
+                (env, run.id, run.bucket),
+            )
+            tasks.start_soon(engine.outcomes.finish, env, Completed(run.id, run.execution, "1"))
+            await somebody_waits_for_a_lock(engine)
+    (stream,) = await engine.streams.streams_of(env, run.id)
+    assert stream.eof_reason == "completed"
+
+
+async def somebody_waits_for_a_lock(engine: Engine) -> None:
+    with anyio.fail_after(10):
+        waiting = False
+        while not waiting:
+            rows = await query(
+                engine.database,
+                "select 1 from pg_stat_activity"
+                " where datname = current_database() and wait_event_type = 'Lock'",
+            )
+            waiting = bool(rows)

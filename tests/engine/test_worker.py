@@ -1,6 +1,7 @@
 """A worker's life: cancel, stop, lost leases, lost connections, blocked loops."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -179,6 +180,31 @@ async def test_tasks_that_ignore_their_cancellation_are_left_behind_and_fenced(
         gate.set()
         await until(lambda: bool(refused))
     assert await bench.chunks(run_id, "late") == []
+
+
+async def test_an_async_task_that_swallows_its_cancellation_is_left_behind(
+    bench: Bench, short_budgets: None
+) -> None:
+    started, gate, ended = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def deaf() -> str:
+        started.set()
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.wait()
+        ended.set()
+        return "too late"
+
+    made = defined(deaf)
+    async with bench.worker(made) as worker:
+        run_id = await bench.start(made)
+        await started.wait()
+        await bench.engine.runs.cancel(bench.env, run_id)
+        assert (await bench.until(run_id)).status == "CANCELED"
+        await until(lambda: not worker.held)
+        gate.set()
+        await ended.wait()
+    assert (await bench.row(run_id)).output is None
 
 
 async def test_cancels_racing_completions_leave_exactly_one_end(bench: Bench) -> None:

@@ -158,6 +158,25 @@ async def test_no_run_is_left_behind_by_claims_that_race_the_sweep(
         await engine.runs.cancel(env, run_id)
 
 
+async def test_a_worker_is_not_buried_in_the_middle_of_a_claim(engine: Engine, env: int) -> None:
+    run_id = await triggered(engine, env)
+    async with engine.database.transaction() as tx:
+        taken = await tx.all(
+            "claims.take",
+            {
+                "environment_id": env,
+                "worker_id": "w1",
+                "tasks": ["plain"],
+                "max_attempts": [3],
+                "ids": [run_id],
+            },
+        )
+        assert len(taken) == 1
+        await kill(engine, "w1")
+        assert (await engine.workers.sweep()).dead_workers == 0
+    assert await engine.workers.sweep() == Swept(dead_workers=1, lost=1)
+
+
 async def test_a_stopping_worker_gives_its_runs_back_uncounted(engine: Engine, env: int) -> None:
     run = await held_by(engine, env, "stopping")
     assert await engine.workers.stop("stopping") == 1

@@ -10,10 +10,10 @@ RUNWIRE_SURVIVAL_RUNS and RUNWIRE_SURVIVAL_ROUNDS make it larger (200 runs, 1 ro
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -36,7 +36,7 @@ SECRET = "a secret of the tests, forty bytes long.."
 TAG = "survival"
 BY_ID = min(RUNS, 80)  # one socket holds 100 subscriptions
 TRIGGER_SECONDS = 0.05 * RUNS
-PATIENCE = 60.0 + RUNS / 10
+PATIENCE = 30.0 + RUNS / 10
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Setup:
         self.server = await self.stack.enter_async_context(
             server_on(self.postgres.dsn, self.port, SECRET)
         )
+        self.stack.push(_told("server", self.server))
 
     async def start_worker(self) -> None:
         modules = f"{PROGRAMS}/mixed_tasks.py"
@@ -71,6 +72,7 @@ class Setup:
         self.worker = await self.stack.enter_async_context(
             worker_on(self.postgres.dsn, modules, environment=environment)
         )
+        self.stack.push(_told("worker", self.worker))
 
     async def kill_server(self) -> None:
         self.server.kill()
@@ -109,9 +111,20 @@ class Setup:
         await until_async(look, seconds)
 
 
+def _told(name: str, process: Process) -> Callable[..., None]:
+    """Return what shows, when the test fails, what a process said last."""
+
+    def tell(kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            said = process.output()[-3000:]
+            sys.stderr.write(f"\n-- {name} ({process.exit_code}) --\n{said}\n")
+
+    return tell
+
+
 @asynccontextmanager
-async def set_up(folder: Path) -> AsyncGenerator[Setup]:
-    async with own_postgres(folder) as postgres, AsyncExitStack() as stack:
+async def set_up() -> AsyncGenerator[Setup]:
+    async with own_postgres() as postgres, AsyncExitStack() as stack:
         async with opened_database(postgres.dsn, max_size=1) as database:
             environments = Environments(database)
             environment_id = await environments.ensure("dev")
@@ -161,12 +174,15 @@ class Follower:
         return {line["run"]: line for line in states}
 
 
-async def test_a_run_is_whole_for_everybody_whatever_is_killed(tmp_path: Path) -> None:
-    async with set_up(tmp_path) as setup, AsyncExitStack() as stack:
+@pytest.mark.timeout(120 + RUNS + 30 * ROUNDS)
+async def test_a_run_is_whole_for_everybody_whatever_is_killed() -> None:
+    async with set_up() as setup, AsyncExitStack() as stack:
 
         async def program(name: str, *arguments: str) -> Process:
             command = ("python", f"{PROGRAMS}/{name}.py", *arguments)
-            return await stack.enter_async_context(running(*command, environment=setup.client))
+            process = await stack.enter_async_context(running(*command, environment=setup.client))
+            stack.push(_told(name, process))
+            return process
 
         by_tag = await program("follow", "latest", "tag", TAG)
         with_streams = await program("follow", "every", "tag-streams", TAG)

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from runwire_engine.catalogue import TaskAnnouncement
+from runwire_engine.errors import EngineError
 from runwire_engine.runs import NewRun
 from tests.support.history import check, read_ledger
 from tests.support.parts import LEASE, SPANS, SWEEP, own_postgres, worker_on
@@ -73,7 +74,7 @@ async def test_a_killed_workers_run_is_taken_over_when_its_lease_ends(bench: Ben
             killed_at = anyio.current_time()
             await first.wait()
             with anyio.fail_after(LEASE + SWEEP + 1.0):
-                while (await bench.row(run_id)).execution < 2:  # noqa: ASYNC110 -- a row
+                while (await bench.row(run_id)).execution < 2:
                     await anyio.sleep(0.02)
             taken_after = anyio.current_time() - killed_at
             row = await bench.until(run_id)
@@ -221,10 +222,8 @@ async def test_a_poison_run_crashes_after_its_attempts_while_others_flow(bench: 
     await assert_clean(bench)
 
 
-async def test_a_killed_postgres_costs_no_chunk_no_operation_and_no_attempt(
-    tmp_path: Path,
-) -> None:
-    async with own_postgres(tmp_path) as postgres, opened_bench(postgres.dsn) as bench:
+async def test_a_killed_postgres_costs_no_chunk_no_operation_and_no_attempt() -> None:
+    async with own_postgres() as postgres, opened_bench(postgres.dsn) as bench:
         await announce(bench)
         run_id = await start(bench, "count", {"count": 200})
         # A lease that outlasts the recovery: nothing is lost, so nothing need be repeated.
@@ -245,5 +244,5 @@ async def test_a_killed_postgres_costs_no_chunk_no_operation_and_no_attempt(
 async def _is_over(bench: Bench, run_id: str) -> bool:
     try:
         return (await bench.row(run_id)).finished_at is not None
-    except Exception:
+    except EngineError:
         return False  # Postgres is away

@@ -115,3 +115,27 @@ async def test_a_batch_token_starts_its_own_task_only(server: TestRealtime) -> N
         assert (await narrow.post("/api/v1/tasks/echo/trigger", json={})).status_code == 403
     async with server.client(await server.token("trigger:tasks:echo")) as single:
         assert (await single.post("/api/v3/batches", json={"runCount": 1})).status_code == 403
+
+
+async def test_a_one_time_batch_token_makes_one_batch(server: TestRealtime) -> None:
+    token = await server.token("batchTrigger:tasks:echo", oneTimeUse=True)
+    async with server.client(token) as once, server.client() as http:
+        batch_id = (await once.post("/api/v3/batches", json={"runCount": 1})).json()["id"]
+        other = (await http.post("/api/v3/batches", json={"runCount": 1})).json()["id"]
+        assert (await _send(once, other, _items(0))).status_code == 403
+        assert (await _send(once, batch_id, _items(0))).json()["sealed"] is True
+        again = (await once.post("/api/v3/batches", json={"runCount": 1})).json()
+        assert again == {"id": batch_id, "runCount": 1, "isCached": True}
+
+
+async def test_a_batch_token_reads_a_run_that_an_idempotency_key_brought_in(
+    server: TestRealtime, http: httpx.AsyncClient
+) -> None:
+    options = {"idempotencyKey": "k"}
+    run = (await http.post("/api/v1/tasks/echo/trigger", json={"options": options})).json()["id"]
+    made = await http.post("/api/v3/batches", json={"runCount": 1})
+    batch_id = made.json()["id"]
+    await _send(http, batch_id, _lines({"index": 0, "task": "echo", "options": options}))
+    async with server.client(made.headers["x-trigger-jwt"]) as reader:
+        assert (await reader.get(f"/api/v2/batches/{batch_id}")).json()["runs"] == [run]
+        assert (await reader.get(f"/api/v3/runs/{run}")).status_code == 200

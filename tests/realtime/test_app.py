@@ -9,11 +9,11 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from tests.support.tasks import announce
 
 from runwire_realtime.logs import RedactingFormatter
 from tests.support.postgres import TestServer
 from tests.support.server import TestRealtime, running_realtime
+from tests.support.tasks import announce
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,7 @@ async def test_a_server_with_its_database_is_healthy_and_ready(http: httpx.Async
 async def test_a_wrong_credential_is_unauthorized(server: TestRealtime, credential: str) -> None:
     async with httpx.AsyncClient(base_url=server.url) as anybody:
         for header in (f"Bearer {credential}", f"Basic {credential}", credential):
-            headers = {"authorization": header.encode("latin-1")}
+            headers = {b"authorization": header.encode("latin-1")}
             answer = await anybody.get("/api/v1/runs", headers=headers)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
         assert (await anybody.get("/api/v1/runs")).status_code == 401
@@ -213,7 +213,9 @@ async def test_a_failure_of_ours_tells_nothing_and_logs_no_secret(
     assert "canary" not in answer.text
     written = log.getvalue()
     assert "a request failed" in written and "ValueError" in written
-    assert "canary-in" not in written and "canary-payload" not in written and server.key not in written
+    assert (
+        "canary-in" not in written and "canary-payload" not in written and server.key not in written
+    )
 
 
 async def test_without_its_database_it_is_healthy_but_not_ready(database_url: str) -> None:

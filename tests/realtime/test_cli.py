@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio.to_thread
 import orjson
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runwire_realtime import cli
-from runwire_realtime.commands import app
+from runwire_realtime.commands import app, processes
 from runwire_realtime.commands.failure import one_line
 from runwire_realtime.commands.terminal import plain
 from runwire_realtime.errors import StartError
@@ -102,18 +103,32 @@ async def test_migrate_says_what_it_did(server: TestRealtime) -> None:
     ],
 )
 def test_a_foreseen_failure_is_one_line_and_exit_code_1(
-    arguments: list[str], environment: dict[str, str], expected: str
+    arguments: list[str],
+    environment: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    inherited = {name: at for name, at in os.environ.items() if not name.startswith("RUNWIRE_")}
-    result = subprocess.run(
-        [sys.executable, "-m", "runwire_realtime.cli", *arguments],
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert expected in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    for name in [name for name in os.environ if name.startswith("RUNWIRE_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["runwire", *arguments])
+    # The test run's own logging stays as it is.
+    monkeypatch.setattr(processes, "configure_logging", lambda: None)
+    # In a thread: the loop of this module's fixtures counts as running in this one.
+    with ThreadPoolExecutor(1) as other, pytest.raises(SystemExit) as ended:
+        other.submit(cli.main).result()
+    assert ended.value.code == 1
+    printed = capfd.readouterr()
+    assert expected in printed.err and len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+
+
+def test_the_module_is_the_console_script() -> None:
+    command = [sys.executable, "-m", "runwire_realtime.cli", "runs", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "tail" in result.stdout
 
 
 def test_errors_in_groups_are_told_too_and_bugs_are_not_hidden() -> None:
@@ -125,7 +140,10 @@ def test_errors_in_groups_are_told_too_and_bugs_are_not_hidden() -> None:
 def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "uvicorn" else object())
+    def find_spec(name: str) -> object:
+        return None if name == "uvicorn" else object()
+
+    monkeypatch.setattr(cli, "find_spec", find_spec)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1

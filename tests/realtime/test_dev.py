@@ -9,8 +9,13 @@ from pathlib import Path
 
 import anyio
 import httpx
+import orjson
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
+from runwire.wire import PROTOCOL, CloseCode
 from runwire_realtime.server import bind, port_of
 from tests.support.processes import Process, running, until
 
@@ -22,6 +27,16 @@ from runwire.tasks import task
 @task(id="greet")
 async def greet(payload: dict) -> str:
     return "{greeting} " + payload["name"]
+"""
+
+
+SLOW = """
+import anyio
+from runwire import task
+
+@task(id="slow")
+async def slow(payload: object = None) -> None:
+    await anyio.sleep(3600)
 """
 
 
@@ -42,9 +57,9 @@ class _Dev:
 
     def __init__(self, process: Process, output: str) -> None:
         self.process = process
-        self.url = re.search(r"http://127\.0\.0\.1:\d+", output)[0]  # type: ignore[index]
-        self.code = re.search(r"#sign-in=(\S+)", output)[1]  # type: ignore[index]
-        self.key = re.search(r"tr_dev_sk_\w+", output)[0]  # type: ignore[index]
+        self.url = re.findall(r"http://127\.0\.0\.1:\d+", output)[0]
+        self.code = re.findall(r"#sign-in=(\S+)", output)[0]
+        self.key = re.findall(r"tr_dev_sk_\w+", output)[0]
 
     @property
     def children(self) -> dict[int, str]:
@@ -109,7 +124,7 @@ async def test_everything_starts_works_reloads_and_stops_within_five_seconds(fol
         assert "my_tasks.py" in line
         (folder / "my_tasks.py").write_text(TASKS.format(greeting="good evening"))
         with anyio.fail_after(20):
-            while await dev.greet("world") != "good evening world":  # noqa: ASYNC110
+            while await dev.greet("world") != "good evening world":
                 await anyio.sleep(0.1)  # the reload has no other announcement
         kept, children = dev.key, dev.children
         assert len(children) >= 2
@@ -175,6 +190,32 @@ async def test_what_cannot_start_is_one_clear_line(
             assert len(lines) == 1 and expected in lines[0], process.output()
     finally:
         listener.close()
+
+
+async def test_the_end_does_not_wait_for_subscribers_or_long_runs(folder: Path) -> None:
+    (folder / "my_tasks.py").write_text(SLOW)
+    async with running(*_command(folder)) as process:
+        dev = await _up(process)
+        headers = {"authorization": f"Bearer {dev.key}"}
+        async with httpx.AsyncClient(base_url=dev.url, headers=headers) as http:
+            made = await http.post("/api/v1/tasks/slow/trigger", json={})
+            address = f"ws{dev.url.removeprefix('http')}/realtime/v1/socket"
+            async with connect(
+                address, subprotocols=[Subprotocol(PROTOCOL)], additional_headers=headers
+            ) as socket:
+                subscribe = {"type": "subscribe", "sub": "s", "to": {"run": made.json()["id"]}}
+                await socket.send(orjson.dumps(subscribe).decode())
+                with anyio.fail_after(15):
+                    while b"EXECUTING" not in str(await socket.recv()).encode():
+                        pass
+                process.interrupt()
+                began = time.monotonic()
+                assert await process.wait(10) == 0
+                assert time.monotonic() - began < 5
+                with anyio.fail_after(5), pytest.raises(ConnectionClosed):
+                    while True:
+                        await socket.recv()
+                assert socket.close_code == CloseCode.GOING_AWAY
 
 
 async def test_a_data_folder_in_use_is_one_clear_line(folder: Path) -> None:

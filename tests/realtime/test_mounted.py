@@ -1,28 +1,38 @@
 """Runwire mounted in FastAPI and Starlette, with and without a lifespan of the parent."""
 
+import runpy
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
 import httpx
+import orjson
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
+from runwire.wire import PROTOCOL
 from runwire_engine.migrations import migrate
 from runwire_realtime.mounted import MountedApp, runwire_app
 from runwire_realtime.server import bind, port_of, serve
 from tests.support.postgres import TestServer
-from tests.support.server import server_settings
+from tests.support.processes import CHECKOUT
+from tests.support.server import SECRET, running_realtime, server_settings
+from tests.support.tasks import announce
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def _served(app: ASGIApp) -> AsyncGenerator[httpx.AsyncClient]:
-    listener = bind("127.0.0.1", 0)
+async def _served(
+    app: ASGIApp, listener: socket.socket | None = None
+) -> AsyncGenerator[httpx.AsyncClient]:
+    listener = listener or bind("127.0.0.1", 0)
     stop = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
@@ -92,3 +102,34 @@ async def test_a_start_that_fails_is_a_503_and_is_tried_again(postgres: TestServ
         assert (await http.get("/healthz")).status_code == 200
     await runwire.aclose()
     postgres.drop_database(dsn)
+
+
+async def test_the_example_triggers_a_task_and_hands_out_a_token_for_that_run(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_realtime(database_url) as realtime:
+        await announce(realtime.services, "ask")
+    listener = bind("127.0.0.1", 0)
+    monkeypatch.setenv("RUNWIRE_DATABASE_URL", database_url)
+    monkeypatch.setenv("RUNWIRE_SECRET", SECRET)
+    monkeypatch.setenv("RUNWIRE_API_KEY", realtime.key)
+    url = f"http://127.0.0.1:{port_of(listener)}"
+    monkeypatch.setenv("RUNWIRE_API_URL", f"{url}/runwire")
+    parent: FastAPI = runpy.run_path(str(CHECKOUT / "docs/examples/fastapi_app.py"))["app"]
+    async with parent.router.lifespan_context(parent), _served(parent, listener) as http:
+        answer = (await http.post("/ask", params={"question": "why"})).json()
+        headers = {"authorization": f"Bearer {answer['token']}"}
+        run = await http.get(f"/runwire/api/v3/runs/{answer['run']}", headers=headers)
+        assert run.json()["payload"] == {"question": "why"}
+        # The socket is there, too, below the same prefix.
+        address = f"ws{url.removeprefix('http')}/runwire/realtime/v1/socket"
+        async with connect(
+            address, subprotocols=[Subprotocol(PROTOCOL)], additional_headers=headers
+        ) as connection:
+            subscribe = {"type": "subscribe", "sub": "s", "to": {"run": answer["run"]}}
+            await connection.send(orjson.dumps(subscribe).decode())
+            seen: list[str] = []
+            with anyio.fail_after(10):
+                while "snapshot" not in seen:
+                    seen += [each["type"] for each in orjson.loads(await connection.recv())]
+            assert seen[0] == "ready"

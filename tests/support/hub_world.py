@@ -18,6 +18,7 @@ from runwire_engine.bells import ChunkRow, StreamMoved
 from runwire_engine.followed import FollowedRun, StreamHead
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import RunRow
+from runwire_realtime.cursors import FeedCursor, feed_cursor
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.limits import HubLimits
@@ -302,18 +303,41 @@ class World:
         return answer
 
     def load(self) -> None:
-        """Read the snapshots of feeds that have just begun."""
-        for feed in self._loads:
-            if feed.is_closed or not feed.is_loading:
-                continue
-            rows = [run for run_id in self.rows if (run := self._followed(run_id)) is not None]
-            tags = getattr(feed.target, "tags", ())
-            members = [run for run in rows if set(tags) <= set(run.row.tags)]
+        """Read the snapshots of feeds that have just begun, or what they missed."""
+        feeds = list(self._loads)
+        self._loads.clear()
+        for feed in feeds:
+            if feed.is_loading and not feed.is_closed:
+                self._load(feed)
+
+    def _load(self, feed: FeedMembers) -> None:
+        rows = [run for run_id in self.rows if (run := self._followed(run_id)) is not None]
+        tags = getattr(feed.target, "tags", ())
+        members = [run for run in rows if set(tags) <= set(run.row.tags)]
+        cursor = feed.subscription.cursor
+        if isinstance(cursor, FeedCursor):
+            self._resume(feed, cursor, members)
+        else:
+            position = feed_cursor(EPOCH, self.hub.position)
             for at in range(0, max(1, len(members)), 2):
                 is_last = at + 2 >= len(members)
-                feed.page(members[at : at + 2], cursor=None, more=not is_last)
-            feed.complete()
-        self._loads = []
+                feed.page(
+                    members[at : at + 2], cursor=position if is_last else None, more=not is_last
+                )
+        feed.complete()
+
+    def _resume(
+        self, feed: FeedMembers, cursor: FeedCursor, members: Sequence[FollowedRun]
+    ) -> None:
+        seen = int(cursor.snapshot.split(":")[0]) - 1
+        first: dict[str, int] = {}
+        for event in self.events[seen:]:
+            first.setdefault(event.run_id, event.step.revision)
+        feed.is_resumed = True
+        feed.resumed([run for run in members if run.row.id in first], first)
+        feed.held(
+            [run for run in members if run.row.id not in first and not is_final(run.row.status)]
+        )
 
     def settle(self) -> None:
         """Let everything happen that is still to happen."""
@@ -357,6 +381,10 @@ class Held:
     is_live: bool = False
     is_done: bool = False
     gaps: list[str] = field(default_factory=list[str])
+    cursor: str | None = None
+    has_begun: bool = False
+    # Revisions of the run it follows, since it went live.
+    revisions: list[int] = field(default_factory=list[int])
 
     @property
     def streams(self) -> JsonObject:
@@ -368,21 +396,49 @@ class Client:
 
     def __init__(self, world: World, grant: Grant, load: Callable[[FeedMembers], None]) -> None:
         self.world = world
-        self.outbox = Outbox(lambda: None, world.hub.limits)
-        self.subscriber = Subscriber(
-            world.hub, self.outbox, load, world.now, is_browser=False
-        )
-        self.subscriber.authenticated(grant, world.now, 0.0)
+        self._grant, self._load = grant, load
+        self._connect()
         self.subscriptions: dict[str, Held] = {}
         self.views: dict[str, JsonObject] = {}
-        # Every revision of a run that this client could show, in order.
-        self.seen: dict[str, list[int]] = {}
         self.chunks: dict[tuple[str, str], list[Json]] = {}
         self.first: dict[tuple[str, str], int] = {}
         self.eofs: dict[tuple[str, str], JsonObject] = {}
         self.attempts: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self.has_resumed = False
         self.messages: list[JsonObject] = []
         self.errors: list[JsonObject] = []
+
+    def _connect(self) -> None:
+        self.outbox = Outbox(lambda: None, self.world.hub.limits)
+        self.subscriber = Subscriber(
+            self.world.hub, self.outbox, self._load, self.world.now, is_browser=False
+        )
+        self.subscriber.authenticated(self._grant, self.world.now, 0.0)
+
+    def reconnect(self) -> None:
+        """Lose the connection, and go on with another from where this client is."""
+        self.subscriber.close()
+        self._connect()
+        self.has_resumed = True
+        for held in self.subscriptions.values():
+            if not held.is_done:
+                self.send({**held.request, **self._resumption(held)})
+
+    def _resumption(self, held: Held) -> JsonObject:
+        run_id = held.request["to"].get("run")
+        if not held.is_live:
+            return {}
+        held.is_live = False
+        if run_id is None:
+            return {"cursor": held.cursor} if held.cursor else {}
+        streams = dict(held.streams)
+        for owner, key in self.chunks:
+            request = streams.get(key) or streams.get("*")
+            if owner == run_id and request:
+                next_seq = self.first[owner, key] + len(self.chunks[owner, key])
+                streams[key] = {**request, "from": next_seq}
+        cursor = f"r1.{EPOCH}.{self.views[run_id]['revision']}"
+        return {"cursor": cursor, "streams": streams}
 
     def send(self, message: JsonObject) -> str | None:
         return self.subscriber.receive(orjson.dumps(message).decode(), self.world.now)
@@ -416,7 +472,10 @@ class Client:
 
     def _on_state(self, message: JsonObject) -> None: ...
 
-    def _on_cursor(self, message: JsonObject) -> None: ...
+    def _on_cursor(self, message: JsonObject) -> None:
+        held = self.subscriptions.get(message["sub"])
+        if held is not None:
+            held.cursor = message["cursor"]
 
     def _on_token_expiring(self, message: JsonObject) -> None: ...
 
@@ -427,9 +486,11 @@ class Client:
     def _on_snapshot(self, message: JsonObject) -> None:
         held = self.subscriptions.get(message["sub"])
         for document in message["runs"]:
-            self._hold(document)
             if held is not None:
                 held.runs.add(document["id"])
+                held.has_begun = True
+                held.cursor = message.get("cursor", held.cursor)
+            self._hold(document)
 
     def _on_run(self, message: JsonObject) -> None:
         self._hold(message["run"])
@@ -438,16 +499,35 @@ class Client:
         held = self.views.get(document["id"])
         assert held is None or held["revision"] <= document["revision"], "a run went back"
         self.views[document["id"]] = document
-        self.seen.setdefault(document["id"], []).append(document["revision"])
+        self._show(document)
 
     def _on_patch(self, message: JsonObject) -> None:
         held = self.views[message["run"]]
-        assert held["revision"] == message["from"] < message["revision"], "a patch does not apply"
+        if message["revision"] <= held["revision"]:
+            # Another subscription resumes from an earlier place.
+            assert self.has_resumed, "a patch goes back"
+            return
+        assert held["revision"] == message["from"], "a patch does not apply"
         document = {**held, **message["set"], "revision": message["revision"]}
         if message.get("metadata"):
             document["metadata"] = apply(document.get("metadata") or {}, message["metadata"])
+        if is_final(document["status"]) and not is_final(held["status"]):
+            self._check_ends(message["run"])
         self.views[message["run"]] = {n: v for n, v in document.items() if v is not None}
-        self.seen[message["run"]].append(message["revision"])
+        self._show(document)
+
+    def _show(self, document: JsonObject) -> None:
+        for held in self.subscriptions.values():
+            if held.request["to"].get("run") == document["id"] and held.has_begun:
+                held.revisions.append(document["revision"])
+
+    def _check_ends(self, run_id: str) -> None:
+        """A final state comes after the end of every stream that is read."""
+        for held in self.subscriptions.values():
+            if held.is_live and run_id in {held.request["to"].get("run"), *held.runs}:
+                for owner, key in self.world.streams:
+                    if owner == run_id and (key in held.streams or "*" in held.streams):
+                        assert (owner, key) in self.eofs, "final before the end of a stream"
 
     def _on_joined(self, message: JsonObject) -> None:
         assert message["run"] in self.views, "joined before its run"
@@ -489,8 +569,10 @@ class Client:
 
     def _take(self, name: tuple[str, str], seq: int, data: Sequence[Json]) -> None:
         assert name not in self.eofs or seq + len(data) <= self.eofs[name]["next"]
-        first = self.first.setdefault(name, seq)
-        held = self.chunks.setdefault(name, [])
+        if seq < self.first.setdefault(name, seq):
+            # Another reader began lower: the server starts over there, for both.
+            self.first[name], self.chunks[name] = seq, []
+        first, held = self.first[name], self.chunks.setdefault(name, [])
         assert first <= seq <= first + len(held), "a chunk is missing"
         # The server may repeat itself where another reader began lower.
         fresh = data[first + len(held) - seq :]

@@ -1,12 +1,12 @@
 """The parts of Runwire as processes of their own, on a database of a test's, made to be killed.
 
-    async with worker_on(dsn, "tests/faults/programs/stubborn_tasks.py") as worker:
-        worker.kill()
+async with worker_on(dsn, "tests/faults/programs/stubborn_tasks.py") as worker:
+    worker.kill()
 """
 
+import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -58,15 +58,20 @@ async def server_on(
 
 
 @asynccontextmanager
-async def own_postgres(folder: Path) -> AsyncGenerator[EmbeddedPostgres]:
-    """Run a migrated Postgres of a test's own, brought back whenever it dies."""
-    postgres = EmbeddedPostgres(folder)
-    await postgres.start()
-    try:
-        await migrate(postgres.dsn)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(postgres.supervise)
-            yield postgres
-            tasks.cancel_scope.cancel()
-    finally:
-        await postgres.stop()
+async def own_postgres() -> AsyncGenerator[EmbeddedPostgres]:
+    """Run a migrated Postgres of a test's own, brought back whenever it dies.
+
+    Not in pytest's `tmp_path`: each new session of pytest closes that to other users, and as root
+    Postgres is one.
+    """
+    with tempfile.TemporaryDirectory(prefix="runwire-postgres-") as folder:
+        postgres = EmbeddedPostgres(folder)
+        await postgres.start()
+        try:
+            await migrate(postgres.dsn)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(postgres.supervise)
+                yield postgres
+                tasks.cancel_scope.cancel()
+        finally:
+            await postgres.stop()

@@ -95,6 +95,10 @@ async def opened_database(dsn: str, *, max_size: int = 10) -> AsyncGenerator[Dat
         await database.close()
 
 
+# Kept, because a Popen warns when it is dropped while its process runs on.
+_left_to_others: list[EmbeddedPostgres] = []
+
+
 @contextmanager
 def _shared_cluster() -> Generator[tuple[str, bool]]:
     """Start or join the cluster of this checkout; the last session to leave stops it."""
@@ -117,6 +121,8 @@ def _shared_cluster() -> Generator[tuple[str, bool]]:
         finally:
             if _lock_alone(sessions):
                 anyio.run(_stop, cluster)
+            else:
+                _left_to_others.append(cluster)
 
 
 def _cluster_folder() -> Path:

@@ -56,7 +56,12 @@ class TestRealtime:
 
 def server_settings(dsn: str, **changes: Any) -> ServerSettings:
     """Return settings for a server of a test's own."""
-    given = {"database_url": SecretStr(dsn), "secret": SecretStr(SECRET), "port": 0, "pool_size": 4}
+    given: dict[str, Any] = {
+        "database_url": SecretStr(dsn),
+        "secret": SecretStr(SECRET),
+        "port": 0,
+        "pool_size": 4,
+    }
     return ServerSettings(**{**given, **changes})
 
 

@@ -31,7 +31,8 @@ class Event:
     """News of a run or of one of its streams.
 
     `type` is "run" for a new state, which is in `run`; else it is the key of a stream, `chunk` what
-    was written, and `run` the state known by then.
+    was written, and `run` the state known by then: revision 0 while none is, since the state of a
+    run that is over comes after its streams.
     """
 
     type: str

@@ -74,7 +74,8 @@ select locked.id
  cross join lateral (
        select r.id
          from runwire.runs r
-        where r.environment_id = %(environment_id)s and r.id = chosen.id and r.status = 'QUEUED'
+        where r.environment_id = %(environment_id)s and r.id = chosen.id
+          and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
           for no key update skip locked) as locked;
 
 -- pick_unlimited --
@@ -98,7 +99,8 @@ select locked.id
        select r.id
          from runwire.runs r
         where r.environment_id = %(environment_id)s and r.id = heads.id
-          and r.status = 'QUEUED' and not r.limited
+          and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
+          and not r.limited
           -- A queue that has just got a limit: the sweep will send its runs through groups.
           and not exists (select from runwire.queue_groups g
                            where g.environment_id = %(environment_id)s and g.queue = r.queue
@@ -133,7 +135,7 @@ with clock as materialized (
       from clock, worker,
            unnest(%(tasks)s::text[], %(max_attempts)s::integer[]) as wanted (task, max_attempts)
      where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[])
-       and r.status = 'QUEUED' and r.task = wanted.task
+       and r.status || '' = 'QUEUED' and r.task || '' = wanted.task
     returning r.*
 ), served as (
     update runwire.queue_groups g
@@ -200,7 +202,7 @@ with clock as materialized (
            updated_at = clock.now
       from clock
      where r.environment_id = any(array(select environment_id from due))
-       and r.id = any(array(select id from due)) and r.status = 'DELAYED'
+       and r.id = any(array(select id from due))
     returning r.*
 ), grouped as (
     insert into runwire.queue_groups (environment_id, queue, concurrency_key, concurrency_limit)

@@ -14,7 +14,8 @@ select r.environment_id, r.id, r.bucket, r.task, r.status, r.revision, r.executi
        array(select i.batch_id from runwire.batch_items i
               where i.environment_id = r.environment_id and i.run_id = r.id) as batches
   from runwire.runs r
-  left join runwire.run_metadata m on m.environment_id = r.environment_id and m.run_id = r.id
+  left join runwire.run_metadata m
+    on m.environment_id = r.environment_id and m.run_id = r.id and m.run_id = any(%(ids)s::text[])
  where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[]);
 
 -- tagged --
@@ -101,7 +102,9 @@ select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.attempts, s.ended_executio
   from unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
   join runwire.streams s
     on s.environment_id = %(environment_id)s and s.run_id = wanted.run_id
-   and (wanted.key is null or s.key = wanted.key);
+   and (wanted.key is null or s.key = wanted.key)
+   -- By key as well as by the join: a plan made while the table was small stays good.
+   and s.run_id = any(%(run_ids)s::text[]);
 
 -- chunks --
 -- A page of each stream from a position: at least one chunk, then as many as fit. The bucket prunes

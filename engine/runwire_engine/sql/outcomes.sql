@@ -24,7 +24,9 @@ with clock as (
            select r.cancel_requested_at, r.attempt, r.max_attempts
              from runwire.runs r
             where r.environment_id = %(environment_id)s and r.id = g.id
-              and r.execution = g.execution and r.status in ('DEQUEUED', 'EXECUTING')
+              and r.execution = g.execution
+              -- No partial index: this is a look-up by id.
+              and r.status || '' in ('DEQUEUED', 'EXECUTING')
               for update) as r
 ), changed as (
     update runwire.runs r

@@ -34,7 +34,9 @@ with new as (
     update runwire.runs r
        set revision = r.revision + 1, updated_at = runwire.now_v1()
       from new
+     -- By key as well as by the join: a plan made while the table was small stays good.
      where r.environment_id = %(environment_id)s and r.id = new.run_id
+       and r.id = any(%(run_ids)s::text[])
     returning r.bucket, r.id, r.revision, r.updated_at, r.task, r.tags, r.batch_id, new.delta
 )
 insert into runwire.run_events

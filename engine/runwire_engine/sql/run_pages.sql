@@ -3,7 +3,8 @@
 select r.created_at, r.id
   from runwire.runs r
  where r.environment_id = %(environment_id)s
-   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
    and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
@@ -17,7 +18,8 @@ select r.created_at, r.id
 select r.created_at, r.id
   from runwire.runs r
  where r.environment_id = %(environment_id)s
-   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
    and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
@@ -31,7 +33,8 @@ select r.created_at, r.id
 select r.created_at, r.id
   from runwire.runs r
  where r.environment_id = %(environment_id)s and r.task = %(task)s
-   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
    and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
@@ -45,7 +48,8 @@ select r.created_at, r.id
 select r.created_at, r.id
   from runwire.runs r
  where r.environment_id = %(environment_id)s and r.task = %(task)s
-   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
    and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
@@ -59,7 +63,8 @@ select r.created_at, r.id
 select r.created_at, r.id
   from runwire.runs r
  where r.environment_id = %(environment_id)s and r.status in ('DEQUEUED', 'EXECUTING')
-   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
    and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
@@ -73,7 +78,8 @@ select r.created_at, r.id
 select r.created_at, r.id
   from runwire.runs r
  where r.environment_id = %(environment_id)s and r.status in ('DEQUEUED', 'EXECUTING')
-   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
    and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
@@ -95,7 +101,8 @@ select r.created_at, r.id
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where t.environment_id = %(environment_id)s and t.tag = %(tag)s
-   and (t.created_at, t.run_id) < (coalesce(%(from_time)s::timestamptz, 'infinity'), coalesce(%(from_id)s::text, ''))
+   and (t.created_at, t.run_id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or t.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or t.created_at <= %(created_to)s)
  order by t.created_at desc, t.run_id desc
@@ -114,7 +121,8 @@ select r.created_at, r.id
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where t.environment_id = %(environment_id)s and t.tag = %(tag)s
-   and (t.created_at, t.run_id) > (coalesce(%(from_time)s::timestamptz, '-infinity'), coalesce(%(from_id)s::text, ''))
+   and (t.created_at, t.run_id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or t.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or t.created_at <= %(created_to)s)
  order by t.created_at, t.run_id
@@ -133,7 +141,8 @@ select r.created_at, r.id
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
-   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
  order by r.created_at desc, r.id desc
@@ -152,7 +161,8 @@ select r.created_at, r.id
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
-   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'), coalesce(%(from_id)s::text, ''))
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
    and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
    and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
  order by r.created_at, r.id

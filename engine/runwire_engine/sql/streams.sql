@@ -54,6 +54,7 @@ with fresh as (
            updated_at = runwire.now_v1()
       from fresh
      where r.environment_id = %(environment_id)s and r.id = fresh.run_id
+       and r.id = any(%(run_ids)s::text[])
     returning r.*
 )
 insert into runwire.run_events
@@ -70,7 +71,7 @@ select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.bytes, s.execution, s.atte
   from runwire.streams s
   join unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
     on s.run_id = wanted.run_id and s.key = wanted.key
- where s.environment_id = %(environment_id)s
+ where s.environment_id = %(environment_id)s and s.run_id = any(%(run_ids)s::text[])
  order by s.run_id, s.key
    for no key update of s;
 
@@ -81,7 +82,7 @@ select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.bytes, s.execution, s.atte
   from runwire.streams s
   join unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
     on s.run_id = wanted.run_id and s.key = wanted.key
- where s.environment_id = %(environment_id)s
+ where s.environment_id = %(environment_id)s and s.run_id = any(%(run_ids)s::text[])
  order by s.run_id, s.key
    for no key update of s skip locked;
 
@@ -110,7 +111,8 @@ with moved as (
       from unnest(%(ids)s::bigint[], %(next_seqs)s::bigint[], %(sizes)s::bigint[],
                   %(executions)s::integer[], %(attempts)s::text[], %(ended_executions)s::integer[])
            as new (id, next_seq, bytes, execution, attempts, ended_execution)
-     where s.id = new.id
+     -- By key as well as by the join: a plan made while the table was small stays good.
+     where s.id = new.id and s.id = any(%(ids)s::bigint[])
 ), stored as (
     insert into runwire.stream_chunks
            (bucket, stream_id, seq, execution, attempt, writer, body)
@@ -134,7 +136,7 @@ select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.bytes, s.execution, s.atte
   from runwire.streams s
   join unnest(%(run_ids)s::text[], %(keys)s::text[]) as wanted (run_id, key)
     on s.run_id = wanted.run_id and s.key = wanted.key
- where s.environment_id = %(environment_id)s;
+ where s.environment_id = %(environment_id)s and s.run_id = any(%(run_ids)s::text[]);
 
 -- of_run --
 -- Every stream of a run, oldest first.

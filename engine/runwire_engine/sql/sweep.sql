@@ -7,6 +7,46 @@ select runwire.make_partitions_v1(today, today + %(days)s::integer) as made
 -- How full the queue of notifications is; asking also cleans up behind dead listeners.
 select pg_notification_queue_usage() as usage;
 
+-- stale_statistics --
+-- Young tables that have changed so much that plans made for them may be far off. Postgres itself
+-- looks once a minute, by when a plan for an empty table can have met a hundred thousand rows.
+select relname as name
+  from pg_stat_user_tables
+ where schemaname = 'runwire' and n_live_tup < 200000
+   and n_mod_since_analyze > 250 + 0.5 * n_live_tup;
+
+-- analyze_runs --
+-- Has Postgres look at what the table holds; plans for it are made anew.
+analyze (skip_locked) runwire.runs;
+
+-- analyze_run_metadata --
+-- The same for metadata.
+analyze (skip_locked) runwire.run_metadata;
+
+-- analyze_run_tags --
+-- The same for tags.
+analyze (skip_locked) runwire.run_tags;
+
+-- analyze_streams --
+-- The same for streams.
+analyze (skip_locked) runwire.streams;
+
+-- analyze_batch_items --
+-- The same for the items of batches.
+analyze (skip_locked) runwire.batch_items;
+
+-- analyze_idempotency_keys --
+-- The same for idempotency keys.
+analyze (skip_locked) runwire.idempotency_keys;
+
+-- analyze_request_keys --
+-- The same for request keys.
+analyze (skip_locked) runwire.request_keys;
+
+-- analyze_queue_groups --
+-- The same for groups.
+analyze (skip_locked) runwire.queue_groups;
+
 -- delete_request_keys --
 -- Deletes the keys of calls that nobody repeats any more.
 delete from runwire.request_keys

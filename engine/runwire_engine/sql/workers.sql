@@ -92,7 +92,7 @@ with clock as materialized (
            finished_at = clock.now, updated_at = clock.now
       from clock
      where r.environment_id = any(array(select environment_id from due))
-       and r.id = any(array(select id from due)) and r.expires_at <= clock.now
+       and r.id = any(array(select id from due))
     returning r.*
 ), logged as (
     insert into runwire.run_events

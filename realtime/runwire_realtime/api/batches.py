@@ -26,6 +26,7 @@ from runwire_realtime.run_view import wire_time
 # How much of a batch is held in memory and written in one transaction.
 _ITEMS_AT_ONCE: Final = 100
 _BYTES_AT_ONCE: Final = 1024 * 1024
+_TOKEN_KEY: Final = "token:"
 
 
 class BatchProcessing(BaseModel):
@@ -54,7 +55,7 @@ async def create(call: Call) -> Response:
         raise ForbiddenError("a batch needs a scope batchTrigger:tasks:<task>")
     body = await call.body(BatchBody)
     batch = await call.services.engine.batches.create(
-        call.environment_id, body.run_count, body.idempotency_key
+        call.environment_id, body.run_count, _one_time_key(call) or body.idempotency_key
     )
     # "Cached" makes clients skip the items: true only once they are all in.
     is_cached = batch.is_cached and batch.sealed
@@ -66,6 +67,8 @@ async def add_items(call: Call) -> Response:
     """Take items of a batch; the last one promised seals it."""
     batch_id = call.id("batchId")
     batch = await _existing(call, batch_id)
+    if call.grant.one_time and batch.idempotency_key != _one_time_key(call):
+        raise ForbiddenError("the one-time token is good for another batch")
     accepted = deduplicated = 0
     progress = None
     async for items in _groups(call, batch):
@@ -102,10 +105,19 @@ async def retrieve(call: Call) -> Response:
             updated_at=wire_time(batch.updated_at),
             run_count=batch.run_count,
             sealed=batch.sealed,
-            idempotency_key=batch.idempotency_key,
+            idempotency_key=_shown_key(batch.idempotency_key),
             runs=list(batch.run_ids),
         )
     )
+
+
+def _one_time_key(call: Call) -> str | None:
+    """Return the key under which a one-time token always leads to one and the same batch."""
+    return f"{_TOKEN_KEY}{call.grant.jti}" if call.grant.one_time else None
+
+
+def _shown_key(key: str | None) -> str | None:
+    return None if key is None or key.startswith(_TOKEN_KEY) else key
 
 
 async def _existing(call: Call, batch_id: str) -> BatchRow:

@@ -4,6 +4,9 @@ A run of another environment does not exist here. Within the environment an unre
 403, as a token's holder knows the id it was given; ids cannot be guessed.
 """
 
+from collections.abc import Sequence
+
+from runwire_engine.following import Following
 from runwire_engine.run_row import RunRow
 from runwire_realtime.api.call import Call
 from runwire_realtime.errors import ForbiddenError, NotFoundError
@@ -33,9 +36,18 @@ async def run_for_streams(call: Call) -> RunRow:
     return row
 
 
-async def _run(call: Call) -> tuple[RunRow, tuple[str, ...]]:
+async def _run(call: Call) -> tuple[RunRow, Sequence[str]]:
     run_id = call.id("runId")
     row = await call.services.engine.runs.retrieve(call.environment_id, run_id)
     if row is None:
         raise NotFoundError("there is no such run")
-    return row, (row.batch_id,) if row.batch_id else ()
+    return row, await _batches(call, row)
+
+
+async def _batches(call: Call, row: RunRow) -> Sequence[str]:
+    """Return the batches the run stands in; an idempotency hit brings it into later ones, too."""
+    if not call.grant.names_batches:
+        return (row.batch_id,) if row.batch_id else ()
+    following = Following(call.services.engine.database)
+    found = await following.rows(call.environment_id, [row.id], limit=0)
+    return found[row.id].batches if row.id in found else ()

@@ -7,7 +7,7 @@ from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from runwire.values import decode
-from runwire.wire import Json, JsonObject
+from runwire.wire import JsonObject
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
 from runwire_realtime.api.operation import Operation
@@ -65,11 +65,11 @@ def visible_delta(delta: JsonObject, view: View) -> JsonObject:
     return shown
 
 
-def _visible(name: str, value: Json, view: View) -> Json:
-    if name == "error" and isinstance(value, dict) and not view.is_internal:
-        error = cast(JsonObject, value)
-        return {key: part for key, part in error.items() if key != "stackTrace"}
-    return value
+def _visible(name: str, value: object, view: View) -> object:
+    if name != "error" or view.is_internal or not isinstance(value, dict):
+        return value
+    error = cast(JsonObject, value)
+    return {key: part for key, part in error.items() if key != "stackTrace"}
 
 
 OPERATIONS: Final = (

@@ -1,6 +1,7 @@
 """An error as one line for the person at the terminal."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import httpx
 from pydantic import ValidationError
@@ -23,7 +24,7 @@ def one_line(error: BaseException) -> str | None:
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
+        for inner in cast(BaseExceptionGroup[BaseException], error).exceptions:
             yield from _leaves(inner)
     else:
         yield error

@@ -146,13 +146,15 @@ def replay(
 
 
 async def _follow(run_id: str) -> None:
-    status = ""
+    status, is_open_line = "", False
     async for event in runs.subscribe_to_run(run_id).with_streams():
         if event.type != "run":
-            _write(event.chunk)
+            is_open_line = _write(event.chunk)
         elif event.run.status != status:
             status = event.run.status
             _progress.print(f"[dim]{run_id}[/dim] {_coloured(status)}")
+    if is_open_line:
+        _write("\n")
     last = await runs.retrieve(run_id)
     if last.error is not None:
         _progress.print(f"[red]{escape(plain(f'{last.error.name}: {last.error.message}'))}[/red]")
@@ -162,11 +164,15 @@ async def _follow(run_id: str) -> None:
         raise SystemExit(1)
 
 
-def _write(chunk: Json) -> None:
-    """Write a chunk as it reads best: text grows, anything else is a line of JSON."""
+def _write(chunk: Json) -> bool:
+    """Write a chunk as it reads best: text grows, anything else is a line of JSON.
+
+    Return whether the last line is still open.
+    """
     text = chunk if isinstance(chunk, str) else orjson.dumps(chunk).decode() + "\n"
     sys.stdout.write(plain(text))
     sys.stdout.flush()
+    return not text.endswith("\n")
 
 
 def _payload(text: str | None) -> Json:

@@ -2,7 +2,7 @@
 
     python follow.py MODE tag TAG              all runs with a tag, without streams
     python follow.py MODE tag-streams TAG      the same with all their streams
-    python follow.py MODE runs COUNT:FILE      the first runs of which FILE lists the ids, with streams
+    python follow.py MODE runs COUNT:FILE      the first runs listed in a file, with their streams
 
 The subscriptions by id end by themselves; those by tag when they are told to.
 """
@@ -20,7 +20,8 @@ from runwire.wire import Mode
 
 def say(**what: Any) -> None:
     """Print one line."""
-    print(json.dumps(what), flush=True)
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
 
 
 def say_run(run: Run) -> None:
@@ -66,21 +67,25 @@ async def follow_run(run_id: str, mode: Mode) -> None:
     say(done=run_id)
 
 
-async def lines(file: Path, count: int) -> AsyncIterator[str]:
-    """Yield so many lines of a file that another program still writes."""
+def listed(file: Path) -> list[str]:
+    """Return the ids that are in a file by now; another program still writes it."""
+    return [line for line in file.read_text().split("\n")[:-1] if line.startswith("run_")]
+
+
+async def ids(file: Path, count: int) -> AsyncIterator[str]:
+    """Yield the first ids of a file as they appear."""
     read = 0
     while read < count:
-        whole = file.read_text().split("\n")[:-1]
-        for line in whole[read:count]:
-            yield line
-        read = max(read, min(len(whole), count))
+        for run_id in listed(file)[read:count]:
+            yield run_id
+            read += 1
         await asyncio.sleep(0.05)
 
 
 async def follow_runs(count: int, file: Path, mode: Mode) -> None:
     """Follow so many runs, each from the moment its id is there."""
     async with asyncio.TaskGroup() as followers:
-        async for run_id in lines(file, count):
+        async for run_id in ids(file, count):
             followers.create_task(follow_run(run_id, mode))
     say(done="all")
 

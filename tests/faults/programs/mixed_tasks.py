@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from pydantic import BaseModel
 
 from runwire import AbortTaskRunError, Context, metadata, streams, task
+from runwire.tasks import RetryOptions
 
 # Losing a worker costs an attempt; these are to survive several.
-PATIENT = {"max_attempts": 10, "min_timeout": 0.2, "max_timeout": 1.0}
+PATIENT = RetryOptions(max_attempts=10, min_timeout=0.2, max_timeout=1.0)
 
 
 class Order(BaseModel):

@@ -2,7 +2,7 @@ import { RUN_STATUSES, type Runwire } from "@runwire/client";
 import { useEffect, useMemo, useRef, useState } from "react";
 
 import { useShortcuts } from "./keyboard.ts";
-import { go, NO_FILTER, type RunsFilter, runsLink, triggerLink } from "./route.ts";
+import { go, NO_FILTER, parseRoute, type RunsFilter, runsLink, triggerLink } from "./route.ts";
 import { RunList } from "./run-list.ts";
 import { RunRow } from "./run-row.tsx";
 import { statusText } from "./status-badge.tsx";
@@ -78,7 +78,11 @@ function Filters({ runwire, filter }: Props) {
   const input = useRef<HTMLInputElement>(null);
   useShortcuts({ "/": () => input.current?.focus() });
   useEffect(() => setTag(filter.tag), [filter.tag]);
-  const change = (part: Partial<RunsFilter>) => go(runsLink({ ...filter, ...part }));
+  // From the URL, which is ahead of what was drawn when one change follows another at once.
+  const change = (part: Partial<RunsFilter>) => {
+    const route = parseRoute(location.hash);
+    go(runsLink({ ...(route.page === "runs" ? route.filter : filter), ...part }));
+  };
   const isFiltered = Object.values(filter).some(Boolean);
 
   return (

@@ -1,0 +1,253 @@
+"""The hub as a whole, without a loop: whatever happens in whatever order, clients end up right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from runwire.wire import JsonObject
+from runwire_engine.bells import StreamMoved
+from runwire_engine.followed import FollowedRun
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.run_view import View, is_final, run_bytes
+from runwire_realtime.scope import Grant, parse_scopes
+from tests.support.hub_world import ENV, EPOCH, Client, Held, World
+
+# So small that everything overflows: rings, kept steps, slots, frames, patches.
+TIGHT = HubLimits(
+    inbound_burst=10_000,
+    steps_kept=3,
+    steps_bytes=2000,
+    patch_bytes=400,
+    ring_bytes=400,
+    rings_bytes=700,
+    turn_bytes=60,
+    frame_bytes=3000,
+    rows_held=2,
+    finals_kept=1,
+)
+RUNS = ("run_a0000000", "run_b0000000", "run_c0000000")
+TAGS = {RUNS[0]: ("x", "y"), RUNS[1]: ("x",), RUNS[2]: ("y", "x")}
+KEYS = ("log", "text")
+STARTS = st.sampled_from(["start", "latest", -2, 0])
+
+
+def document_of(world: World, run_id: str) -> JsonObject:
+    document: JsonObject = orjson.loads(
+        run_bytes(FollowedRun(world.rows[run_id], {}), View(is_internal=True))
+    )
+    return document
+
+
+class Walk(RuleBasedStateMachine):
+    """Commits, bells, reads, writers and clients, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(TIGHT)
+        self.clients = [self.world.connect(), self.world.connect()]
+        self.bells: list[StreamMoved] = []
+        self.answers: list[Callable[[], None]] = []
+        self.count = 0
+        self.refetched: set[str] = set()
+
+    def name(self) -> str:
+        self.count += 1
+        return f"s{self.count}"
+
+    # Commits
+
+    @rule(run_id=st.sampled_from(RUNS))
+    def create_or_start(self, run_id: str) -> None:
+        row = self.world.rows.get(run_id)
+        if row is None:
+            self.world.create(run_id, TAGS[run_id])
+        elif row.status == "QUEUED":
+            self.world.status(run_id, "EXECUTING")
+
+    def _is_executing(self, run_id: str) -> bool:
+        row = self.world.rows.get(run_id)
+        return row is not None and row.status == "EXECUTING"
+
+    @rule(run_id=st.sampled_from(RUNS), amount=st.integers(1, 3), is_large=st.booleans())
+    def set_metadata(self, run_id: str, amount: int, is_large: bool) -> None:
+        if run_id in self.world.rows:
+            operations = [{"type": "increment", "key": "n", "value": 1}] * amount
+            if is_large:
+                operations.append({"type": "set", "key": "big", "value": "m" * 300})
+            self.world.change(run_id, {}, operations)
+
+    @rule(run_id=st.sampled_from(RUNS), key=st.sampled_from(KEYS), count=st.integers(1, 5))
+    def append(self, run_id: str, key: str, count: int) -> None:
+        if self._is_executing(run_id):
+            bodies = [f'"{key}-{"c" * number * 9}"' for number in range(count)]
+            self.bells.append(self.world.append(run_id, key, *bodies))
+
+    @rule(run_id=st.sampled_from(RUNS))
+    def retry(self, run_id: str) -> None:
+        if self._is_executing(run_id):
+            self.world.status(run_id, "QUEUED")
+
+    @rule(run_id=st.sampled_from(RUNS))
+    def finish(self, run_id: str) -> None:
+        if self._is_executing(run_id):
+            self.world.status(run_id, "COMPLETED")
+
+    # What the hub hears and reads
+
+    @rule()
+    def tail(self) -> None:
+        self.world.tail()
+
+    @precondition(lambda self: len(self.world.events) > 20)
+    @rule()
+    def jump(self) -> None:
+        self.world.jump()
+
+    @precondition(lambda self: self.bells)
+    @rule(data=st.data(), is_lost=st.booleans())
+    def ring(self, data: st.DataObject, is_lost: bool) -> None:
+        bell = self.bells.pop(data.draw(st.integers(0, len(self.bells) - 1)))
+        if not is_lost:
+            self.world.hub.rang(bell)
+
+    @rule(which=st.sampled_from(["rows", "heads", "fills", "pages", "history"]))
+    def begin_read(self, which: str) -> None:
+        read: Callable[[], Callable[[], None]] = getattr(self.world, f"read_{which}")
+        if which in {"rows", "heads", "fills"}:
+            # One of these is under way at a time; answered in place of being kept.
+            self.answers = [a for a in self.answers if not self._answer_if(a, which)]
+        answer = read()
+        answer.which = which  # type: ignore[attr-defined]
+        self.answers.append(answer)
+
+    @staticmethod
+    def _answer_if(answer: Any, which: str) -> bool:
+        if answer.which == which:
+            answer()
+            return True
+        return False
+
+    @precondition(lambda self: self.answers)
+    @rule(data=st.data())
+    def end_read(self, data: st.DataObject) -> None:
+        self.answers.pop(data.draw(st.integers(0, len(self.answers) - 1)))()
+
+    @rule()
+    def load(self) -> None:
+        self.world.load()
+
+    @rule(which=st.integers(0, 1))
+    def write(self, which: int) -> None:
+        self.clients[which].turn()
+
+    # Clients
+
+    @rule(
+        which=st.integers(0, 1),
+        run_id=st.sampled_from(RUNS),
+        is_every=st.booleans(),
+        key=st.sampled_from([None, "*", "log"]),
+        start=STARTS,
+        form=st.sampled_from(["chunks", "text"]),
+    )
+    def follow_run(
+        self, which: int, run_id: str, is_every: bool, key: str | None, start: Any, form: str
+    ) -> None:
+        options: JsonObject = {"mode": "every" if is_every else "latest"}
+        if key is not None:
+            options["streams"] = {key: {"from": start, "as": form}}
+        self.clients[which].subscribe(self.name(), {"run": run_id}, **options)
+
+    @rule(
+        which=st.integers(0, 1),
+        tags=st.sampled_from([["x"], ["y"], ["x", "y"]]),
+        has_streams=st.booleans(),
+    )
+    def follow_tags(self, which: int, tags: list[str], has_streams: bool) -> None:
+        streams = {"*": {"from": "start"}} if has_streams else {}
+        self.clients[which].subscribe(self.name(), {"tags": tags}, streams=streams)
+
+    @rule(which=st.integers(0, 1), data=st.data())
+    def leave(self, which: int, data: st.DataObject) -> None:
+        client = self.clients[which]
+        if client.subscriptions:
+            client.unsubscribe(data.draw(st.sampled_from(sorted(client.subscriptions))))
+
+    @rule(which=st.integers(0, 1))
+    def reconnect(self, which: int) -> None:
+        self.clients[which].reconnect()
+
+    @rule(which=st.integers(0, 1), run_id=st.sampled_from(RUNS))
+    def refetch(self, which: int, run_id: str) -> None:
+        self.refetched.add(run_id)
+        self.clients[which].send({"type": "refetch", "run": run_id})
+
+    # At the end everybody has everything
+
+    def teardown(self) -> None:
+        for answer in self.answers:
+            answer()
+        self.world.settle()
+        for client in self.clients:
+            for held in client.subscriptions.values():
+                self.check(client, held)
+        self.check_bounds()
+
+    def check(self, client: Client, held: Held) -> None:
+        to = held.request["to"]
+        if "run" in to:
+            assert held.is_live
+            self.check_run(client, held, to["run"])
+            if held.request["mode"] == "every" and to["run"] not in self.refetched:
+                revisions = sorted(set(held.revisions))
+                assert len(revisions) == revisions[-1] - revisions[0] + 1
+            assert held.is_done == is_final(self.world.rows[to["run"]].status)
+            return
+        expected = {r for r, row in self.world.rows.items() if set(to["tags"]) <= set(row.tags)}
+        assert held.is_live and not held.is_done
+        assert held.runs == expected
+        for run_id in expected:
+            self.check_run(client, held, run_id)
+
+    def check_run(self, client: Client, held: Held, run_id: str) -> None:
+        if not held.is_done:
+            # A run that was followed to its end is not followed any further.
+            assert client.views[run_id] == document_of(self.world, run_id)
+        for key in KEYS:
+            name = (run_id, key)
+            stream = self.world.streams.get(name)
+            if stream is None or not (key in held.streams or "*" in held.streams):
+                continue
+            first = client.first.get(name, len(stream.chunks))
+            bodies = [orjson.loads(chunk.body) for chunk in stream.chunks[first:]]
+            assert client.chunks.get(name, []) == bodies
+            request = held.streams.get(key) or held.streams["*"]
+            if request["from"] in ("start", 0):
+                assert first == 0 or not stream.chunks
+            if is_final(self.world.rows[run_id].status):
+                assert client.eofs[name]["next"] == len(stream.chunks)
+
+    def check_bounds(self) -> None:
+        """Nothing stays behind once everybody has left."""
+        hub = self.world.hub
+        for client in self.clients:
+            assert client.outbox.closing is None
+            client.subscriber.close()
+        assert not hub.runs and not hub.streams and not hub.followers
+        assert not list(hub.feeds())
+        for client in self.clients:
+            assert client.outbox.free_slots == TIGHT.rows_held
+
+
+Walk.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+TestWalk = Walk.TestCase
