@@ -44,7 +44,7 @@ run: $(PYTHON_READY) $(DASHBOARD) ## Start it all with the examples: make run PO
 	@$(BIN)/runwire dev --port $(PORT) --data .runwire docs.examples.ask docs.examples.import_csv docs.examples.digest_folder
 
 test: setup ## Run every test, Python and TypeScript
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest
 	npm --prefix $(TYPESCRIPT) test
 
 check: setup ## Everything CI runs: style, types, import rules, tests

@@ -37,6 +37,7 @@ _CONSTANTS = (
     "MAX_AWAIT",
     "LARGE_VALUE_BYTES",
     "MAX_CHUNK_BYTES",
+    "FRAME_TOO_LARGE",
 )
 
 
@@ -50,7 +51,7 @@ def render() -> str:
         "",
         *(f"export const {name} = {json.dumps(getattr(wire, name))};" for name in _CONSTANTS),
         "",
-        "/** Sockets closed with a code in this range, ends included, are not opened again. */",
+        "/** Sockets closed with a code in this range, or by FRAME_TOO_LARGE, stay closed. */",
         f"export const NO_RECONNECT = {{ first: {never[0]}, last: {never[-1]} }} as const;",
         *(line for enum in _ENUMS for line in _enum(enum)),
         *_list("RUN_STATUSES", "RunStatus", get_args(RunStatus), "Every status a run can have."),

@@ -7,6 +7,7 @@ import orjson
 
 from runwire.wire import Json
 from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.errors import CommitUnknownError
 from runwire_engine.placement import (
     Append,
     AppendAnswer,
@@ -20,7 +21,6 @@ from runwire_engine.placement import (
     fencing,
     refuse,
 )
-from runwire_engine.statements import statement
 from runwire_engine.writers import StoredError, Writer, error_of, record_of
 
 # The runs and the streams that a flush holds.
@@ -31,8 +31,16 @@ class Appending:
     """One transaction that stores appends of one environment."""
 
     def __init__(
-        self, database: Database, environment_id: int, writer: Writer, number: int, limit: int
+        self,
+        database: Database,
+        environment_id: int,
+        writer: Writer,
+        number: int,
+        limit: int,
+        *,
+        repeated: bool = False,
     ) -> None:
+        """Take who writes, and under which number; `repeated`: it may be stored already."""
         self.environment_id = environment_id
         # The streams it locked, and the names of those it made.
         self.touched: list[StreamState] = []
@@ -41,6 +49,7 @@ class Appending:
         self._writer = writer
         self._number = number
         self._limit = limit
+        self._repeated = repeated
 
     async def store(
         self, appends: Sequence[Append], known: Container[StreamName], *, hasten: bool
@@ -58,6 +67,9 @@ class Appending:
         except StoredError:
             answer = await self._writer.answer_of(self.environment_id, self._number)
             return recorded(answer or "[]")
+        except CommitUnknownError:
+            self._writer.unsure = self._number
+            raise
 
     async def stuck(self, appends: Sequence[Append]) -> set[StreamName]:
         """Return the streams of which somebody holds a lock right now."""
@@ -80,17 +92,12 @@ class Appending:
     ) -> _Locked:
         """Lock the runs, then their streams, in one round trip."""
         names = sorted({(append.run_id, append.key) for append in appends})
-        connection = tx.connection
-        async with connection.pipeline():
-            if hasten:
-                await connection.execute(statement("streams.hasten"))
-            runs = await connection.execute(
-                statement("streams.lock_runs"), self._with(ids=fencing(appends))
-            )
-            streams = await connection.execute(
-                statement("streams.lock"), self._with(**names_of(names))
-            )
-        return _fences(await runs.fetchall()), _states(await streams.fetchall())
+        *_, runs, streams = await tx.together(
+            *([("streams.hasten", None)] if hasten else []),
+            ("streams.lock_runs", self._with(ids=fencing(appends))),
+            ("streams.lock", self._with(**names_of(names))),
+        )
+        return _fences(runs), _states(streams)
 
     async def _lock_making(
         self, tx: Transaction, appends: Sequence[Append], *, hasten: bool
@@ -160,7 +167,9 @@ class Appending:
     async def _write(self, tx: Transaction, outcomes: Sequence[Outcome]) -> None:
         changed = [stream for stream in self.touched if stream.changed]
         chunks = [(stream, chunk) for stream in changed for chunk in stream.written]
-        stored = await tx.one(
+        # COMMIT travels along, except where a number that is there already must not commit.
+        write = tx.all if self._repeated else tx.last
+        stored = await write(
             "streams.write",
             self._with(
                 writer_id=self._writer.id,
@@ -181,7 +190,7 @@ class Appending:
                 chunk_bodies=[chunk.body for _, chunk in chunks],
             ),
         )
-        if stored is None:
+        if not stored:
             raise StoredError
 
     def _with(self, **parameters: object) -> dict[str, object]:

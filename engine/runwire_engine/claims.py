@@ -123,7 +123,7 @@ class Claims:
             for pick in picks:
                 if len(ids) < slots:
                     ids += await pick(tx, wanted, slots - len(ids))
-            return await tx.all("claims.take", {**wanted, "ids": ids}) if ids else []
+            return await tx.last("claims.take", {**wanted, "ids": ids}) if ids else []
 
         return await self._database.retrying(work)
 

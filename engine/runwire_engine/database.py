@@ -56,11 +56,16 @@ _ROLLBACK_SECONDS: Final = 2.0
 
 
 class Transaction:
-    """One open transaction, or a session in autocommit: runs named statements."""
+    """One open transaction, or a session in autocommit: runs named statements.
+
+    BEGIN travels with the first statement, and `last` sends COMMIT along: a round trip less each.
+    """
 
     def __init__(self, cursor: AsyncCursor[Row], *, is_autocommit: bool = False) -> None:
         self._cursor = cursor
         self._is_autocommit = is_autocommit
+        self._has_begun = is_autocommit
+        self._is_over = False
 
     async def all(self, name: str, parameters: Parameters | None = None) -> list[Row]:
         """Run a statement and return its rows."""
@@ -79,6 +84,7 @@ class Transaction:
 
     async def many(self, name: str, parameters: Sequence[Parameters]) -> None:
         """Run one statement once per set of parameters, in one pipeline."""
+        await self._begin()
         try:
             await self._cursor.executemany(statement(name), parameters)
         except (psycopg.Error, UnicodeError) as error:
@@ -86,6 +92,7 @@ class Transaction:
 
     async def script(self, name: str, text: str) -> None:
         """Run a file of statements, all in this transaction; only migrations are such files."""
+        await self._begin()
         try:
             await self._cursor.execute(text.encode())
         except psycopg.Error as error:
@@ -95,10 +102,55 @@ class Transaction:
     def connection(self) -> AsyncConnection[Row]:
         return self._cursor.connection
 
+    async def together(self, *steps: tuple[str, Parameters | None]) -> list[list[Row]]:
+        """Run statements in one round trip, none of which needs what another returns."""
+        cursors: list[AsyncCursor[Row]] = []
+        try:
+            async with self.connection.pipeline():
+                await self._begin()
+                for name, parameters in steps:
+                    cursors.append(await self.connection.execute(statement(name), parameters))
+            return [await each.fetchall() if each.description else [] for each in cursors]
+        except (psycopg.Error, UnicodeError) as error:
+            raise self._translate(error, " + ".join(name for name, _ in steps)) from None
+
+    async def last(self, name: str, parameters: Parameters | None = None) -> list[Row]:
+        """Run the last statement and COMMIT in one round trip; return its rows.
+
+        It is committed whatever they are. Raises CommitUnknownError as `Database.transaction`.
+        """
+        try:
+            async with self.connection.pipeline():
+                await self._begin()
+                await self._cursor.execute(statement(name), parameters)
+                await self.connection.execute("commit")
+            self._is_over = True
+            return await self._cursor.fetchall() if self._cursor.description else []
+        except (psycopg.Error, UnicodeError) as error:
+            if self.connection.broken or self.connection.closed:
+                raise CommitUnknownError(f"{name}: the connection broke during COMMIT") from None
+            raise self._translate(error, name) from None
+
+    async def commit(self) -> None:
+        """Commit, unless that has happened or there is nothing to commit."""
+        if self._has_begun and not self._is_over:
+            self._is_over = True
+            await _commit(self.connection)
+
+    async def _begin(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await self.connection.execute("begin")
+
     async def _execute(self, name: str, parameters: Parameters | None) -> None:
         query: LiteralString = statement(name)
         try:
-            await self._cursor.execute(query, parameters)
+            if self._has_begun:
+                await self._cursor.execute(query, parameters)
+                return
+            async with self.connection.pipeline():
+                await self._begin()
+                await self._cursor.execute(query, parameters)
         except (psycopg.Error, UnicodeError) as error:
             raise self._translate(error, name) from None
 
@@ -158,15 +210,14 @@ class Database:
         Raises CommitUnknownError when the connection broke during COMMIT: it may or may not have
         happened.
         """
-        async with self._connection() as connection:
-            await connection.execute("begin")
+        async with self._connection() as connection, connection.cursor() as cursor:
+            tx = Transaction(cursor)
             try:
-                async with connection.cursor() as cursor:
-                    yield Transaction(cursor)
+                yield tx
             except BaseException:
                 await _roll_back(connection)
                 raise
-            await _commit(connection)
+            await tx.commit()
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[Transaction]:
@@ -292,7 +343,10 @@ async def _roll_back(connection: AsyncConnection[Row]) -> None:
         return
     with anyio.move_on_after(_ROLLBACK_SECONDS, shield=True):
         try:
-            if connection.info.transaction_status != TransactionStatus.ACTIVE:
+            status = connection.info.transaction_status
+            if status == TransactionStatus.IDLE:
+                return
+            if status != TransactionStatus.ACTIVE:
                 await connection.execute("rollback")
                 return
         except psycopg.Error:

@@ -23,6 +23,8 @@ from runwire_engine.workers import Workers
 # How long the end waits for what was handed in; and for the last bells, which only save a poll.
 _DRAIN_SECONDS: Final = 5.0
 _LAST_BELLS_SECONDS: Final = 0.2
+# The sweep ends by itself between two statements: psycopg is alarmed by one that is cut off.
+_LAST_SWEEP_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,24 @@ async def open_engine(settings: EngineSettings, *, sweeping: bool = True) -> Asy
     try:
         engine = _compose(settings, database)
         flushers = (engine.runs, engine.streams, engine.metadata, engine.outcomes)
+        sweep_scope = anyio.CancelScope(shield=True)
+
+        async def sweep() -> None:
+            with sweep_scope:
+                await engine.sweep.run()
+
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engine.bell.run)
             if sweeping:
-                tasks.start_soon(engine.sweep.run)
+                tasks.start_soon(sweep)
             for flusher in flushers:
                 tasks.start_soon(flusher.run)
             try:
                 yield engine
             finally:
+                engine.sweep.close()
                 await _wind_down(engine)
+                sweep_scope.cancel()
                 tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
@@ -76,6 +86,9 @@ async def _wind_down(engine: Engine) -> None:
             await flusher.drain()
     with anyio.move_on_after(_LAST_BELLS_SECONDS, shield=True):
         while not engine.bell.idle:  # noqa: ASYNC110 -- once in a process, for milliseconds
+            await anyio.sleep(0.005)
+    with anyio.move_on_after(_LAST_SWEEP_SECONDS, shield=True):
+        while not engine.sweep.idle:  # noqa: ASYNC110 -- as above
             await anyio.sleep(0.005)
 
 

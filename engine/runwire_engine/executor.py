@@ -235,10 +235,10 @@ class Executor:
         """Commit what the attempt wrote, then hand in its outcome."""
         try:
             await attempt.runtime.drain()
-        except FencedError:
-            self._drop(attempt)
-            return
         except Exception as error:
+            if isinstance(error, FencedError) and error.run_id == attempt.run.id:
+                self._drop(attempt)
+                return
             if isinstance(verdict, Returned):
                 verdict = _unwritten(error)
         self._hand_in(attempt, verdict)

@@ -30,6 +30,17 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Touched:
+    """Which part of a run's history is news.
+
+    `first` is its first revision that is; `created` is the delta of revision 1, when that is news.
+    """
+
+    first: int
+    created: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LoggedEvent:
     """One revision of a run, from its history."""
 

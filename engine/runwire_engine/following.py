@@ -11,7 +11,7 @@ import orjson
 
 from runwire_engine.bells import ChunkRow
 from runwire_engine.database import Database, Row
-from runwire_engine.followed import FollowedRun, LoggedEvent, Member, StreamHead
+from runwire_engine.followed import FollowedRun, LoggedEvent, Member, StreamHead, Touched
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import run_row
 
@@ -104,8 +104,8 @@ class Following:
         tags: Sequence[str] = (),
         tasks: Sequence[str] | None = None,
         batch_id: str | None = None,
-    ) -> dict[str, int]:
-        """Return the runs that changed since a snapshot, and the first revision that did."""
+    ) -> dict[str, Touched]:
+        """Return the runs that changed since a snapshot, and from where on."""
         rows = await self._database.all(
             "following.touched",
             {
@@ -117,7 +117,7 @@ class Following:
                 "limit": limit,
             },
         )
-        return {row["run_id"]: row["first"] for row in rows}
+        return {row["run_id"]: Touched(row["first"], row["created"]) for row in rows}
 
     async def is_ahead(self, snapshot: str) -> bool:
         """Say whether a snapshot is from this database's future."""

@@ -33,6 +33,7 @@ from runwire_engine.bridge import Bridge, arrival, pending_promise
 from runwire_engine.children import Children
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
+from runwire_engine.errors import RunFinalError
 from runwire_engine.metadata_writer import MetadataWriter
 from runwire_engine.run_metadata import MetadataWrite
 from runwire_engine.stream_writer import StreamWriter
@@ -282,6 +283,9 @@ class RunRuntime:
             except FencedError as error:
                 self._fenced(error)
                 raise
+            except RunFinalError as error:
+                # Another run, and it is over: for the task the same as when its own is.
+                raise FencedError(str(error), run_id=error.run_id) from error
             return answer.next_seq
 
         return StreamWriter(self._around.bridge, send)

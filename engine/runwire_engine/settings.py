@@ -8,7 +8,11 @@ class EngineSettings(BaseSettings):
     """The engine's settings, for workers and servers alike. Spans are seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RUNWIRE_", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="RUNWIRE_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
     )
 
     database_url: str = Field(
@@ -22,7 +26,7 @@ class EngineSettings(BaseSettings):
         default="dev", description="The environment whose runs a worker executes."
     )
     pool_size: int = Field(
-        default=8, ge=2, le=200, description="Connections to Postgres for statements."
+        default=10, ge=2, le=200, description="Connections to Postgres for statements."
     )
     lease: float = Field(
         default=30.0,

@@ -220,11 +220,14 @@ class Streams:
             _settle(items, recorded(answer))
             return
         try:
-            await self._store(self._writer, number, items, hasten=True)
+            await self._store(self._writer, number, items, repeated=repeated, hasten=True)
         except LockHeldError:
+            if self._writer.unsure == number:
+                # What holds it may be that try of these very items, which can commit yet.
+                raise
             await self._open_lanes(environment_id, items)
             free = [item for item in items if item.lane is None]
-            await self._store(self._writer, number, free, hasten=False)
+            await self._store(self._writer, number, free, repeated=repeated, hasten=False)
 
     async def _flush_lane(
         self, writer: Writer, number: int, items: Sequence[_Item]
@@ -234,16 +237,24 @@ class Streams:
         answer = await writer.answer_of(environment_id, number) if repeated else None
         if answer is not None:
             return recorded(answer)
-        await self._store(writer, number, items, hasten=False)
+        await self._store(writer, number, items, repeated=repeated, hasten=False)
         return [item.outcome or RuntimeError("not flushed") for item in items]
 
     async def _store(
-        self, writer: Writer, number: int, items: Sequence[_Item], *, hasten: bool
+        self,
+        writer: Writer,
+        number: int,
+        items: Sequence[_Item],
+        *,
+        repeated: bool,
+        hasten: bool,
     ) -> None:
         if not items:
             return
         environment_id = items[0].environment_id
-        appending = Appending(self._database, environment_id, writer, number, self._limit)
+        appending = Appending(
+            self._database, environment_id, writer, number, self._limit, repeated=repeated
+        )
         known = self._known.setdefault(environment_id, set())
         outcomes = await appending.store([i.append for i in items], known, hasten=hasten)
         _settle(items, outcomes)

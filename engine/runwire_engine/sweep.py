@@ -58,12 +58,23 @@ class Sweep:
         self._workers = workers
         self._interval = interval
         self._tidied = -_TIDY_SECONDS
+        self._closing = anyio.Event()
+        self.idle = True
 
     async def run(self) -> None:
-        """Sweep until cancelled; a failing step is logged and tried again at the next pass."""
-        while True:
-            full = await self.once()
-            await anyio.sleep(0.05 if full else self._interval)
+        """Sweep until `close`; a failing step is logged and tried again at the next pass."""
+        self.idle = False
+        try:
+            while not self._closing.is_set():
+                full = await self.once()
+                with anyio.move_on_after(0.05 if full else self._interval):
+                    await self._closing.wait()
+        finally:
+            self.idle = True
+
+    def close(self) -> None:
+        """Have `run` return after the step it is at."""
+        self._closing.set()
 
     async def once(self) -> bool:
         """Make one pass; say whether there is more to do at once."""
@@ -72,9 +83,9 @@ class Sweep:
         async def sweep() -> None:
             swept.append(await self._workers.sweep())
 
-        await _careful("the sweep", sweep)
-        await _careful("a look at the notification queue", self._watch_notifications)
-        await _careful("a look at the statistics", self._refresh_statistics)
+        await self._careful("the sweep", sweep)
+        await self._careful("a look at the notification queue", self._watch_notifications)
+        await self._careful("a look at the statistics", self._refresh_statistics)
         if anyio.current_time() - self._tidied >= _TIDY_SECONDS:
             self._tidied = anyio.current_time()
             await self.tidy()
@@ -82,10 +93,10 @@ class Sweep:
 
     async def tidy(self) -> None:
         """Make partitions ahead, put queues right, delete what served its time."""
-        await _careful("making partitions", self._make_partitions)
-        await _careful("matching queues and limits", self._match_limits)
+        await self._careful("making partitions", self._make_partitions)
+        await self._careful("matching queues and limits", self._match_limits)
         for name, kept in _KEPT.items():
-            await _careful(name, self._deletion(name, kept))
+            await self._careful(name, self._deletion(name, kept))
 
     def _deletion(self, name: str, kept: timedelta) -> Callable[[], Awaitable[None]]:
         async def delete() -> None:
@@ -114,12 +125,13 @@ class Sweep:
         if row is not None and row["usage"] > _QUEUE_ALARM:
             logger.error("the notification queue of Postgres is %d%% full", row["usage"] * 100)
 
-
-async def _careful(what: str, step: Callable[[], Awaitable[None]]) -> None:
-    """Do a step; what goes wrong with it must not end the process."""
-    try:
-        await step()
-    except EngineError as error:
-        logger.warning("%s failed and is tried again: %s", what, error)
-    except Exception:
-        logger.exception("%s failed and is tried again", what)
+    async def _careful(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Do a step, unless closing; what goes wrong with it must not end the process."""
+        if self._closing.is_set():
+            return
+        try:
+            await step()
+        except EngineError as error:
+            logger.warning("%s failed and is tried again: %s", what, error)
+        except Exception:
+            logger.exception("%s failed and is tried again", what)

@@ -37,6 +37,8 @@ class Writer:
         self.id = new_worker_id().replace("worker_", "writer_")
         self._database = database
         self._tried = 0
+        # The last flush of which a COMMIT got no answer: it may still be on its way.
+        self.unsure = 0
 
     def repeats(self, number: int) -> bool:
         """Note a try of a flush and return whether it is not the first."""

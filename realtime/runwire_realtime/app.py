@@ -158,14 +158,18 @@ def _realtime_routes() -> list[BaseRoute]:
         await services.realtime.websocket_endpoint(websocket)
 
     async def events(request: Request) -> ASGIApp:
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": "POST"})
         try:
+            if request.method != "POST":
+                raise HTTPException(405, "use POST here", {"allow": "POST"})
             return await running(request).realtime.events_endpoint(request)
         except Exception as error:
             return refusal(error)
 
     return [
         WebSocketRoute(SOCKET_PATH, socket, name="socket"),
-        Route(EVENTS_PATH, events, methods=["POST"], name="events"),
+        Route(EVENTS_PATH, events, methods=_METHODS, name="events"),
     ]
 
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,11 +15,14 @@ import anyio
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
+from runwire.values import decode
+from runwire_engine.catalogue import TaskRow
 from runwire_engine.embedded import EmbeddedPostgres
 from runwire_engine.migrations import migrate
 from runwire_realtime.app import create_app
 from runwire_realtime.data_folder import DataFolder
 from runwire_realtime.origins import LOOPBACK
+from runwire_realtime.sample_payload import sample_payload
 from runwire_realtime.server import bind, port_of, serve
 from runwire_realtime.services import Services
 from runwire_realtime.settings import ServerSettings
@@ -29,6 +33,8 @@ ENVIRONMENT: Final = "dev"
 # Everything is to stop within five seconds.
 _DRAIN_SECONDS: Final = 1.0
 _GRACE: Final = "1"
+# A worker writes all its tasks down in one statement; the one before it ended longer ago.
+_ANNOUNCED_TOGETHER: Final = timedelta(seconds=1)
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -49,6 +55,14 @@ class DevOptions:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A task with a payload that fits it, as JSON; None where it takes none."""
+
+    task: str
+    payload: str | None
+
+
+@dataclass(frozen=True)
 class Running:
     """What is up, for the person at the terminal."""
 
@@ -57,7 +71,7 @@ class Running:
     api_key: str
     database_url: str
     # One of the tasks, to be tried.
-    task: str | None
+    example: Example | None
 
 
 async def run_dev(
@@ -132,9 +146,8 @@ async def _run_on(
             if options.modules:
                 await tasks.start(worker.run)
             link = f"{address}/#sign-in={services.sign_in.issue()}"
-            tasks_known = await services.engine.catalogue.list(services.environment_id)
-            first = tasks_known[0].id if tasks_known else None
-            show(Running(address, link, api_key, dsn, first))
+            known = await services.engine.catalogue.list(services.environment_id)
+            show(Running(address, link, api_key, dsn, _example(known if options.modules else [])))
             await anyio.sleep_forever()
 
 
@@ -155,6 +168,16 @@ async def _set_when_cancelled(stop: anyio.Event) -> None:
         await anyio.sleep_forever()
     finally:
         stop.set()
+
+
+def _example(known: Sequence[TaskRow]) -> Example | None:
+    """Return the first of the tasks announced last: those that run here, not those of last week."""
+    if not known:
+        return None
+    since = max(task.updated_at for task in known) - _ANNOUNCED_TOGETHER
+    task = next(task for task in known if task.updated_at >= since)
+    schema = task.payload_schema
+    return Example(task.id, None if schema is None else sample_payload(decode(schema)))
 
 
 def _settings(dsn: str, options: DevOptions, folder: DataFolder) -> ServerSettings:

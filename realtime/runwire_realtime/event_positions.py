@@ -1,7 +1,8 @@
 """The `id` of a server-sent event: where every subscription of the stream stands. [core]
 
-Base64 of JSON {sub: {"cursor": …, "streams": {key: next seq}}}. A client hands the last one back
-as Last-Event-ID, with the same body, and goes on there.
+Base64 of JSON {sub: {"cursor": …, "streams": {run: {key: next seq}}}}. A client hands the last one
+back as Last-Event-ID, with the same body, and goes on there. It is bounded: of a feed with more
+streams than there is room for, the rest begins again, and the client drops what it has.
 """
 
 import base64
@@ -14,27 +15,84 @@ import orjson
 from runwire.wire import Json, JsonObject, StreamRequest, Subscribe
 from runwire_realtime.cursors import run_cursor
 from runwire_realtime.follower import Follower
-from runwire_realtime.subscription import RunTarget, Stage, Subscription
+from runwire_realtime.run_reader import RunReader
+from runwire_realtime.subscription import (
+    ResumedSubscribe,
+    RunTarget,
+    Stage,
+    Subscription,
+    is_relative,
+)
 
 _MAX_BYTES = 32 * 1024
+# Of what is written of streams: with cursors and as base64, an id fits into 8 KiB, which is what
+# proxies take as one line of a header.
+_STREAM_BYTES = 5 * 1024
 
 
 def positions_id(follower: Follower) -> bytes:
     """Return where the subscriptions stand, everything said so far having been sent."""
-    places = {sub: _place(follower, each) for sub, each in follower.subscriptions.items()}
+    places: JsonObject = {}
+    room = _STREAM_BYTES
+    for sub, subscription in follower.subscriptions.items():
+        is_feed = not isinstance(subscription.target, RunTarget)
+        place = places[sub] = _place_of_feed(subscription) if is_feed else {}
+        if not is_feed:
+            place |= _place_of_run(follower, subscription)
+        if subscription.streams and room > 0:
+            room = _add_streams(place, follower, subscription, room)
     return base64.urlsafe_b64encode(orjson.dumps(places))
 
 
-def _place(follower: Follower, subscription: Subscription) -> JsonObject:
-    if not isinstance(subscription.target, RunTarget):
-        return {"cursor": subscription.cursor_sent} if subscription.cursor_sent else {}
-    reader = follower.readers.get(subscription.target.run_id)
+def _place_of_feed(subscription: Subscription) -> JsonObject:
+    return {"cursor": subscription.cursor_sent} if subscription.cursor_sent else {}
+
+
+def _place_of_run(follower: Follower, subscription: Subscription) -> JsonObject:
+    reader = _reader_of(follower, subscription)
     if reader is None:
         return {}
-    place: JsonObject = {"streams": reader.streams.positions()}
+    place: JsonObject = {"listed": True} if reader.streams.is_listed(subscription.sub) else {}
     if reader.written and subscription.stage is Stage.LIVE:
         place["cursor"] = run_cursor(follower.hub.epoch, reader.written)
     return place
+
+
+def _reader_of(follower: Follower, subscription: Subscription) -> RunReader | None:
+    target = subscription.target
+    return follower.readers.get(target.run_id) if isinstance(target, RunTarget) else None
+
+
+def _add_streams(
+    place: JsonObject, follower: Follower, subscription: Subscription, room: int
+) -> int:
+    """Add the positions in streams, as many as there is room for. Return what is left of it.
+
+    Those that may go on come first: one that is over is repeated at worst.
+    """
+    streams: dict[str, dict[str, int]] = {}
+    reader = _reader_of(follower, subscription)
+    readers = list(follower.readers.values()) if reader is None else [reader]
+    for is_over in (False, True):
+        for each in readers:
+            if subscription.sub not in each.subscriptions:
+                continue
+            for key, (next_seq, over) in each.streams.positions(subscription.sub).items():
+                if over is not is_over:
+                    continue
+                run_id = each.topic.run_id
+                # Characters beyond ASCII and escapes take more than one byte.
+                room -= len(orjson.dumps(key)) + 20 + (0 if run_id in streams else len(run_id) + 6)
+                if room <= 0:
+                    return _put_streams(place, streams, 0)
+                streams.setdefault(run_id, {})[key] = next_seq
+    return _put_streams(place, streams, room)
+
+
+def _put_streams(place: JsonObject, streams: dict[str, dict[str, int]], room: int) -> int:
+    if streams:
+        place["streams"] = streams
+    return room
 
 
 def resumed(requests: Sequence[Subscribe], last_event_id: str | None) -> list[Subscribe]:
@@ -51,19 +109,51 @@ def _resumed(request: Subscribe, place: Json) -> Subscribe:
     cursor: Json = known.get("cursor")
     if isinstance(cursor, str) and len(cursor) <= 8192:
         changes["cursor"] = cursor
-    streams: Json = known.get("streams")
-    if isinstance(streams, dict) and request.streams and request.to.run is not None:
-        changes["streams"] = _from(request.streams, cast(JsonObject, streams))
-    return request.model_copy(update=changes)
+    if not request.streams:
+        return request.model_copy(update=changes)
+    places = _places(known.get("streams"))
+    if request.to.run is not None:
+        is_listed = known.get("listed") is True
+        changes["streams"] = _from(
+            request.streams, places.get(request.to.run, {}), is_listed=is_listed
+        )
+        return request.model_copy(update=changes)
+    # Before its first cursor a feed begins again, though not in the streams it knows.
+    if "cursor" not in changes and not places:
+        return request
+    return ResumedSubscribe(**dict(request.model_copy(update=changes)), places=places)
 
 
-def _from(asked: dict[str, StreamRequest], places: JsonObject) -> dict[str, StreamRequest]:
+def _from(
+    asked: dict[str, StreamRequest], places: dict[str, int], *, is_listed: bool
+) -> dict[str, StreamRequest]:
     streams = dict(asked)
+    if is_listed:
+        # What is not known by name was not there when the list was told: all of it is news.
+        for key, request in asked.items():
+            if is_relative(request.start):
+                streams[key] = request.model_copy(update={"start": 0})
     for key, place in list(places.items())[:64]:
-        request = asked.get(key) or asked.get("*")
-        if request is not None and isinstance(place, int) and 0 <= place < 2**53:
-            streams[key] = request.model_copy(update={"start": place})
+        known = asked.get(key) or asked.get("*")
+        if known is not None:
+            streams[key] = known.model_copy(update={"start": place})
     return streams
+
+
+def _places(said: Json) -> dict[str, dict[str, int]]:
+    """Return the positions that an id holds; what is none is left out."""
+    if not isinstance(said, dict):
+        return {}
+    runs = cast(JsonObject, said)
+    return {
+        run_id: {
+            key: next_seq
+            for key, next_seq in cast(JsonObject, streams).items()
+            if isinstance(next_seq, int) and 0 <= next_seq < 2**53
+        }
+        for run_id, streams in runs.items()
+        if isinstance(streams, dict)
+    }
 
 
 def _read(last_event_id: str | None) -> JsonObject:

@@ -14,7 +14,7 @@ import anyio
 from runwire.wire import LARGE_VALUE_BYTES, ErrorCode, GapReason
 from runwire_engine.changes import RESUME_LIMIT
 from runwire_engine.errors import DatabaseUnavailableError, EngineError
-from runwire_engine.followed import FollowedRun, Member
+from runwire_engine.followed import FollowedRun, Member, Touched
 from runwire_engine.following import Following
 from runwire_realtime import messages
 from runwire_realtime.cursors import FeedCursor, feed_cursor
@@ -143,7 +143,7 @@ class _Load:
         feed.complete()
         return True
 
-    def _touched(self, snapshot: str) -> Awaitable[dict[str, int]]:
+    def _touched(self, snapshot: str) -> Awaitable[dict[str, Touched]]:
         tags: Sequence[str] = ()
         tasks: Sequence[str] | None = None
         batch_id: str | None = None

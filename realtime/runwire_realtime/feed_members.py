@@ -11,8 +11,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from runwire.wire import GapReason
-from runwire_engine.followed import FollowedRun
+from runwire_engine.followed import FollowedRun, Touched
 from runwire_realtime import messages
+from runwire_realtime.beginnings import beginning
 from runwire_realtime.cursors import FeedCursor
 from runwire_realtime.requests import may_follow
 from runwire_realtime.run_topic import RunTopic
@@ -226,11 +227,9 @@ class FeedMembers:
 
     def missed_events(self) -> None:
         """Read what the events would have told of runs that came or went."""
-        if self.is_loading:
-            self.reload()
-            return
         hub = self.follower.hub
-        self.subscription.cursor = FeedCursor(hub.epoch, hub.position)
+        if not self.is_loading:
+            self.subscription.cursor = FeedCursor(hub.epoch, hub.position)
         self.version += 1
         self.is_loading = True
         self.follower.load(self)
@@ -265,8 +264,10 @@ class FeedMembers:
             size += len(document)
             reader.holds(run.row.revision)
             self._catch_up(reader.topic)
-        # A position from which nothing is missing: not while some are still to join.
-        self._say_page(documents, None if self._has_skipped else cursor, more=more)
+        # A position from which nothing is missing: not while some are still to join, or while the
+        # streams of final runs are still to be read. Then a cursor follows when all is written.
+        is_behind = self._has_skipped or bool(self.subscription.streams)
+        self._say_page(documents, None if is_behind else cursor, more=more)
 
     def _would_skip(self, run: FollowedRun) -> bool:
         """Say whether telling this state would skip revisions that somebody here wants each of.
@@ -285,38 +286,45 @@ class FeedMembers:
 
     def _catch_up(self, topic: RunTopic) -> None:
         """Note what happened between the reading of a row and now, when it is followed."""
-        revision = self._touched.get(topic.run_id, 0)
-        if topic.moved_to(revision):
-            self.follower.readers[topic.run_id].moved()
+        self.follower.hub.moved_to(topic, self._touched.get(topic.run_id, 0))
 
-    def resumed(self, runs: Sequence[FollowedRun], first: Mapping[str, int]) -> None:
-        """Write runs that changed since the cursor; `first` says with which revision."""
+    def resumed(self, runs: Sequence[FollowedRun], touched: Mapping[str, Touched]) -> None:
+        """Write runs that changed since the cursor; `touched` says from where on."""
         for run in runs:
             if self._would_skip(run):
                 continue
             if self._includes(run):
-                self._resume(run, first.get(run.row.id, 1))
+                self._resume(run, touched[run.row.id])
             elif run.row.id not in self.members:
                 self._say_removed(run.row.id)
 
-    def _resume(self, run: FollowedRun, first: int) -> None:
+    def _resume(self, run: FollowedRun, touched: Touched) -> None:
         was_member = run.row.id in self.members
         self._join(run, is_told=True)
         reader = self.follower.readers.get(run.row.id)
         if reader is None or not self.is_loading:
             return
         if not reader.is_written:
-            if self.subscription.mode == "every" and first > 1:
-                reader.holds(first - 1)
+            if self.subscription.mode == "every" and touched.first > 1:
+                reader.holds(touched.first - 1)
             else:
-                document = reader.topic.document(run, reader.view)
+                whole = self._where_to_begin(run, touched)
+                document = reader.topic.document(whole, reader.view)
                 self.follower.outbox.say(messages.run(document))
-                reader.holds(run.row.revision)
+                reader.holds(whole.row.revision)
         if not was_member:
             self.follower.outbox.say(messages.joined(self.sub, run.row.id))
-        reader.topic.moved_to(run.row.revision)
         self._catch_up(reader.topic)
         reader.moved()
+
+    def _where_to_begin(self, run: FollowedRun, touched: Touched) -> FollowedRun:
+        """Return a run that is news as it is; as it began for one who wants each revision.
+
+        The client may have been told of some of them after its cursor.
+        """
+        if self.subscription.mode == "latest" or touched.created is None:
+            return run
+        return beginning(run, touched.created) or run
 
     def held(self, runs: Sequence[FollowedRun]) -> None:
         """Follow runs that the client holds as they are."""

@@ -295,7 +295,7 @@ class Hub:
         topic.learn(run)
         if topic.revision == 0:
             # What happened before it was followed is not told any more.
-            topic.moved_to(run.row.revision)
+            self.moved_to(topic, run.row.revision)
         if not was_final and topic.final_at is not None and _reads_streams(topic):
             self.want_streams(topic)
 
@@ -303,10 +303,16 @@ class Hub:
         """Go on from a row where events were missed."""
         if _reads_streams(topic):
             self.want_streams(topic)
-        if topic.moved_to(run.row.revision):
+        self.moved_to(topic, run.row.revision)
+        for reader in list(topic.readers):
+            reader.tags_changed()
+
+    @staticmethod
+    def moved_to(topic: RunTopic, revision: int) -> None:
+        """Note that a run stands at a revision, or beyond, without having heard how."""
+        if topic.moved_to(revision):
             for reader in list(topic.readers):
                 reader.moved()
-                reader.tags_changed()
 
     # Streams
 

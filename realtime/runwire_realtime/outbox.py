@@ -134,7 +134,8 @@ class Outbox:
             self._offer_slot()
             if message is not None:
                 # To the end of the queue: it may have more, and others have waited.
-                source.is_queued = True
-                self._ready.append(source)
+                if not source.is_queued:
+                    source.is_queued = True
+                    self._ready.append(source)
                 return message
         return None

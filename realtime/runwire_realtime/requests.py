@@ -12,6 +12,7 @@ from runwire_realtime.errors import ForbiddenError, RefusedError
 from runwire_realtime.scope import Grant
 from runwire_realtime.subscription import (
     BatchTarget,
+    ResumedSubscribe,
     RunsTarget,
     RunTarget,
     Subscription,
@@ -45,6 +46,7 @@ def subscription_of(message: Subscribe, grant: Grant, now: float) -> Subscriptio
         fields=None if fields is None else frozenset(fields),
         streams=streams,
         cursor=_cursor(message.cursor, target),
+        places=message.places if isinstance(message, ResumedSubscribe) else None,
         awaited_until=now + message.wait if message.wait else None,
     )
 

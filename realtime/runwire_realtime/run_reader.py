@@ -264,7 +264,7 @@ class RunReader:
         if self.is_every and 0 < self.written < revision and not self._needs_whole:
             # First every change up to here, then what was to be said about it.
             change = self._change(revision)
-            if change is not None or self._is_reading:
+            if not self._needs_whole:
                 return change
         document = self.topic.document(run, self.view)
         parts = self._opened(revision, document)

@@ -1,12 +1,12 @@
 """The streams of one run as one connection reads them. [core]"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from runwire.wire import StreamRequest
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.stream_reader import StreamReader
-from runwire_realtime.subscription import Subscription
+from runwire_realtime.subscription import Stage, Subscription, is_relative
 
 if TYPE_CHECKING:
     from runwire_realtime.follower import Follower
@@ -25,12 +25,16 @@ class RunStreams:
         # is new to them.
         self._asked: dict[str, Subscription] = {}
         self._listed: set[str] = set()
+        # Where those go on that followed this run before.
+        self._resumed: dict[str, Mapping[str, Mapping[str, int]] | None] = {}
 
     def add(self, subscription: Subscription) -> None:
         """Read the streams that a subscription asked for."""
         if not subscription.streams:
             return
         self._asked[subscription.sub] = subscription
+        if subscription.stage is not Stage.LIVE:
+            self._resumed[subscription.sub] = subscription.places
         for key in subscription.streams:
             if key != "*" and self._follower.grant.may_read_stream(key):
                 self._ask(key, subscription)
@@ -41,6 +45,7 @@ class RunStreams:
         if self._asked.pop(subscription.sub, None) is None:
             return
         self._listed.discard(subscription.sub)
+        self._resumed.pop(subscription.sub, None)
         for key, reader in list(self._readers.items()):
             reader.leave(subscription.sub)
             if not reader.subs:
@@ -74,7 +79,7 @@ class RunStreams:
             return
         for subscription in self._asked.values():
             reader = self._readers.get(key)
-            if _request(subscription, key) is not None and (
+            if self._request(subscription, key) is not None and (
                 reader is None or subscription.sub not in reader.subs
             ):
                 self._ask(key, subscription)
@@ -83,7 +88,7 @@ class RunStreams:
             reader.open(is_new=reader.subs <= self._listed)
 
     def _ask(self, key: str, subscription: Subscription) -> None:
-        request = _request(subscription, key)
+        request = self._request(subscription, key)
         if request is None:
             return
         reader = self._readers.get(key)
@@ -104,10 +109,25 @@ class RunStreams:
                 reader.topic.close_unwritten(reason)
                 reader.open(is_new=True)
 
-    def positions(self) -> dict[str, int]:
-        """Return the next seq of each stream that is read."""
-        return {key: each.next for key, each in self._readers.items() if each.next is not None}
+    def positions(self, sub: str) -> dict[str, tuple[int, bool]]:
+        """Return of each stream that a subscription reads the next seq, and whether it is over."""
+        return {
+            key: (each.next, each.is_over)
+            for key, each in self._readers.items()
+            if each.next is not None and sub in each.subs
+        }
 
+    def is_listed(self, sub: str) -> bool:
+        """Whether a subscription was told which streams there are: others are new to it."""
+        return sub in self._listed
 
-def _request(subscription: Subscription, key: str) -> StreamRequest | None:
-    return subscription.streams.get(key) or subscription.streams.get("*")
+    def _request(self, subscription: Subscription, key: str) -> StreamRequest | None:
+        request = subscription.streams.get(key) or subscription.streams.get("*")
+        places = self._resumed.get(subscription.sub)
+        if request is None or places is None:
+            return request
+        place = places.get(self._topic.run_id, {}).get(key)
+        if place is None and is_relative(request.start):
+            # It appeared meanwhile, or there was no room to say: better twice than not at all.
+            place = 0
+        return request if place is None else request.model_copy(update={"start": place})

@@ -38,7 +38,7 @@ class Step:
 
 
 def step_of(revision: int, delta: str, updated_at: str) -> Step:
-    """Read an event's delta. "created" has an empty one: only the row says what was created."""
+    """Read an event's delta. That of "created" is partial: the row says what was created."""
     body: JsonObject = orjson.loads(delta)
     changes: JsonObject = body.get("set") or {}
     operations: list[JsonObject] = body.get("metadata") or []
@@ -53,12 +53,13 @@ def step_of(revision: int, delta: str, updated_at: str) -> Step:
 
 
 def _stands_elsewhere(values: Iterable[Json], operations: Sequence[JsonObject]) -> bool:
-    return any(map(_is_reference, values)) or any(
-        _is_reference(operation.get("value")) for operation in operations
+    return any(map(is_reference, values)) or any(
+        is_reference(operation.get("value")) for operation in operations
     )
 
 
-def _is_reference(value: Json) -> bool:
+def is_reference(value: Json) -> bool:
+    """Say whether a value only says how large the real one is."""
     return isinstance(value, dict) and list(cast(JsonObject, value)) == ["$large"]
 
 

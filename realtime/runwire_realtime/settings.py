@@ -1,11 +1,13 @@
 """What a server can be told, read once from RUNWIRE_* variables (lists are JSON)."""
 
+import os
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runwire.wire import Json
+from runwire_realtime.errors import StartError
 from runwire_realtime.origins import ANY, LOOPBACK, loopback_hosts
 from runwire_realtime.tokens import check_secret
 
@@ -14,7 +16,11 @@ class ServerSettings(BaseSettings):
     """The server's settings. Secrets show as stars wherever the object is printed."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RUNWIRE_", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="RUNWIRE_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
     )
 
     database_url: SecretStr = Field(description="The Postgres to use, as a connection URL.")
@@ -83,6 +89,14 @@ class ServerSettings(BaseSettings):
             return tuple(host.lower() for host in self.allowed_hosts)
         loopback = self.host in {"127.0.0.1", "::1", "localhost"}
         return loopback_hosts() if loopback else (ANY,)
+
+
+def database_address() -> str:
+    """Return RUNWIRE_DATABASE_URL for what needs nothing else. Raises StartError without one."""
+    address = os.environ.get("RUNWIRE_DATABASE_URL")
+    if not address:
+        raise StartError("RUNWIRE_DATABASE_URL is not set")
+    return address
 
 
 def read_settings(**given: Json) -> ServerSettings:

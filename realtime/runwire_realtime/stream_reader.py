@@ -10,6 +10,7 @@ from runwire_realtime import messages
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.outbox import Outbox
 from runwire_realtime.stream_topic import Chunk, StreamTopic, chunk_of
+from runwire_realtime.subscription import is_relative
 from runwire_realtime.wants import Wants
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ class StreamReader:
         self._is_reading = False
         self._holds_slot = False
         self._page: deque[Chunk] = deque()
-        # From here on, later attempts are announced.
+        # From this mark on, other executions are announced.
         self._announced = 0
         self._ended: int | None = None
+        self._tells_place = False
 
     def ask(self, sub: str, request: StreamRequest, *, is_feed: bool, is_new: bool) -> None:
         """Add a subscription that reads from its own place: the lowest counts.
@@ -66,6 +68,12 @@ class StreamReader:
             place = 0 if is_new and start == "latest" else self._place(start, is_feed)
             if self.next is None or place < self.next:
                 self._go_to(place)
+            elif place == self.next:
+                # Whoever comes in here has not heard whose chunks begin here.
+                self._announced = min(self._announced, self._marks_before(place))
+            # Only the server knows where a relative place is: to resume there, it must be told.
+            tells_place = is_relative(start) and self.next == place
+            self._tells_place = self._tells_place or tells_place
         self._outbox.mark(self)
 
     def _place(self, start: StreamStart, is_feed: bool) -> int:
@@ -88,11 +96,15 @@ class StreamReader:
 
     def _go_to(self, place: int) -> None:
         self.next = place
-        self.is_over = False
+        self.is_over = self._tells_place = False
         self._ended = None
         self._text_settled = place != 0
-        self._announced = max(1, sum(mark.from_seq < place for mark in self.topic.marks))
+        self._announced = self._marks_before(place)
         self._drop_page()
+
+    def _marks_before(self, place: int) -> int:
+        """Return how many executions need no announcement: the first, and those of before."""
+        return max(1, sum(mark.from_seq < place for mark in self.topic.marks))
 
     def _gap(self, reason: GapReason, next_seq: int) -> None:
         for sub in sorted(self.subs):
@@ -118,8 +130,16 @@ class StreamReader:
         if self.is_over or self.next is None:
             return None
         if self.next < self.topic.head:
-            return self._attempt() or self._chunks(self.next, budget)
-        return self._attempt() or self._end() or self._eof()
+            return self._place_told() or self._attempt() or self._chunks(self.next, budget)
+        return self._place_told() or self._attempt() or self._end() or self._eof()
+
+    def _place_told(self) -> bytes | None:
+        """Return a message without chunks, for a client that could not know where it begins."""
+        if not self._tells_place or self.next is None:
+            return None
+        self._tells_place = False
+        head, tail = messages.chunks_around(self.topic.run_id, self.topic.key, None, None)
+        return messages.chunks(head, self.next, tail, ())
 
     def _attempt(self) -> bytes | None:
         marks = self.topic.marks
@@ -217,7 +237,7 @@ class StreamReader:
             place = rows[0].seq if rows else self.topic.first
             self._gap(GapReason.RETENTION, place)
             self.next = place
-            self._announced = max(1, sum(mark.from_seq < place for mark in self.topic.marks))
+            self._announced = self._marks_before(place)
             self._text_settled = True
         # No further than the ring: whose attempt comes after it is not known yet.
         self._page = deque(chunk_of(row) for row in rows if row.seq < self.topic.end)

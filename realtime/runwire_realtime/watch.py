@@ -12,7 +12,10 @@ _LOOK_SECONDS: Final = 0.4
 # An editor writes several files, or one in several steps: restart when they stand still.
 _SETTLE_SECONDS: Final = 0.2
 _MOST_FILES: Final = 5000  # a look at this many takes some 20 ms of a thread
-_SKIPPED: Final = frozenset({"node_modules", "__pycache__", "site-packages", "dist", "build"})
+# Whatever begins with a dot is skipped, too; no task lives in any of these unless it is named.
+_SKIPPED: Final = frozenset(
+    {"node_modules", "__pycache__", "site-packages", "dist", "build", "tests", "venv"}
+)
 
 Times = Mapping[str, int]
 
@@ -54,7 +57,17 @@ def folders_of(modules: Sequence[str]) -> list[Path]:
         if path.exists():
             folders.add((path if path.is_dir() else path.parent).resolve())
     # A folder inside another is looked at with it.
-    return [at for at in folders if not any(at != o and at.is_relative_to(o) for o in folders)]
+    return [at for at in folders if not any(_is_seen_from(other, at) for other in folders)]
+
+
+def _is_seen_from(folder: Path, below: Path) -> bool:
+    if below == folder or not below.is_relative_to(folder):
+        return False
+    return not any(map(_is_skipped, below.relative_to(folder).parts))
+
+
+def _is_skipped(name: str) -> bool:
+    return name in _SKIPPED or name.startswith(".")
 
 
 def _difference(before: Times, after: Times) -> str | None:
@@ -80,9 +93,7 @@ def _times(folders: Sequence[Path]) -> Times:
 def _sources(folders: Sequence[Path]) -> Iterator[str]:
     for folder in folders:
         for parent, below, files in os.walk(folder):
-            below[:] = sorted(
-                name for name in below if name not in _SKIPPED and not name.startswith(".")
-            )
+            below[:] = sorted(name for name in below if not _is_skipped(name))
             for name in files:
                 if name.endswith(".py"):
                     yield os.path.join(parent, name)

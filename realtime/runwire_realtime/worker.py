@@ -1,7 +1,9 @@
 """Composes a worker process: modules in, their tasks executed until it is told to stop."""
 
+import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,7 +16,10 @@ from runwire_engine.settings import EngineSettings
 from runwire_engine.worker import Worker
 from runwire_realtime.errors import StartError
 from runwire_realtime.parent import READY, report, until_orphaned
+from runwire_realtime.settings import database_address
 from runwire_realtime.tokens import TRIGGER_LIFETIME, Tokens, check_secret, made_scopes
+
+logger = logging.getLogger("runwire.worker")
 
 
 async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None:
@@ -27,12 +32,17 @@ async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None
     load_modules(modules)
     if not registry():
         raise StartError(f"no task is defined in {', '.join(modules)}")
-    worker = Worker(_settings(), registry(), mint=_mint(os.environ.get("RUNWIRE_SECRET")))
+    settings = _settings()
+    worker = Worker(settings, registry(), mint=_mint(os.environ.get("RUNWIRE_SECRET") or None))
 
     async def stop_on_signal() -> None:
         async for _ in signals:
-            worker.stop(grace=0.0 if stopping.is_set() else None)
+            is_first = not stopping.is_set()
             stopping.set()
+            if is_first and worker.held:
+                within = f"within {settings.grace:g} s, or now at a second signal"
+                say(f"stopping; what still executes is given back {within}")
+            worker.stop(grace=None if is_first else 0.0)
 
     async def stop_as_orphan() -> None:
         await until_orphaned()
@@ -43,17 +53,31 @@ async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None
         async with anyio.create_task_group() as watchers:
             watchers.start_soon(stop_on_signal)
             watchers.start_soon(stop_as_orphan)
-            async with anyio.create_task_group() as tasks:
-                await tasks.start(worker.run)
-                report(READY)
-                say(f"executing {', '.join(sorted(registry()))}")
+            try:
+                async with anyio.create_task_group() as tasks:
+                    await tasks.start(worker.run)
+                    report(READY)
+                    say(f"executing {', '.join(sorted(registry()))}")
+            except Exception:
+                if worker.left_behind:
+                    logger.exception("the worker failed")
+                    _end_now(1)
+                raise
+            if worker.left_behind:
+                _end_now(0)
             watchers.cancel_scope.cancel()
 
 
+def _end_now(code: int) -> None:
+    """End the process without waiting for functions that ignore that they were told to end."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _settings() -> EngineSettings:
-    if not os.environ.get("RUNWIRE_DATABASE_URL"):
-        raise StartError("RUNWIRE_DATABASE_URL is not set; a worker speaks to Postgres directly")
-    return EngineSettings()
+    return EngineSettings(database_url=database_address())
 
 
 def _mint(secret: str | None) -> Mint | None:

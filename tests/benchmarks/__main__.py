@@ -37,7 +37,7 @@ def writer_for(stand: Stand) -> Callable[[], tuple[str, list[str]]]:
 
 
 async def _new_run(stand: Stand) -> str:
-    async with open_engine(EngineSettings(database_url=stand.dsn)) as engine:
+    async with open_engine(EngineSettings(database_url=stand.dsn), sweeping=False) as engine:
         environment_id = await Environments(engine.database).ensure("dev")
         # Far in the future, so that no worker takes it: it only owns a stream.
         new = NewRun(task="noop", payload=None, delay=86_400.0)

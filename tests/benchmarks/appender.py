@@ -10,6 +10,7 @@ import os
 import sys
 
 import orjson
+import uvloop
 
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
@@ -21,7 +22,7 @@ WINDOW = 4096  # lines in flight: more than a flush takes, so that the writer is
 
 async def main(run_id: str, keys: list[str]) -> None:
     settings = EngineSettings()
-    async with open_engine(settings) as engine:
+    async with open_engine(settings, sweeping=False) as engine:
         environment_id = await Environments(engine.database).ensure("dev")
         reader = asyncio.StreamReader(limit=1 << 20)
         await asyncio.get_running_loop().connect_read_pipe(
@@ -51,4 +52,5 @@ async def _append(
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2:]))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(sys.argv[1], sys.argv[2:]))

@@ -17,7 +17,7 @@ import orjson
 
 from runwire.wire import PROTOCOL, SOCKET_PATH
 from tests.benchmarks.sockets import Stopwatch, await_text, open_socket, percentile, text_frame
-from tests.benchmarks.stand import PEERS, REST, SERVER_CORES, Stand, feed, first_line, program
+from tests.benchmarks.stand import PEERS, SERVER_CORES, Stand, feed, first_line, program
 
 SECONDS = 5
 PADDING = "x" * 50
@@ -37,7 +37,7 @@ def ours(
     """Append to one stream of a run, watched by one socket."""
     run_id, command = writer_for()
     with (
-        program(command, stand.environment, REST) as writer,
+        program(command, stand.environment, SERVER_CORES) as writer,
         contextlib.closing(open_socket(stand.port, SOCKET_PATH, PROTOCOL)) as raw,
     ):
         if first_line(writer) != "ready":

@@ -21,7 +21,7 @@ from runwire import (
     streams,
     task,
 )
-from runwire.errors import ForbiddenError, NotFoundError
+from runwire.errors import FencedError, ForbiddenError, NotFoundError
 from runwire.tasks import AnyTask
 from runwire.wire import StreamStart
 from tests.support.faultproxy import fault_proxy
@@ -232,6 +232,15 @@ async def test_a_batch_over_http_has_one_run_for_each_item(client: AsyncRunwire)
     ]
 
 
+async def test_a_run_that_is_over_takes_no_chunk_and_says_which(client: AsyncRunwire) -> None:
+    handle = await client.tasks.trigger("client-flaky")
+    with anyio.fail_after(15):
+        [run async for run in client.runs.subscribe_to_run(handle)]
+    with pytest.raises(FencedError) as refused:
+        await client.streams.append("log", "late", target=handle.id)
+    assert refused.value.run_id == handle.id
+
+
 async def test_a_later_attempt_of_a_stream_is_marked(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger("client-flaky")
     with anyio.fail_after(15):
@@ -241,6 +250,31 @@ async def test_a_later_attempt_of_a_stream_is_marked(client: AsyncRunwire) -> No
         ("attempt 1", 1, False),
         ("attempt 2", 2, True),
     ]
+
+
+async def test_more_runs_are_followed_at_once_than_fit_on_one_socket(client: AsyncRunwire) -> None:
+    handle = await client.batch.trigger(
+        [{"task": sleeper, "options": {"delay": "1h"}} for _ in range(250)]
+    )
+    run_ids = (await client.batch.retrieve(handle.batch_id)).run_ids
+    begun: set[str] = set()
+    ended: set[str] = set()
+
+    async def follow(run_id: str) -> None:
+        async for run in client.runs.subscribe_to_run(run_id):
+            begun.add(run_id)
+            if run.is_cancelled:
+                ended.add(run_id)
+
+    with anyio.fail_after(50):
+        async with anyio.create_task_group() as tasks:
+            for run_id in run_ids:
+                tasks.start_soon(follow, run_id)
+            while len(begun) < 250:
+                await anyio.sleep(0.05)
+            for run_id in run_ids:
+                await client.runs.cancel(run_id)
+    assert len(ended) == 250
 
 
 async def test_every_revision_is_told_to_who_asks_for_it(client: AsyncRunwire) -> None:

@@ -16,6 +16,7 @@ from runwire.errors import (
     ApiError,
     InvalidValueError,
     SubscriptionError,
+    TooLargeError,
     UnauthorizedError,
     UnreachableError,
 )
@@ -100,6 +101,20 @@ class Client:
         while (item := self.subscription.take()) is not None:
             items.append(item)
         return items
+
+
+def large_request() -> Request:
+    return request({"tags": ["x"]}, streams={"k" * 127 + str(n): "start" for n in range(1000)})
+
+
+def test_what_does_not_fit_into_a_frame_is_refused_here_and_spares_the_others() -> None:
+    client = Client(request())
+    large = client.session.add(large_request(), client.now)
+    assert [message["sub"] for message in client.connect()] == [client.subscription.name]
+    assert isinstance(large.error, TooLargeError) and large.state is State.CLOSED
+    late = client.session.add(large_request(), client.now)
+    assert isinstance(late.error, TooLargeError) and not client.sent()
+    assert client.subscription.state is State.SYNCING
 
 
 def snapshot(*runs: JsonObject, cursor: str = "c1") -> JsonObject:

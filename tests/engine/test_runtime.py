@@ -1,6 +1,7 @@
 """What an executing run writes: metadata, streams, children."""
 
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 
 from runwire import _context
 from runwire._context import Runtime
-from runwire.errors import InvalidValueError, NotInRunError
+from runwire.errors import FencedError, InvalidValueError, NotInRunError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire_engine.runs import NewRun
 from tests.support.working import Bench, defined, error_of, opened_bench
@@ -249,6 +250,23 @@ async def test_a_child_writes_into_a_stream_of_its_parent(bench: Bench) -> None:
     assert row.output == f'"{writer}"'
 
 
+async def test_a_write_to_another_run_that_is_over_is_fenced_and_loses_nobody_its_run(
+    bench: Bench,
+) -> None:
+    async def quick() -> None: ...
+
+    async def late(target: str) -> str:
+        with pytest.raises(FencedError) as refused:
+            await here().stream_append(target, "news", ["1"])
+        raise ValueError(refused.value.run_id)
+
+    first, second = defined(quick), defined(late, retry={"max_attempts": 1})
+    async with bench.worker(first, second):
+        over = await bench.finished(first)
+        row = await bench.finished(second, over.id)
+    assert row.status == "FAILED" and over.id in (row.error or "")
+
+
 async def test_a_trigger_names_its_parent_and_is_not_repeated_under_one_key(bench: Bench) -> None:
     async def leaf() -> None: ...
 
@@ -326,3 +344,23 @@ async def test_streams_of_many_runs_at_once_stay_apart(bench: Bench) -> None:
             await bench.until(result.id)
             expected = [number * 1000 + at for at in range(50)]
             assert await bench.chunks(result.id, "s") == expected
+
+
+async def test_options_are_read_inside_a_run_as_they_are_over_http(bench: Bench) -> None:
+    async def leaf() -> None: ...
+
+    child = defined(leaf)
+    due = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
+
+    async def branching() -> list[str]:
+        naive = TriggerOptions(delay=due.replace(tzinfo=None).isoformat())
+        handle = await here().trigger(child.id, None, naive, "delayed")
+        with pytest.raises(InvalidValueError, match="ttl"):
+            await here().trigger(child.id, None, TriggerOptions(ttl=0), "refused")
+        return [handle.id]
+
+    made = defined(branching)
+    async with bench.worker(made, child):
+        row = await bench.finished(made)
+    (leaf_id,) = orjson.loads(cast(str, row.output))
+    assert (await bench.row(leaf_id)).delayed_until == due

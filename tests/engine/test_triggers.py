@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import anyio
+import orjson
 import pytest
 
 from runwire.errors import FencedError
@@ -46,7 +47,10 @@ async def test_a_run_is_queued_with_everything_that_was_given(engine: Engine, en
     assert run.sort_at == run.created_at - timedelta(seconds=5)
     assert run.expires_at == run.created_at + timedelta(seconds=60)
     (event,) = await engine.runs.events(env, run_id)
-    assert (event.type, event.delta, event.tags) == ("created", "{}", ("user:1", "x"))
+    assert (event.type, event.tags) == ("created", ("user:1", "x"))
+    began = orjson.loads(event.delta)["set"]
+    assert began.pop("queuedAt").endswith("Z")
+    assert began == {"status": "QUEUED", "tags": ["user:1", "x"], "metadata": {"step": 1}}
     tags = await query(
         engine.database, "select tag from runwire.run_tags where run_id = %s", run_id
     )

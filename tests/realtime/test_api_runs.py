@@ -8,20 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.ids import new_run_id
-from tests.support.postgres import TestServer
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.server import TestRealtime
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-async def shared(postgres: TestServer, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    """One server for the whole module; each test is a tenant of its own on it."""
-    dsn = postgres.create_database()
-    async with running_realtime(dsn) as realtime:
-        yield realtime
-    postgres.drop_database(dsn)
 
 
 @pytest.fixture
@@ -381,5 +372,12 @@ async def test_tasks_are_listed_to_whom_they_concern(
         "a/b c:ü",
         "echo",
     ]
+    catalogue = server.services.engine.catalogue
+    retry = '{"max_attempts": 3, "factor": 2.0, "min_timeout": 1.0, "randomize": true}'
+    await catalogue.announce(
+        server.environment_id, [TaskAnnouncement(id="echo", queue="q", retry=retry)]
+    )
+    (*_, echo) = (await http.get("/api/v1/tasks")).json()["data"]
+    assert echo["retry"] == {"maxAttempts": 3, "factor": 2.0, "minTimeout": 1.0, "randomize": True}
     async with server.client(await server.token("trigger:tasks:echo")) as narrow:
         assert [t["id"] for t in (await narrow.get("/api/v1/tasks")).json()["data"]] == ["echo"]

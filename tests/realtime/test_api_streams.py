@@ -6,19 +6,9 @@ from collections.abc import AsyncGenerator
 import httpx
 import pytest
 
-from tests.support.postgres import TestServer
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.server import TestRealtime
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-async def shared(postgres: TestServer, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    """One server for the whole module; each test is a tenant of its own on it."""
-    dsn = postgres.create_database()
-    async with running_realtime(dsn) as realtime:
-        yield realtime
-    postgres.drop_database(dsn)
 
 
 @pytest.fixture

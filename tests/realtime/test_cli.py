@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio.to_thread
@@ -16,18 +15,12 @@ from runwire_realtime.commands import app, processes
 from runwire_realtime.commands.failure import one_line
 from runwire_realtime.commands.terminal import plain
 from runwire_realtime.errors import StartError
-from tests.support.postgres import TestServer
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.server import TestRealtime
 
 pytestmark = pytest.mark.anyio
 
-
-@pytest.fixture(scope="module")
-async def shared(postgres: TestServer, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    dsn = postgres.create_database()
-    async with running_realtime(dsn) as realtime:
-        yield realtime
-    postgres.drop_database(dsn)
+# Set, but to nothing: as good as unset.
+NO_DATABASE = {"RUNWIRE_DATABASE_URL": ""}
 
 
 @pytest.fixture
@@ -96,6 +89,15 @@ async def test_migrate_says_what_it_did(server: TestRealtime) -> None:
         (["runs", "show", "run_x"], {"RUNWIRE_API_URL": "http://127.0.0.1:1"}, "runwire: "),
         (["server"], {"RUNWIRE_SECRET": "s" * 32}, "RUNWIRE_DATABASE_URL is not set"),
         (["server"], {"RUNWIRE_DATABASE_URL": "postgresql:///x"}, "RUNWIRE_SECRET is not set"),
+        (
+            ["server"],
+            {**NO_DATABASE, "RUNWIRE_SECRET": "s" * 32},
+            "RUNWIRE_DATABASE_URL is not set",
+        ),
+        (["worker", "docs.examples.ask"], {}, "RUNWIRE_DATABASE_URL is not set"),
+        (["worker", "docs.examples.ask"], NO_DATABASE, "RUNWIRE_DATABASE_URL is not set"),
+        (["keys", "list"], NO_DATABASE, "RUNWIRE_DATABASE_URL is not set"),
+        (["migrate"], NO_DATABASE, "RUNWIRE_DATABASE_URL is not set"),
         (["worker", "x"], {}, "there is no module 'x'"),
         (["worker"], {}, "name the modules"),
         (["migrate"], {}, "RUNWIRE_DATABASE_URL is not set"),

@@ -229,6 +229,38 @@ async def test_a_data_folder_in_use_is_one_clear_line(folder: Path) -> None:
         assert await process.wait(10) == 0
 
 
+GREETING = """
+from pydantic import BaseModel, Field
+from runwire import streams, task
+
+class Greeting(BaseModel):
+    name: str = Field(min_length=3)
+    often: int = 2
+
+@task(id="greet often")
+async def greet_often(payload: Greeting) -> str:
+    await streams.append("text", f"hello {payload.name}")
+    return "hello " * payload.often
+"""
+
+
+async def test_the_lines_to_try_work_as_they_are_printed(folder: Path, database_url: str) -> None:
+    (folder / "my_tasks.py").write_text(GREETING)
+    environment = {"RUNWIRE_DATABASE_URL": database_url, "PYTHONUNBUFFERED": ""}
+    async with running(*_command(folder), environment=environment) as process:
+        await process.until_line("curl", 60)  # into a file: nothing is held back
+        lines = process.output().partition("another terminal\n")[2].splitlines()
+        # As in a new terminal: nothing of this process's own variables.
+        shell = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+        pasted = "\n".join(["set -e", *lines[:3]])
+        result = await anyio.run_process(["bash", "-c", pasted], env=shell, stderr=None)
+        printed = result.stdout.decode()
+        assert printed.startswith("run_") and "hello name" in printed
+        assert '{"id":"run_' in printed
+        process.interrupt()
+        assert await process.wait(10) == 0
+
+
 async def test_the_api_key_can_be_fixed(folder: Path) -> None:
     environment = {**os.environ, "RUNWIRE_API_KEY": "tr_dev_sk_" + "A" * 24}
     async with running(*_command(folder), environment=environment) as process:

@@ -52,7 +52,6 @@ class Walk(RuleBasedStateMachine):
         self.bells: list[StreamMoved] = []
         self.answers: list[Callable[[], None]] = []
         self.count = 0
-        self.refetched: set[str] = set()
 
     def name(self) -> str:
         self.count += 1
@@ -183,7 +182,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), run_id=st.sampled_from(RUNS))
     def refetch(self, which: int, run_id: str) -> None:
-        self.refetched.add(run_id)
+        self.clients[which].refetched.add(run_id)
         self.clients[which].send({"type": "refetch", "run": run_id})
 
     # At the end everybody has everything
@@ -202,7 +201,7 @@ class Walk(RuleBasedStateMachine):
         if "run" in to:
             assert held.is_live
             self.check_run(client, held, to["run"])
-            if held.request["mode"] == "every" and to["run"] not in self.refetched:
+            if held.request["mode"] == "every" and to["run"] not in client.refetched:
                 revisions = sorted(set(held.revisions))
                 assert len(revisions) == revisions[-1] - revisions[0] + 1
             assert held.is_done == is_final(self.world.rows[to["run"]].status)

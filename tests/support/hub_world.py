@@ -15,7 +15,7 @@ import orjson
 from runwire._metadata import apply
 from runwire.wire import Json, JsonObject
 from runwire_engine.bells import ChunkRow, StreamMoved
-from runwire_engine.followed import FollowedRun, StreamHead
+from runwire_engine.followed import FollowedRun, StreamHead, Touched
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import RunRow
 from runwire_realtime.cursors import FeedCursor, feed_cursor
@@ -330,13 +330,13 @@ class World:
         self, feed: FeedMembers, cursor: FeedCursor, members: Sequence[FollowedRun]
     ) -> None:
         seen = int(cursor.snapshot.split(":")[0]) - 1
-        first: dict[str, int] = {}
+        touched: dict[str, Touched] = {}
         for event in self.events[seen:]:
-            first.setdefault(event.run_id, event.step.revision)
+            touched.setdefault(event.run_id, Touched(event.step.revision))
         feed.is_resumed = True
-        feed.resumed([run for run in members if run.row.id in first], first)
+        feed.resumed([run for run in members if run.row.id in touched], touched)
         feed.held(
-            [run for run in members if run.row.id not in first and not is_final(run.row.status)]
+            [run for run in members if run.row.id not in touched and not is_final(run.row.status)]
         )
 
     def settle(self) -> None:
@@ -387,6 +387,11 @@ class Held:
     revisions: list[int] = field(default_factory=list[int])
 
     @property
+    def is_told(self) -> bool:
+        """Whether it has begun and is not over."""
+        return self.has_begun and not self.is_done
+
+    @property
     def streams(self) -> JsonObject:
         return self.request.get("streams") or {}
 
@@ -404,9 +409,11 @@ class Client:
         self.first: dict[tuple[str, str], int] = {}
         self.eofs: dict[tuple[str, str], JsonObject] = {}
         self.attempts: dict[tuple[str, str], list[tuple[int, int]]] = {}
-        self.has_resumed = False
+        self.has_resumed = self.has_left = False
+        self.refetched: set[str] = set()
         self.messages: list[JsonObject] = []
         self.errors: list[JsonObject] = []
+        self.loose: set[tuple[str, str]] = set()
 
     def _connect(self) -> None:
         self.outbox = Outbox(lambda: None, self.world.hub.limits)
@@ -426,9 +433,9 @@ class Client:
 
     def _resumption(self, held: Held) -> JsonObject:
         run_id = held.request["to"].get("run")
-        if not held.is_live:
-            return {}
         held.is_live = False
+        if not held.has_begun:
+            return {}
         if run_id is None:
             return {"cursor": held.cursor} if held.cursor else {}
         streams = dict(held.streams)
@@ -450,6 +457,12 @@ class Client:
 
     def unsubscribe(self, sub: str) -> None:
         self.subscriptions.pop(sub, None)
+        self.has_left = True
+        # Another reader of a stream may begin at a place of its own now.
+        self.loose.update(self.chunks)
+        followed = {self.subscriptions[s].request["to"].get("run") for s in self.subscriptions}
+        followed.update(*(held.runs for held in self.subscriptions.values()))
+        self.views = {run_id: held for run_id, held in self.views.items() if run_id in followed}
         self.send({"type": "unsubscribe", "sub": sub})
 
     def turn(self) -> bool:
@@ -497,12 +510,18 @@ class Client:
 
     def _hold(self, document: JsonObject) -> None:
         held = self.views.get(document["id"])
-        assert held is None or held["revision"] <= document["revision"], "a run went back"
+        if held is not None and held["revision"] > document["revision"]:
+            # It may have been left and entered again, as of a row read before.
+            assert self.has_left, "a run went back"
+            return
         self.views[document["id"]] = document
         self._show(document)
 
     def _on_patch(self, message: JsonObject) -> None:
-        held = self.views[message["run"]]
+        held = self.views.get(message["run"])
+        if held is None:
+            self._refetch(message["run"])
+            return
         if message["revision"] <= held["revision"]:
             # Another subscription resumes from an earlier place.
             assert self.has_resumed, "a patch goes back"
@@ -518,19 +537,28 @@ class Client:
 
     def _show(self, document: JsonObject) -> None:
         for held in self.subscriptions.values():
-            if held.request["to"].get("run") == document["id"] and held.has_begun:
+            if held.request["to"].get("run") == document["id"] and held.is_told:
                 held.revisions.append(document["revision"])
+
+    def _refetch(self, run_id: str) -> None:
+        """Ask for a run that was let go, while the server was about to say that it joined."""
+        assert self.has_left, "news of a run that was never sent"
+        self.refetched.add(run_id)
+        self.send({"type": "refetch", "run": run_id})
 
     def _check_ends(self, run_id: str) -> None:
         """A final state comes after the end of every stream that is read."""
         for held in self.subscriptions.values():
-            if held.is_live and run_id in {held.request["to"].get("run"), *held.runs}:
+            # A feed that resumes learns of the run anew, final or not.
+            runs = set[str]() if self.has_resumed else held.runs
+            if held.is_live and run_id in {held.request["to"].get("run"), *runs}:
                 for owner, key in self.world.streams:
                     if owner == run_id and (key in held.streams or "*" in held.streams):
                         assert (owner, key) in self.eofs, "final before the end of a stream"
 
     def _on_joined(self, message: JsonObject) -> None:
-        assert message["run"] in self.views, "joined before its run"
+        if message["run"] not in self.views:
+            self._refetch(message["run"])
         held = self.subscriptions.get(message["sub"])
         if held is not None:
             held.runs.add(message["run"])
@@ -569,9 +597,11 @@ class Client:
 
     def _take(self, name: tuple[str, str], seq: int, data: Sequence[Json]) -> None:
         assert name not in self.eofs or seq + len(data) <= self.eofs[name]["next"]
-        if seq < self.first.setdefault(name, seq):
-            # Another reader began lower: the server starts over there, for both.
+        expected = self.first.setdefault(name, seq) + len(self.chunks.get(name, []))
+        if seq < self.first[name] or (seq > expected and name in self.loose):
+            # Another reader began elsewhere: the server starts over there, for both.
             self.first[name], self.chunks[name] = seq, []
+        self.loose.discard(name)
         first, held = self.first[name], self.chunks.setdefault(name, [])
         assert first <= seq <= first + len(held), "a chunk is missing"
         # The server may repeat itself where another reader began lower.

@@ -1,4 +1,4 @@
-"""What one client holds: its HTTP pool, and one socket per credential for all subscriptions."""
+"""What one client holds: its HTTP pool, and per credential the sockets for all subscriptions."""
 
 from weakref import WeakSet
 
@@ -13,12 +13,13 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.http = Http(settings)
-        self._sockets: dict[AccessToken | None, Socket] = {}
+        self._sockets: dict[AccessToken | None, list[Socket]] = {}
         self._alone: WeakSet[Socket] = WeakSet()
 
     def socket(self, access_token: AccessToken | None = None, *, alone: bool = False) -> Socket:
-        """Return the socket of a credential; without one, of the client's own.
+        """Return a socket of a credential with room; without a credential, of the client's own.
 
+        The server takes so many subscriptions on one socket: the next goes to a further one.
         `alone`: for a subscription that cannot share its socket with another one.
         """
         token = access_token or self.settings.access_token
@@ -27,13 +28,17 @@ class Client:
             socket = Socket(settings)
             self._alone.add(socket)
             return socket
-        if token not in self._sockets:
-            self._sockets[token] = Socket(settings)
-        return self._sockets[token]
+        sockets = self._sockets.setdefault(token, [])
+        for socket in sockets:
+            if not socket.is_full:
+                return socket
+        sockets.append(Socket(settings))
+        return sockets[-1]
 
     async def aclose(self) -> None:
         """Close every connection; subscriptions end with ConfigurationError."""
-        for socket in [*self._sockets.values(), *self._alone]:
+        shared = [socket for sockets in self._sockets.values() for socket in sockets]
+        for socket in [*shared, *self._alone]:
             await socket.aclose()
         self._sockets.clear()
         await self.http.aclose()

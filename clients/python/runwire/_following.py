@@ -44,7 +44,8 @@ class Event:
     attempt: int | None = None
     # Who wrote it, when it was not the run itself.
     writer: str | None = None
-    # The first chunk of a later attempt: what came before may be written again.
+    # The first chunk of another execution of the run, an attempt or one begun anew: what came
+    # before may be written again.
     is_restart: bool = False
     # Why continuity with what came before could not be proven; None where it was.
     gap: str | None = None
@@ -207,7 +208,7 @@ class Chunks(Following[Json]):
         self.next_seq: int | None = None
         # Which attempt wrote the last one.
         self.attempt: int | None = None
-        # Whether the last one began a later attempt.
+        # Whether the last one is the first of another execution of the run.
         self.is_restart = False
         # Why continuity could not be proven before the last one; None where it was.
         self.gap: str | None = None

@@ -65,7 +65,7 @@ class ChunkItem:
     value: Json
     attempt: int | None
     writer: str | None
-    # The first chunk of a later attempt than the one before it.
+    # The first chunk of another execution of the run than the one before it.
     is_restart: bool
     gap: str | None
     # The run as it was last sent before the chunk, where it was.

@@ -16,7 +16,8 @@ class Position:
     """How far one stream has been handed out."""
 
     next: int | None = None  # None: wherever the server begins
-    attempt: int | None = None
+    # Another execution of the run writes from here on; its first chunk was not handed out yet.
+    restart: int | None = None
     length: int = 0  # characters so far, of a stream read as text from its start
     gap: str | None = None
     is_over: bool = False
@@ -25,14 +26,16 @@ class Position:
     # Before that, something came that belongs to another subscription's place.
     has_missed: bool = False
 
-    def moved(self, next: int, attempt: int | None) -> bool:
-        """Note what was handed out. Return whether a later attempt began."""
-        before, self.next = self.attempt, next
-        self.attempt = attempt if attempt is not None else before
-        return attempt is not None and before is not None and attempt > before
+    def moved(self, next: int) -> bool:
+        """Note what was handed out. Return whether another execution began with it."""
+        self.next = next
+        if self.restart is None or self.restart >= next:
+            return False
+        self.restart = None
+        return True
 
     def go_on(self, reason: str, next: int | None) -> None:
-        self.next, self.length, self.gap = next, 0, reason
+        self.next, self.length, self.gap, self.restart = next, 0, reason, None
 
 
 class HoleError(Exception):
@@ -114,7 +117,7 @@ class Positions:
         for index, value in enumerate(data[max(0, expected - seq) :], max(seq, expected)):
             if isinstance(value, str):
                 position.length += len(value)
-            is_restart = position.moved(index + 1, attempt)
+            is_restart = position.moved(index + 1)
             gap, position.gap = position.gap, None
             yield ChunkItem(run, key, index, value, attempt, writer, is_restart, gap, document)
 
@@ -126,9 +129,20 @@ class Positions:
         if up_to <= (position.next or 0):
             return
         rest, position.length = value[position.length :], len(value)
-        position.moved(up_to, None)
+        is_restart = position.moved(up_to)
         gap, position.gap = position.gap, None
-        yield ChunkItem(run, key, up_to - 1, rest, None, None, False, gap, document)
+        yield ChunkItem(run, key, up_to - 1, rest, None, None, is_restart, gap, document)
+
+    def attempt(self, run: str, key: str, from_seq: int) -> None:
+        """Mark the chunk `from_seq` as the first of another execution, where it comes next.
+
+        Elsewhere it was said to others on the socket: the server says it again when it is here.
+        Where nothing can have been handed out before, there is nothing to start over.
+        """
+        position = self._of(run, key)
+        is_here = position.next == from_seq or (position.next is None and position.gap is not None)
+        if is_here and from_seq > 0:
+            position.restart = from_seq
 
     def eof(self, run: str, key: str, next: int, reason: str) -> Iterator[EofItem]:
         """Yield the end of a stream, once."""

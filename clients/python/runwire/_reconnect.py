@@ -3,7 +3,7 @@
 from typing import Final
 
 from runwire.errors import RunwireError, SubscriptionError, error_of_code
-from runwire.wire import CloseCode, ErrorCode, may_reconnect
+from runwire.wire import FRAME_TOO_LARGE, CloseCode, ErrorCode, may_reconnect
 
 FIRST_WAIT: Final = 0.5  # seconds; full jitter, so that a thousand clients do not return at once
 LONGEST_WAIT: Final = 30.0
@@ -16,6 +16,7 @@ _WORD_OF_CLOSE: Final[dict[int, ErrorCode]] = {
     CloseCode.FORBIDDEN: ErrorCode.FORBIDDEN,
     CloseCode.NOT_FOUND: ErrorCode.NOT_FOUND,
     CloseCode.MALFORMED: ErrorCode.MALFORMED,
+    FRAME_TOO_LARGE: ErrorCode.TOO_LARGE,
 }
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+import orjson
+
 from runwire._items import Request
 from runwire._positions import HoleError
 from runwire._reconnect import Reconnect, backoff
@@ -16,7 +18,7 @@ from runwire._states import TRANSITIONS, Event, State
 from runwire._subscription import Subscription
 from runwire._views import Views
 from runwire.errors import RunwireError, SubscriptionError, UnreachableError, error_of_code
-from runwire.wire import SILENCE, ErrorCode, Json, JsonObject
+from runwire.wire import MAX_CLIENT_FRAME_BYTES, SILENCE, ErrorCode, Json, JsonObject
 
 # Errors of a subscription that pass: it is asked for again instead of ended.
 _PASSING: Final = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED})
@@ -48,7 +50,7 @@ class Session:
         self.subscriptions[subscription.name] = subscription
         subscription.state = State.SYNCING if self.is_open else self.state
         if self.is_open:
-            self._outgoing.append(subscription.subscribe())
+            self._ask(subscription)
         return subscription
 
     def remove(self, subscription: Subscription) -> None:
@@ -177,9 +179,9 @@ class Session:
         self._is_stale = False
         self.reconnect.ready(now)
         self._move(Event.READY)
-        for subscription in self.subscriptions.values():
+        for subscription in list(self.subscriptions.values()):
             if not subscription.is_paused:
-                self._outgoing.append(subscription.subscribe())
+                self._ask(subscription)
 
     def _on_snapshot(self, message: JsonObject, now: float, random: float) -> None:
         subscription = self.subscriptions.get(message["sub"])
@@ -254,6 +256,12 @@ class Session:
         run, stream = message["run"], message["stream"]
         for subscription in self._readers(run, stream):
             subscription.text(run, stream, message["upTo"], message["value"])
+
+    def _on_attempt(self, message: JsonObject, now: float, random: float) -> None:
+        run, stream = message["run"], message["stream"]
+        self._adopt(run)
+        for subscription in self._readers(run, stream):
+            subscription.attempt(run, stream, message["fromSeq"])
 
     def _on_eof(self, message: JsonObject, now: float, random: float) -> None:
         run, stream, next = message["run"], message["stream"], message["next"]
@@ -361,7 +369,20 @@ class Session:
         self.subscriptions[subscription.name] = subscription
         subscription.retry_at = None
         subscription.state = State.SYNCING
-        self._outgoing.append(subscription.subscribe())
+        self._ask(subscription)
+
+    def _ask(self, subscription: Subscription) -> None:
+        """Send what begins or goes on with a subscription, unless the server could not take it.
+
+        It would close the socket under all the others.
+        """
+        message = subscription.subscribe()
+        size = len(encoded(message).encode())
+        if size > MAX_CLIENT_FRAME_BYTES:
+            text = f"what is asked for takes {size} bytes, more than {MAX_CLIENT_FRAME_BYTES}"
+            self._close(subscription, error_of_code(ErrorCode.TOO_LARGE, text))
+        else:
+            self._outgoing.append(message)
 
     def _leave(self, subscription: Subscription) -> None:
         self._outgoing.append({"type": "unsubscribe", "sub": subscription.name})
@@ -390,6 +411,11 @@ _HANDLERS: Final[dict[str, Any]] = {
     for name, value in vars(Session).items()
     if name.startswith("_on_")
 }
+
+
+def encoded(message: JsonObject) -> str:
+    """Return a message as it is sent."""
+    return orjson.dumps(message).decode()
 
 
 def _given_up_at(subscription: Subscription) -> float | None:

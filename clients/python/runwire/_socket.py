@@ -16,12 +16,19 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 
 from runwire._items import Item, Request
-from runwire._session import Session
+from runwire._session import Session, encoded
 from runwire._settings import Settings, token_of
 from runwire._states import State
 from runwire._subscription import Subscription
 from runwire.errors import ConfigurationError, RunwireError, api_error
-from runwire.wire import MAX_MESSAGE_BYTES, PROTOCOL, SOCKET_PATH, CloseCode, JsonObject
+from runwire.wire import (
+    MAX_MESSAGE_BYTES,
+    MAX_SUBSCRIPTIONS,
+    PROTOCOL,
+    SOCKET_PATH,
+    CloseCode,
+    JsonObject,
+)
 
 OPEN_TIMEOUT: Final = 10.0  # seconds
 CLOSE_TIMEOUT: Final = 1.0
@@ -58,6 +65,12 @@ class Socket:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._leave(session, subscription)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the server would refuse another subscription here."""
+        session = self._session
+        return session is not None and len(session.subscriptions) >= MAX_SUBSCRIPTIONS
 
     async def aclose(self) -> None:
         """End every subscription with ConfigurationError, and close the socket."""
@@ -221,7 +234,7 @@ class Socket:
         async with self._sending:
             while (message := session.outgoing()) is not None:
                 try:
-                    await connection.send(orjson.dumps(message).decode())
+                    await connection.send(encoded(message))
                 except ConnectionClosed:
                     return  # the reader finds out and says why
 

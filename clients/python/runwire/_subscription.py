@@ -231,6 +231,10 @@ class Subscription:
         for item in self._positions.text(run, stream, up_to, value, self._documents.get(run)):
             self._put(_Entry(item))
 
+    def attempt(self, run: str, stream: str, from_seq: int) -> None:
+        """Note that another execution of the run writes from `from_seq` on."""
+        self._positions.attempt(run, stream, from_seq)
+
     def eof(self, run: str, stream: str, next: int, reason: str, *, is_shared: bool) -> None:
         """Queue the end of a stream. Raises HoleError when chunks before it are missing."""
         if self._is_early(run, stream, next, is_shared):

@@ -68,7 +68,6 @@ class BatchBody(_Body):
 
     run_count: int = Field(ge=0, le=MAX_BATCH_ITEMS)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=2048)
-    parent_run_id: str | None = None
 
 
 class BatchItem(_Body):

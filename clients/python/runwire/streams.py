@@ -24,7 +24,7 @@ from runwire._portal import Portal
 from runwire._progress import Progress
 from runwire._settings import AccessToken
 from runwire.durations import Duration, seconds
-from runwire.errors import NotInRunError
+from runwire.errors import ConflictError, FencedError, NotInRunError
 from runwire.values import encode
 from runwire.wire import MAX_CHUNK_BYTES, Json, StreamStart
 
@@ -114,12 +114,16 @@ class Streams:
 
     async def _post(self, run_id: str, key: str, bodies: list[str]) -> int:
         # The part's name makes the repeats of a request count once.
-        response = await self._connect().http.post(
-            f"/realtime/v1/streams/{quote(run_id, safe='')}/self/{quote(key, safe='')}/append",
-            content="\n".join(bodies).encode(),
-            content_type="application/x-ndjson",
-            headers={"x-part-id": str(uuid.uuid4())},
-        )
+        try:
+            response = await self._connect().http.post(
+                f"/realtime/v1/streams/{quote(run_id, safe='')}/self/{quote(key, safe='')}/append",
+                content="\n".join(bodies).encode(),
+                content_type="application/x-ndjson",
+                headers={"x-part-id": str(uuid.uuid4())},
+            )
+        except ConflictError as error:
+            # As inside of a run: it is over.
+            raise FencedError(str(error), run_id=run_id) from error
         next_seq: int = orjson.loads(response.content).get("next", 0)
         return next_seq
 

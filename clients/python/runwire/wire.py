@@ -57,9 +57,13 @@ class CloseCode(IntEnum):
     REVOKED = 4499
 
 
+# The websocket protocol's own code: a frame was over MAX_CLIENT_FRAME_BYTES, and would be again.
+FRAME_TOO_LARGE = 1009
+
+
 def may_reconnect(code: int) -> bool:
     """Say whether a socket closed with this code may be opened again and resumed."""
-    return not 4400 <= code <= 4499
+    return code != FRAME_TOO_LARGE and not 4400 <= code <= 4499
 
 
 class ErrorCode(StrEnum):
@@ -273,7 +277,10 @@ class Text(TypedDict):
 
 
 class Attempt(TypedDict):
-    """Another execution of the run writes from `fromSeq` on; the reader may start over there."""
+    """Another execution of the run writes from `fromSeq` on; the reader may start over there.
+
+    It marks the restart, whatever its number: a run that was given back keeps its attempt.
+    """
 
     type: Literal["attempt"]
     run: str
@@ -283,7 +290,7 @@ class Attempt(TypedDict):
 
 
 class End(TypedDict):
-    """The writer of this attempt is done; a later attempt may still write."""
+    """The writer of this execution is done; a later one may still write."""
 
     type: Literal["end"]
     run: str

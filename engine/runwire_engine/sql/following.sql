@@ -57,14 +57,16 @@ select r.id, r.finished_at is not null as is_final
  limit %(limit)s;
 
 -- touched --
--- The runs whose events became visible since a snapshot, of those that a feed may hold, and the first
--- revision of each that did. Tags of an event are those before and after it.
-select e.run_id, min(e.revision) as first
-  from (select environment_id, run_id, revision, tags, task
+-- The runs whose events became visible since a snapshot, of those that a feed may hold, the first
+-- revision of each that did, and how it was created when that is among them. Tags of an event are
+-- those before and after it.
+select e.run_id, min(e.revision) as first,
+       min(e.delta) filter (where e.revision = 1) as created
+  from (select environment_id, run_id, revision, tags, task, delta
           from runwire.run_events
          where txid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
          union all
-        select environment_id, run_id, revision, tags, task
+        select environment_id, run_id, revision, tags, task, delta
           from runwire.run_events
          where txid = any (array(select pg_snapshot_xip(%(snapshot)s::pg_snapshot)))
        ) as e

@@ -199,12 +199,22 @@ with given as (
             limit 1) as q on true
         on conflict do nothing
     returning environment_id, id, bucket, task, status, queue, concurrency_key, limited, tags,
-              batch_id, created_at
+              batch_id, created_at, queued_at, delayed_until
 ), logged as (
+    -- What may change later is told as it was in the beginning; the rest stands in the row.
     insert into runwire.run_events
            (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
-    select bucket, environment_id, id, 1, 'created', '{}', created_at, task, tags, batch_id
-      from made
+    select m.bucket, m.environment_id, m.id, 1, 'created',
+           concat('{"set":{"status":"', m.status, '","tags":', to_json(m.tags)::text,
+                  ',"queuedAt":"' || runwire.wire_time_v1(m.queued_at) || '"',
+                  ',"delayedUntil":"' || runwire.wire_time_v1(m.delayed_until) || '"',
+                  case when octet_length(given.metadata) > 8192
+                       then ',"metadata":{"$large":{"bytes":' || octet_length(given.metadata) || '}}'
+                       when given.metadata is not null then ',"metadata":' || given.metadata end,
+                  '}}'),
+           m.created_at, m.task, m.tags, m.batch_id
+      from made m
+      join given on given.id = m.id
 ), tagged as (
     insert into runwire.run_tags (environment_id, tag, created_at, run_id)
     select m.environment_id, tag, m.created_at, m.id

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from runwire.requests import BatchAnswer, BatchBody, BatchItem, BatchItemsAnswer
 from runwire.wire import ErrorCode, Json
 from runwire_engine.batches import BatchRow
+from runwire_engine.new_runs import check_payload, new_run
 from runwire_engine.triggers import NewRun
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call, parsed
-from runwire_realtime.api.new_run import new_run
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.api.run_tokens import TOKEN_HEADERS, batch_token
 from runwire_realtime.errors import ForbiddenError, NotFoundError, RefusedError
@@ -150,7 +150,8 @@ async def _item(call: Call, batch: BatchRow, line: bytes) -> tuple[int, NewRun]:
         raise ForbiddenError(f"this item needs the scope batchTrigger:tasks:{item.task[:128]}")
 
     def make() -> NewRun:
-        return new_run(item.task, item.payload, item.options, batch=(batch.id, item.index))
+        payload = check_payload(item.payload, item.options.payload_type)
+        return new_run(item.task, payload, item.options, batch=(batch.id, item.index))
 
     if len(line) <= 128 * 1024:
         return item.index, make()
@@ -169,7 +170,7 @@ OPERATIONS: Final = (
         scopes="batchTrigger:tasks:<task>",
         body=BatchBody,
         answer_headers=TOKEN_HEADERS,
-        errors=(404, 408, 413, 415, 422),
+        errors=(408, 413, 415),
     ),
     Operation(
         "POST",
@@ -182,7 +183,7 @@ OPERATIONS: Final = (
         body=BatchItem,
         body_type="application/x-ndjson",
         body_required=False,
-        errors=(404, 408, 409, 413, 415, 422),
+        errors=(404, 408, 413, 415),
     ),
     Operation(
         "GET",

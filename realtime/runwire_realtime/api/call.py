@@ -1,6 +1,7 @@
 """One authorised request: its grant, its parts checked and bounded, the services to answer it."""
 
 from collections.abc import AsyncIterator, Mapping
+from hashlib import sha256
 from typing import Final, TypeVar, cast
 
 import anyio
@@ -52,14 +53,14 @@ class Call:
             raise RefusedError(ErrorCode.MALFORMED, "a query parameter holds a NUL character")
         return model.model_validate(dict(items))
 
-    def request_key(self) -> str | None:
-        """Return the key that makes a repeated request the same request."""
+    def request_key(self, target: str) -> str | None:
+        """Return the key that makes a repeated request the same: apart for each target."""
         key = self.request.headers.get(REQUEST_KEY_HEADER)
         if key is not None and not (1 <= len(key) <= 256 and key.isprintable()):
             raise RefusedError(
                 ErrorCode.MALFORMED, f"{REQUEST_KEY_HEADER} must have 1 to 256 characters"
             )
-        return key
+        return None if key is None else sha256(f"{target}\0{key}".encode()).hexdigest()
 
     async def body(self, model: type[M]) -> M:
         """Return the JSON body as a model. Raises RefusedError when it is absent or not JSON."""

@@ -8,13 +8,12 @@ from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from runwire.durations import seconds
-from runwire.requests import TriggerOptions
 from runwire.wire import ErrorCode
+from runwire_engine.new_runs import check_payload, parse_time
 from runwire_engine.runs import RunQuery
 from runwire_engine.states import RunStatus
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
-from runwire_realtime.api.new_run import call_key, new_run, parse_time
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.api.run_access import readable_run, writable_run
 from runwire_realtime.api.run_body import RunBody, run_body
@@ -107,13 +106,13 @@ async def replay(call: Call) -> Response:
     body = await call.optional_body(ReplayBody)
     kind = body.payload_type or (row.payload_type if body.payload is None else "application/json")
     if body.payload is not None:
-        new_run(row.task, body.payload, TriggerOptions(payload_type=kind))  # refuses a bad payload
+        check_payload(body.payload, kind)
     result = await call.services.engine.runs.replay(
         call.environment_id,
         row.id,
         payload=body.payload,
         payload_type=None if body.payload is None else kind,
-        request_key=call_key(row.id, call.request_key()),
+        request_key=call.request_key(row.id),
     )
     return answer({"id": result.id, "taskIdentifier": row.task}, headers=run_token(call, result.id))
 
@@ -227,6 +226,6 @@ OPERATIONS: Final = (
         body_required=False,
         request_key=True,
         answer_headers=TOKEN_HEADERS,
-        errors=(404, 408, 409, 413, 415, 422),
+        errors=(404, 408, 413, 415),
     ),
 )

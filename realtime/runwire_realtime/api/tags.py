@@ -7,9 +7,9 @@ from starlette.responses import Response
 
 from runwire.requests import MAX_TAGS, TagsBody
 from runwire.wire import ErrorCode
+from runwire_engine.new_runs import tags_of
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
-from runwire_realtime.api.new_run import tags_of
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.api.run_access import writable_run
 from runwire_realtime.errors import RefusedError

@@ -7,12 +7,24 @@ from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from runwire.values import decode
-from runwire.wire import Json, JsonObject
+from runwire.wire import Json
 from runwire_engine.catalogue import TaskRow
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.run_view import wire_time
+
+
+class RetryBody(BaseModel):
+    """How often a run is tried, and what it waits in between, in seconds."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    max_attempts: int | None = None
+    factor: float | None = None
+    min_timeout: float | None = None
+    max_timeout: float | None = None
+    randomize: bool | None = None
 
 
 class TaskBody(BaseModel):
@@ -23,7 +35,7 @@ class TaskBody(BaseModel):
     id: str
     queue: str
     description: str = ""
-    retry: JsonObject = {}
+    retry: RetryBody
     max_duration: float | None = None
     payload_schema: Json = None
     updated_at: str
@@ -46,7 +58,7 @@ def _body(row: TaskRow) -> TaskBody:
         id=row.id,
         queue=row.queue,
         description=row.description,
-        retry=decode(row.retry),
+        retry=RetryBody.model_validate_json(row.retry),
         max_duration=row.max_duration,
         payload_schema=None if row.payload_schema is None else decode(row.payload_schema),
         updated_at=wire_time(row.updated_at),

@@ -6,10 +6,10 @@ import anyio.to_thread
 from starlette.responses import Response
 
 from runwire.requests import TriggerAnswer, TriggerBody
+from runwire_engine.new_runs import check_payload, new_run
 from runwire_engine.triggers import NewRun
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
-from runwire_realtime.api.new_run import new_run
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.api.run_tokens import TOKEN_HEADERS, one_time, run_token
 from runwire_realtime.errors import ForbiddenError
@@ -35,9 +35,9 @@ async def _wanted(call: Call, task: str, body: TriggerBody) -> NewRun:
     def make() -> NewRun:
         return new_run(
             task,
-            body.payload,
+            check_payload(body.payload, body.options.payload_type),
             body.options,
-            request_key=call.request_key(),
+            request_key=call.request_key(task),
             one_time=one_time(call),
         )
 
@@ -58,6 +58,6 @@ OPERATIONS: Final = (
         body=TriggerBody,
         request_key=True,
         answer_headers=TOKEN_HEADERS,
-        errors=(404, 408, 409, 413, 415, 422),
+        errors=(404, 408, 413, 415),
     ),
 )

@@ -32,12 +32,15 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _line(error: BaseException) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(_setting(problem["loc"], problem["msg"]) for problem in error.errors())
+        return "; ".join(
+            _setting(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
+        )
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _setting(place: tuple[int | str, ...], message: str) -> str:
+def _setting(place: tuple[int | str, ...], kind: str, message: str) -> str:
     name = "RUNWIRE_" + "_".join(str(part) for part in place).upper()
-    if message == "Field required":
+    # Empty is as good as absent, also where a text must not be empty.
+    if kind in {"missing", "string_too_short"}:
         return f"{name} is not set"
     return f"{name}: {message.removeprefix('Value error, ')}"

@@ -1,6 +1,5 @@
 """`runwire keys create|list|revoke` (straight to the database) and `runwire token` (by the API)."""
 
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -18,7 +17,8 @@ from runwire.requests import PublicTokenBody
 from runwire_engine.database import Database
 from runwire_engine.environments import Environments
 from runwire_realtime.commands.terminal import plain
-from runwire_realtime.errors import NotFoundError, StartError
+from runwire_realtime.errors import NotFoundError
+from runwire_realtime.settings import database_address
 
 _out = Console(highlight=False, soft_wrap=True)
 Environment = Annotated[
@@ -112,10 +112,7 @@ def token(
 
 @asynccontextmanager
 async def _environments() -> AsyncGenerator[Environments]:
-    dsn = os.environ.get("RUNWIRE_DATABASE_URL")
-    if not dsn:
-        raise StartError("RUNWIRE_DATABASE_URL is not set")
-    database = Database(dsn, max_size=1, name="runwire-keys")
+    database = Database(database_address(), max_size=1, name="runwire-keys")
     await database.open()
     try:
         yield Environments(database)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -12,7 +11,6 @@ import typer
 from rich.console import Console
 
 from runwire_engine.migrations import migrate as migrate_database
-from runwire_realtime.errors import StartError
 from runwire_realtime.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -54,9 +52,9 @@ def dev(
         host=host,
         port=port,
         folder=data,
-        database_url=os.environ.get("RUNWIRE_DATABASE_URL"),
-        api_key=os.environ.get("RUNWIRE_API_KEY"),
-        secret=os.environ.get("RUNWIRE_SECRET"),
+        database_url=os.environ.get("RUNWIRE_DATABASE_URL") or None,
+        api_key=os.environ.get("RUNWIRE_API_KEY") or None,
+        secret=os.environ.get("RUNWIRE_SECRET") or None,
         reload=reload,
     )
     _run(lambda: run_dev(options, _say, _show))
@@ -96,9 +94,9 @@ def worker(modules: Modules = None) -> None:
 
 def migrate() -> None:
     """Bring the database to this version's schema."""
-    dsn = os.environ.get("RUNWIRE_DATABASE_URL")
-    if not dsn:
-        raise StartError("RUNWIRE_DATABASE_URL is not set")
+    from runwire_realtime.settings import database_address
+
+    dsn = database_address()
 
     async def run() -> None:
         applied = await migrate_database(dsn)
@@ -118,21 +116,9 @@ def _run(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def _show(running: "Running") -> None:
-    """Print what a person needs first: where to look, what to hold, what to try."""
-    _shown.print()
-    _shown.print(f"  [bold]Runwire[/bold]      {running.address}")
-    _shown.print(f"  dashboard    {running.sign_in_link}", soft_wrap=True)
-    _shown.print("               [dim](signs one browser in, once, within ten minutes)[/dim]")
-    _shown.print(f"  API key      {running.api_key}", markup=False)
-    _shown.print(f"  database     {running.database_url}", markup=False)
-    _shown.print("  try")
-    _shown.print(
-        f"    curl {running.address}/api/v1/tasks -H 'Authorization: Bearer {running.api_key}'",
-        markup=False,
-    )
-    if running.task is not None:
-        _shown.print(f"    runwire trigger {shlex.quote(running.task)} --follow", markup=False)
-    _shown.print()
+    from runwire_realtime.commands.first_steps import show
+
+    show(running, _shown)
 
 
 def _say(line: str) -> None:

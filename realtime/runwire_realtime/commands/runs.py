@@ -152,6 +152,8 @@ async def _follow(run_id: str) -> None:
             is_open_line = _write(event.chunk)
         elif event.run.status != status:
             status = event.run.status
+            if is_open_line and sys.stdout.isatty():  # both go to one terminal
+                is_open_line = _write("\n")
             _progress.print(f"[dim]{run_id}[/dim] {_coloured(status)}")
     if is_open_line:
         _write("\n")

@@ -15,8 +15,9 @@ export const MAX_SUBSCRIPTIONS = 100;
 export const MAX_AWAIT = 30.0;
 export const LARGE_VALUE_BYTES = 16384;
 export const MAX_CHUNK_BYTES = 1048576;
+export const FRAME_TOO_LARGE = 1009;
 
-/** Sockets closed with a code in this range, ends included, are not opened again. */
+/** Sockets closed with a code in this range, or by FRAME_TOO_LARGE, stay closed. */
 export const NO_RECONNECT = { first: 4400, last: 4499 } as const;
 
 /** Why a socket was closed: 4000–4399 reconnect and resume, 4400–4499 do not. */

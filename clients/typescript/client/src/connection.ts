@@ -12,7 +12,7 @@
  */
 
 import { backoff, STABLE_MS } from "./backoff.ts";
-import { AUTH_TIMEOUT, CloseCode, SILENCE } from "./codes.ts";
+import { AUTH_TIMEOUT, CloseCode, FRAME_TOO_LARGE, SILENCE } from "./codes.ts";
 import { apiError, type RunwireError, UnreachableError } from "./errors.ts";
 import { mayReconnect } from "./wire.ts";
 
@@ -163,6 +163,7 @@ const STATUS_OF_CLOSE: Readonly<Record<number, [number, string]>> = {
   [CloseCode.REVOKED]: [401, "unauthorized"],
   [CloseCode.FORBIDDEN]: [403, "forbidden"],
   [CloseCode.NOT_FOUND]: [404, "not_found"],
+  [FRAME_TOO_LARGE]: [413, "too_large"],
 };
 
 const refusal = ({ code, reason }: { code: number; reason: string }): RunwireError => {

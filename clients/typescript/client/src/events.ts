@@ -32,10 +32,10 @@ export interface TextEvent {
   readonly text: string;
   /** Seq of the chunk that comes next. */
   readonly next: number;
-  /** How often the text started over: with another attempt of the run, or after a gap. */
+  /** How often the text started over: with another execution of the run, or after a gap. */
   readonly restarts: number;
 }
-/** Another attempt of the run writes this stream from `fromSeq` on. */
+/** Another execution of the run, an attempt or one begun anew, writes from `fromSeq` on. */
 export interface AttemptEvent {
   readonly type: "attempt";
   readonly runId: string;

@@ -4,6 +4,7 @@
  * Messages about a run name the run, not the subscription, so all of them pass by all followers.
  */
 
+import { ErrorCode, MAX_CLIENT_FRAME_BYTES, MAX_SUBSCRIPTIONS } from "./codes.ts";
 import type { RunwireError } from "./errors.ts";
 import { subscriptionError } from "./errors.ts";
 import { HeldRuns } from "./runs.ts";
@@ -55,6 +56,11 @@ export class Followers {
     return this.#isStale;
   }
 
+  haveRoomFor(plan: subscription.Plan): boolean {
+    const shares = this.#all().every(({ state }) => subscription.mayShare(state.plan, plan));
+    return shares && this.size < MAX_SUBSCRIPTIONS;
+  }
+
   add(plan: subscription.Plan, updates: Updates): void {
     this.#followers.set(plan.sub, { updates, state: subscription.begin(plan) });
   }
@@ -75,15 +81,26 @@ export class Followers {
     for (const { updates } of followers) updates.finish(error, error !== null);
   }
 
-  /** What to ask for on a socket that has not been asked for it yet. */
+  /**
+   * What to ask for on a socket that has not been asked for it yet. What is too large for a frame
+   * ends here: the server would close the socket under all the others.
+   */
   requests(): Subscribe[] {
-    return this.#all()
-      .filter(({ state }) => state.freshness === "connecting")
-      .map((follower) => {
-        const request = subscription.request(follower.state);
-        this.#take(follower, subscription.turn(follower.state, "sent"));
-        return request;
-      });
+    const requests: Subscribe[] = [];
+    for (const follower of this.#all()) {
+      if (follower.state.freshness !== "connecting") continue;
+      const request = subscription.request(follower.state);
+      const size = new TextEncoder().encode(JSON.stringify(request)).length;
+      if (size > MAX_CLIENT_FRAME_BYTES) {
+        const message = `what is asked for takes ${size} bytes, over ${MAX_CLIENT_FRAME_BYTES}`;
+        this.#drop(follower);
+        follower.updates.finish(subscriptionError(ErrorCode.TOO_LARGE, message));
+        continue;
+      }
+      this.#take(follower, subscription.turn(follower.state, "sent"));
+      requests.push(request);
+    }
+    return requests;
   }
 
   /** The socket is gone. */

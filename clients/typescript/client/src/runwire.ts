@@ -1,9 +1,10 @@
-/** The client: one server, one token, one socket for every subscription. */
+/** The client: one server, one token, and the sockets that its subscriptions share. */
 
 import { SOCKET_PATH } from "./codes.ts";
 import { ConfigurationError } from "./errors.ts";
 import { Http } from "./http.ts";
-import { type ConnectionState, Socket, type TokenSource, type WebSocketClass } from "./socket.ts";
+import type { ConnectionState, TokenSource, WebSocketClass } from "./socket.ts";
+import { Sockets } from "./sockets.ts";
 import { planOf, type SubscriptionOptions } from "./subscription.ts";
 import { Updates } from "./updates.ts";
 import type { RunFilter, Target } from "./wire.ts";
@@ -21,12 +22,12 @@ export interface RunwireOptions {
 }
 
 export class Runwire extends Http {
-  readonly #socket: Socket;
+  readonly #sockets: Sockets;
   #count = 0;
 
   constructor(options: RunwireOptions) {
     super(options.url, options.token, options.fetch ?? globalThis.fetch);
-    this.#socket = new Socket({
+    this.#sockets = new Sockets({
       url: socketUrl(options.url),
       token: options.token,
       WebSocket: options.WebSocket ?? (globalThis.WebSocket as WebSocketClass | undefined),
@@ -60,25 +61,25 @@ export class Runwire extends Http {
   }
 
   get connection(): ConnectionState {
-    return this.#socket.state;
+    return this.#sockets.state;
   }
 
   /** Listen to how the connection is. Returns what stops listening. */
   onConnection(listener: (state: ConnectionState) => void): () => void {
-    return this.#socket.onState(listener);
+    return this.#sockets.onState(listener);
   }
 
   /** End every subscription and the socket. */
   close(): void {
-    this.#socket.close();
+    this.#sockets.close();
   }
 
   #subscribe(to: Target, options: SubscriptionOptions): Updates {
     this.#count += 1;
     const plan = planOf(`s${this.#count}`, to, options);
     return new Updates(
-      (updates) => this.#socket.follow(plan, updates),
-      () => this.#socket.unfollow(plan.sub),
+      (updates) => this.#sockets.follow(plan, updates),
+      () => this.#sockets.unfollow(plan.sub),
     );
   }
 }

@@ -1,5 +1,5 @@
 /**
- * The one socket of a Runwire client: carries out what connection.ts decides.
+ * One socket of a Runwire client: carries out what connection.ts decides.
  *
  * A shell: the only place with a WebSocket, a clock, a timer and random numbers.
  */
@@ -69,6 +69,11 @@ export class Socket {
     return () => void this.#listeners.delete(listener);
   }
 
+  /** Whether the server would take one more subscription here, and keep it apart from the others. */
+  hasRoomFor(plan: Plan): boolean {
+    return this.#followers.haveRoomFor(plan);
+  }
+
   follow(plan: Plan, updates: Updates): void {
     if (this.#connection.phase === "closed") {
       updates.finish(new ConfigurationError("this Runwire client was closed"));
@@ -115,7 +120,7 @@ export class Socket {
         return this.#send({ type: "auth", token: this.#token });
       case "subscribe":
         for (const request of this.#followers.requests()) this.#send(request);
-        return;
+        return this.#settle();
       case "ping":
         return this.#send({ type: "ping" });
       case "hang_up":

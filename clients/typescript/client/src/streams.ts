@@ -23,10 +23,10 @@ export interface Position {
   readonly stream: string;
   /** The seq wanted next; null: whatever comes first. */
   readonly next: number | null;
-  /** Which attempt of the run wrote last. */
-  readonly attempt: number | null;
-  /** The last attempt whose end was told. */
-  readonly ended: number | null;
+  /** Where the execution of the run that was told last began. */
+  readonly begunAt: number | null;
+  /** The last end of an attempt that was told. */
+  readonly ended: End | null;
   readonly isFinished: boolean;
   readonly text: string;
   readonly restarts: number;
@@ -103,7 +103,13 @@ export function moved(
   next: number,
 ): StreamOutcome {
   const before = positions.get(keyOf(at)) ?? first(at, "start");
-  const position: Position = { ...restarted(before), next, ended: null, isFinished: false };
+  const position: Position = {
+    ...restarted(before),
+    next,
+    begunAt: null,
+    ended: null,
+    isFinished: false,
+  };
   return {
     positions: new Map(positions).set(keyOf(at), position),
     events: before.text ? [textEvent(position)] : [],
@@ -151,12 +157,11 @@ function chunks(before: Position, message: Chunks, wanted: Wanted): Taken {
   if (message.seq > next) return ahead(before, wanted);
   const fresh = message.data.slice(next - message.seq);
   if (!fresh.length) return { position: { ...before, next }, events: [] };
-  const turned = attemptOf(before, message, next, wanted);
-  const position: Position = { ...turned.position, next: next + fresh.length };
+  const position: Position = { ...before, next: next + fresh.length };
   if (wanted.as === "text") {
     const added = fresh.map(wanted.toText).join("");
     const grown = { ...position, text: position.text + added };
-    return { position: grown, events: [...turned.events, textEvent(grown)] };
+    return { position: grown, events: [textEvent(grown)] };
   }
   const told = fresh.map((chunk, at): SubscriptionEvent => ({
     type: "chunk",
@@ -167,21 +172,7 @@ function chunks(before: Position, message: Chunks, wanted: Wanted): Taken {
     ...(message.attempt !== undefined && { attempt: message.attempt }),
     ...(message.writer !== undefined && { writer: message.writer }),
   }));
-  return { position, events: [...turned.events, ...told] };
-}
-
-/** Chunks of a later attempt without its marker, which a resume may have skipped. */
-function attemptOf(before: Position, message: Chunks, next: number, wanted: Wanted): Taken {
-  if (message.attempt === undefined) return { position: before, events: [] };
-  // After a text in one piece: whose it was, only a marker would have said.
-  if (before.attempt === null) {
-    return { position: { ...before, attempt: message.attempt }, events: [] };
-  }
-  return attempt(
-    before,
-    { ...message, type: "attempt", attempt: message.attempt, fromSeq: next },
-    wanted,
-  );
+  return { position, events: told };
 }
 
 function text(before: Position, message: Text, wanted: Wanted): Taken {
@@ -192,13 +183,15 @@ function text(before: Position, message: Text, wanted: Wanted): Taken {
   return { position, events: [textEvent(position)] };
 }
 
+/**
+ * Another execution writes from here on, whatever its number: a run that was given back keeps its
+ * attempt. A marker of elsewhere is for others on the socket; the server repeats it when it is here.
+ */
 function attempt(before: Position, message: Attempt, wanted: Wanted): Taken {
-  if (before.attempt !== null && message.attempt <= before.attempt) {
-    return { position: before, events: [] };
-  }
-  const position = { ...before, attempt: message.attempt };
-  // The first attempt heard of is where the reader comes in, unless something came before it.
-  if (before.attempt === null && !before.next) return { position, events: [] };
+  const isNews = before.next === message.fromSeq && before.begunAt !== message.fromSeq;
+  // Before the first chunk there is nothing to start over.
+  if (!isNews || message.fromSeq === 0) return { position: before, events: [] };
+  const position = { ...before, begunAt: message.fromSeq };
   const told: SubscriptionEvent = {
     type: "attempt",
     runId: message.run,
@@ -212,13 +205,13 @@ function attempt(before: Position, message: Attempt, wanted: Wanted): Taken {
 }
 
 function end(before: Position, message: End): Taken {
-  if (before.ended !== null && message.attempt <= before.ended) {
+  const { run, stream, attempt, next } = message;
+  if (before.ended && attempt <= before.ended.attempt && next <= before.ended.next) {
     return { position: before, events: [] };
   }
-  const { run, stream, attempt: ended, next } = message;
   return {
-    position: { ...before, ended },
-    events: [{ type: "end", runId: run, stream, attempt: ended, next }],
+    position: { ...before, ended: message },
+    events: [{ type: "end", runId: run, stream, attempt, next }],
   };
 }
 
@@ -243,7 +236,7 @@ function first(at: { run: string; stream: string }, from: StreamStart): Position
     run: at.run,
     stream: at.stream,
     next: typeof known === "number" && known >= 0 ? known : null,
-    attempt: null,
+    begunAt: null,
     ended: null,
     isFinished: false,
     text: "",

@@ -41,7 +41,7 @@ export interface SubscriptionOptions {
   fields?: readonly string[];
   /** Which streams: `true` for all, a list of keys, or options by key ("*" is every key). */
   streams?: boolean | readonly string[] | Readonly<Record<string, StreamOptions>>;
-  /** When another attempt writes: start the text over (default), or go on with what is there. */
+  /** When another execution of the run writes: start the text over (default), or go on with what is there. */
   attempts?: "restart" | "continue";
   /** What a chunk adds to a text. */
   toText?: (chunk: Json) => string;
@@ -158,6 +158,23 @@ function streamsWanted(wanted: SubscriptionOptions["streams"]): Plan["streams"] 
   return Object.fromEntries(
     Object.entries(given).map(([key, { from = "start", as = "chunks" }]) => [key, { from, as }]),
   );
+}
+
+/**
+ * Whether two subscriptions can be kept apart on one socket. A start that only the server knows
+ * ("latest", -n) cannot where the other one reads the same stream: the lower place serves both.
+ */
+export function mayShare(one: Plan, other: Plan): boolean {
+  if ("run" in one.to && "run" in other.to && one.to.run !== other.to.run) return true;
+  const [mine, theirs] = [Object.keys(one.streams), Object.keys(other.streams)];
+  const common = mine.some((key) =>
+    theirs.some((their) => key === their || key === "*" || their === "*"),
+  );
+  return !common || !(isRelative(one) || isRelative(other));
+}
+
+function isRelative({ streams }: Plan): boolean {
+  return Object.values(streams).some(({ from }) => from === "latest" || Number(from) < 0);
 }
 
 export function begin(plan: Plan): Subscription {

@@ -4,7 +4,7 @@
  * tests/wire/ holds one sample of each, which this package and the Python one both read.
  */
 
-import { NO_RECONNECT, type RunStatus } from "./codes.ts";
+import { FRAME_TOO_LARGE, NO_RECONNECT, type RunStatus } from "./codes.ts";
 
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 export type JsonObject = { [key: string]: Json };
@@ -213,5 +213,6 @@ function isMessage(value: unknown): value is ServerMessage {
 
 /** Whether a socket closed with this code may be opened again and resumed. */
 export function mayReconnect(code: number): boolean {
-  return code < NO_RECONNECT.first || code > NO_RECONNECT.last;
+  const isOutside = code < NO_RECONNECT.first || code > NO_RECONNECT.last;
+  return isOutside && code !== FRAME_TOO_LARGE;
 }

@@ -5,6 +5,7 @@ import {
   type RunwireOptions,
   SubscriptionError,
   type SubscriptionEvent,
+  TooLargeError,
   UnauthorizedError,
   UnreachableError,
 } from "../src/index.ts";
@@ -75,6 +76,49 @@ describe("the socket", () => {
     expect(server.sockets).toHaveLength(1);
     expect(server.sockets[0]?.isClosed).toBe(true);
     expect(runwire.connection).toBe("idle");
+  });
+
+  test("is followed by another one once it is full, and has room again when one is over", async () => {
+    const all = Array.from({ length: 101 }, (_, at) => runwire.subscribeToRun(`run_${at}`));
+    for (const updates of all.slice(0, 100)) updates.on("run", () => undefined);
+    expect(await server.accept()).toHaveLength(100);
+    expect(runwire.connection).toBe("live");
+    all[100]?.on("run", () => undefined);
+    expect(runwire.connection).toBe("connecting");
+    await settle();
+    expect((await server.accept()).map(({ sub }) => sub)).toEqual(["s101"]);
+    expect(server.sockets).toHaveLength(2);
+    expect(runwire.connection).toBe("live");
+    all[7]?.close();
+    runwire.subscribeToRun("run_z").on("run", () => undefined);
+    await settle();
+    expect(server.sockets[0]?.take()).toMatchObject([
+      { type: "unsubscribe", sub: "s8" },
+      { type: "subscribe", sub: "s102" },
+    ]);
+    runwire.close();
+    expect(server.sockets.map(({ isClosed }) => isClosed)).toEqual([true, true]);
+    expect(runwire.connection).toBe("closed");
+  });
+
+  test("is not shared by two readers of a stream of whom one begins where only the server knows", async () => {
+    const streams = { log: { from: "latest" } } as const;
+    runwire.subscribeToRun("run_a", { streams: ["log"] }).on("run", () => undefined);
+    runwire.subscribeToRun("run_b", { streams }).on("run", () => undefined);
+    expect(await server.accept()).toHaveLength(2);
+    runwire.subscribeToRun("run_a", { streams }).on("run", () => undefined);
+    await settle();
+    expect(await server.accept()).toMatchObject([{ sub: "s3", to: { run: "run_a" } }]);
+    expect(server.sockets).toHaveLength(2);
+  });
+
+  test("is not lost to a subscription too large for a frame, which ends with an error", async () => {
+    const streams = Array.from({ length: 1000 }, (_, at) => "k".repeat(120) + at);
+    const errors: unknown[] = [];
+    runwire.subscribeToRun("run_a").on("run", () => undefined);
+    runwire.subscribeToRun("run_b", { streams }).on("error", (error) => void errors.push(error));
+    expect((await server.accept()).map(({ sub }) => sub)).toEqual(["s1"]);
+    expect(errors).toMatchObject([{ code: "too_large", cause: expect.any(TooLargeError) }]);
   });
 
   test("is given up after 37.5 s of silence, and the subscription resumes on another", async () => {
@@ -273,7 +317,7 @@ describe("a stream read as text", () => {
     expect(last()).toMatchObject({ text: "abcd", restarts: 0 });
   });
 
-  test("starts over with another attempt, marked or not", async () => {
+  test("starts over with another execution, whatever its number", async () => {
     const { last } = text();
     await server.accept();
     await server.send(...begun(), chunks(0, ["a", "b"]));
@@ -282,8 +326,26 @@ describe("a stream read as text", () => {
       chunks(2, ["x"], 2),
     );
     expect(last()).toMatchObject({ text: "x", restarts: 1 });
-    await server.send(chunks(3, ["y"], 3));
+    // A run that was given back keeps its attempt.
+    const again = { type: "attempt", run: RUN.id, stream: "answer", attempt: 2, fromSeq: 3 };
+    await server.send(again);
+    expect(last()).toMatchObject({ text: "", restarts: 2 });
+    await server.close(1006);
+    await server.accept();
+    await server.send({ type: "live", sub: "s1" }, again, chunks(3, ["y"], 2));
     expect(last()).toMatchObject({ text: "y", restarts: 2 });
+  });
+
+  test("begins with the text before another execution, then starts over", async () => {
+    const { last } = text();
+    await server.accept();
+    await server.send(
+      ...begun(),
+      { type: "text", run: RUN.id, stream: "answer", upTo: 2, value: "ab" },
+      { type: "attempt", run: RUN.id, stream: "answer", attempt: 1, fromSeq: 2 },
+      chunks(2, ["x"], 1),
+    );
+    expect(last()).toMatchObject({ text: "x", restarts: 1 });
   });
 
   test("starts over after a gap", async () => {

@@ -1,23 +1,24 @@
-"""From a trigger as it was sent to the run it asks for: everything checked and normalised here."""
+"""From a trigger's options to the run they ask for: everything checked and normalised here.
+
+The one mapping for both doors: HTTP, where anybody may have written the options, and `trigger`
+inside an executing run.
+"""
 
 import re
 from datetime import UTC, datetime
-from hashlib import sha256
-from typing import Final
+from typing import Final, NoReturn
 
 from runwire.durations import seconds
 from runwire.errors import InvalidValueError
 from runwire.requests import MAX_TAGS, QueueOption, TriggerOptions
 from runwire.values import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, check_text, decode, encode
-from runwire.wire import ErrorCode
-from runwire_engine.triggers import DEFAULT_IDEMPOTENCY_TTL, NewRun
-from runwire_realtime.errors import RefusedError
+from runwire_engine.triggers import DEFAULT_IDEMPOTENCY_TTL, NewRun, Parent
 
 PAYLOAD_TYPES: Final = ("application/json", "application/super+json", "text/plain")
 # A year: longer is a mistake in the unit, and beyond some centuries Postgres has no time for it.
 LONGEST_SPAN: Final = 366 * 86_400.0
 _LARGEST_PRIORITY: Final = 1e9
-_ISO_TIME = re.compile(r"\d{4}-\d{2}-\d{2}[T ].{1,40}")
+_ISO_TIME = re.compile(r"\d{4}-\d{2}-\d{2}([T ].{1,40})?")
 _TASK = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
 _NOT_BUILT: Final = {
@@ -35,18 +36,19 @@ def new_run(
     *,
     request_key: str | None = None,
     one_time: tuple[str, datetime] | None = None,
+    parent: Parent | None = None,
     batch: tuple[str, int] | None = None,
 ) -> NewRun:
-    """Return the run a trigger asks for.
+    """Return the run a trigger asks for, with a payload that was checked where it came in.
 
-    Raises InvalidValueError or RefusedError, naming the option, for what cannot be.
+    Raises InvalidValueError, naming the option, for what cannot be.
     """
     _refuse_unbuilt(options)
     queue, limit = _queue(options.queue)
     delay_until, delay = _delay(options.delay)
     return NewRun(
         task=_task(task),
-        payload=_payload(payload, options.payload_type),
+        payload=payload,
         payload_type=options.payload_type,
         queue=queue,
         concurrency_limit=limit,
@@ -62,11 +64,29 @@ def new_run(
         idempotency_key=_idempotency_key(options.idempotency_key),
         idempotency_ttl=_span(options.idempotency_key_ttl, "idempotencyKeyTTL")
         or DEFAULT_IDEMPOTENCY_TTL,
-        request_key=call_key(task, request_key),
+        request_key=request_key,
         one_time_jti=one_time,
+        parent=parent,
         batch=batch,
         is_test=options.test,
     )
+
+
+def check_payload(payload: str | None, kind: str) -> str | None:
+    """Return a payload that can be stored as what `kind` says it is. Raises InvalidValueError."""
+    if kind == "application/store":
+        _refuse("application/store is not offered: send the payload inline, up to 3 MB")
+    if kind not in PAYLOAD_TYPES:
+        _refuse(f"payloadType must be one of {', '.join(PAYLOAD_TYPES)}")
+    if payload is None:
+        return None
+    if kind == "text/plain":
+        encode(payload, what="payload", limit=MAX_PAYLOAD_BYTES)
+        return payload
+    check_text(payload, what="payload", limit=MAX_PAYLOAD_BYTES)
+    if kind == "application/super+json" and not _is_super_json(payload):
+        _refuse("a payload of application/super+json is an object with the member json")
+    return payload
 
 
 def tags_of(tags: str | list[str] | None) -> tuple[str, ...]:
@@ -74,13 +94,8 @@ def tags_of(tags: str | list[str] | None) -> tuple[str, ...]:
     listed = [tags] if isinstance(tags, str) else list(tags or [])
     unique = tuple(dict.fromkeys(_plain(tag, "tags") for tag in listed))
     if len(unique) > MAX_TAGS:
-        raise _refused(f"a run has at most {MAX_TAGS} tags, not {len(unique)}")
+        _refuse(f"a run has at most {MAX_TAGS} tags, not {len(unique)}")
     return unique
-
-
-def call_key(target: str, key: str | None) -> str | None:
-    """Return the key of a call as it is kept: apart for each target, all of one length."""
-    return None if key is None else sha256(f"{target}\0{key}".encode()).hexdigest()
 
 
 def parse_time(text: str, what: str) -> datetime:
@@ -90,35 +105,19 @@ def parse_time(text: str, what: str) -> datetime:
         aware = time if time.tzinfo else time.replace(tzinfo=UTC)
         return aware.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise _refused(f"{what}: {text[:40]!r} is not an ISO 8601 time") from None
+        _refuse(f"{what}: {text[:40]!r} is not an ISO 8601 time")
 
 
 def _refuse_unbuilt(options: TriggerOptions) -> None:
     for name, sentence in _NOT_BUILT.items():
         if getattr(options, name) is not None:
-            raise _refused(sentence)
+            _refuse(sentence)
 
 
 def _task(task: str) -> str:
     if _TASK.fullmatch(task) is None:
-        raise _refused("a task id has 1 to 128 characters, none of them a control character")
+        _refuse("a task id has 1 to 128 characters, none of them a control character")
     return task
-
-
-def _payload(payload: str | None, kind: str) -> str | None:
-    if kind == "application/store":
-        raise _refused("application/store is not offered: send the payload inline, up to 3 MB")
-    if kind not in PAYLOAD_TYPES:
-        raise _refused(f"payloadType must be one of {', '.join(PAYLOAD_TYPES)}")
-    if payload is None:
-        return None
-    if kind == "text/plain":
-        encode(payload, what="payload", limit=MAX_PAYLOAD_BYTES)
-        return payload
-    check_text(payload, what="payload", limit=MAX_PAYLOAD_BYTES)
-    if kind == "application/super+json" and not _is_super_json(payload):
-        raise _refused("a payload of application/super+json is an object with the member json")
-    return payload
 
 
 def _is_super_json(payload: str) -> bool:
@@ -140,7 +139,7 @@ def _delay(delay: str | float | None) -> tuple[datetime | None, float | None]:
     if isinstance(delay, str) and _ISO_TIME.fullmatch(delay):
         until = parse_time(delay, "delay")
         if until.year > datetime.now(UTC).year + 1:
-            raise _refused("delay: a run can be delayed by at most a year")
+            _refuse("delay: a run can be delayed by at most a year")
         return until, None
     return None, _span(delay, "delay", zero=True)
 
@@ -152,9 +151,9 @@ def _span(value: str | float | None, what: str, *, zero: bool = False) -> float 
         # Official clients send a bare number of seconds as text, too.
         span = float(value) if _is_number(value) else seconds(value)
     except InvalidValueError as error:
-        raise _refused(f"{what}: {error}") from None
+        raise InvalidValueError(f"{what}: {error}", code=error.code) from None
     if not 0 <= span <= LONGEST_SPAN or (span == 0 and not zero):
-        raise _refused(f"{what} must be more than nothing and at most 366 days")
+        _refuse(f"{what} must be more than nothing and at most 366 days")
     return span
 
 
@@ -166,7 +165,7 @@ def _priority(priority: float | None) -> float:
     if priority is None:
         return 0.0
     if not -_LARGEST_PRIORITY <= priority <= _LARGEST_PRIORITY:
-        raise _refused("priority is a number of seconds between -1e9 and 1e9")
+        _refuse("priority is a number of seconds between -1e9 and 1e9")
     return float(priority)
 
 
@@ -182,11 +181,11 @@ def _metadata(options: TriggerOptions) -> str | None:
 
 def _plain(text: str, what: str, *, least: int = 0, longest: int = 128) -> str:
     if not least <= len(text) <= longest:
-        raise _refused(f"{what} must have {least} to {longest} characters")
+        _refuse(f"{what} must have {least} to {longest} characters")
     if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in text):
-        raise _refused(f"{what} holds a control character")
+        _refuse(f"{what} holds a control character")
     return text
 
 
-def _refused(message: str) -> RefusedError:
-    return RefusedError(ErrorCode.MALFORMED, message)
+def _refuse(message: str) -> NoReturn:
+    raise InvalidValueError(message, code="option")
