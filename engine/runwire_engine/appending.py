@@ -60,7 +60,7 @@ class Appending:
         """
         may_make = any((append.run_id, append.key) not in known for append in appends)
         try:
-            async with self._database.transaction() as tx:
+            async with self._database.transaction(lazy=True) as tx:
                 lock = self._lock_making if may_make else self._lock_known
                 runs, streams = await lock(tx, appends, hasten=hasten)
                 return await self._place(tx, appends, runs, streams)

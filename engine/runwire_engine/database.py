@@ -58,7 +58,8 @@ _ROLLBACK_SECONDS: Final = 2.0
 class Transaction:
     """One open transaction, or a session in autocommit: runs named statements.
 
-    BEGIN travels with the first statement, and `last` sends COMMIT along: a round trip less each.
+    A lazy one sends BEGIN with its first statement, and `last` sends COMMIT along: a round trip
+    less each.
     """
 
     def __init__(self, cursor: AsyncCursor[Row], *, is_autocommit: bool = False) -> None:
@@ -84,7 +85,7 @@ class Transaction:
 
     async def many(self, name: str, parameters: Sequence[Parameters]) -> None:
         """Run one statement once per set of parameters, in one pipeline."""
-        await self._begin()
+        await self.begin()
         try:
             await self._cursor.executemany(statement(name), parameters)
         except (psycopg.Error, UnicodeError) as error:
@@ -92,7 +93,7 @@ class Transaction:
 
     async def script(self, name: str, text: str) -> None:
         """Run a file of statements, all in this transaction; only migrations are such files."""
-        await self._begin()
+        await self.begin()
         try:
             await self._cursor.execute(text.encode())
         except psycopg.Error as error:
@@ -107,7 +108,7 @@ class Transaction:
         cursors: list[AsyncCursor[Row]] = []
         try:
             async with self.connection.pipeline():
-                await self._begin()
+                await self.begin()
                 for name, parameters in steps:
                     cursors.append(await self.connection.execute(statement(name), parameters))
             return [await each.fetchall() if each.description else [] for each in cursors]
@@ -121,7 +122,7 @@ class Transaction:
         """
         try:
             async with self.connection.pipeline():
-                await self._begin()
+                await self.begin()
                 await self._cursor.execute(statement(name), parameters)
                 await self.connection.execute("commit")
             self._is_over = True
@@ -137,7 +138,8 @@ class Transaction:
             self._is_over = True
             await _commit(self.connection)
 
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
+        """Send BEGIN, unless that has happened."""
         if not self._has_begun:
             self._has_begun = True
             await self.connection.execute("begin")
@@ -149,7 +151,7 @@ class Transaction:
                 await self._cursor.execute(query, parameters)
                 return
             async with self.connection.pipeline():
-                await self._begin()
+                await self.begin()
                 await self._cursor.execute(query, parameters)
         except (psycopg.Error, UnicodeError) as error:
             raise self._translate(error, name) from None
@@ -204,15 +206,18 @@ class Database:
         await self._pool.close()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[Transaction]:
+    async def transaction(self, *, lazy: bool = False) -> AsyncGenerator[Transaction]:
         """Open a transaction: committed when the block ends, rolled back when it raises.
 
+        `lazy`: BEGIN travels with the first named statement; until then its connection is bare.
         Raises CommitUnknownError when the connection broke during COMMIT: it may or may not have
         happened.
         """
         async with self._connection() as connection, connection.cursor() as cursor:
             tx = Transaction(cursor)
             try:
+                if not lazy:
+                    await tx.begin()
                 yield tx
             except BaseException:
                 await _roll_back(connection)

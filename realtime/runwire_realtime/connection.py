@@ -4,6 +4,7 @@ There is one writer for each connection and nobody else sends, so that a socket 
 for itself alone. The websocket and the event stream are two carriers of this.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -11,9 +12,9 @@ from typing import TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 
 from runwire.wire import CloseCode, ErrorCode, Subscribe
+from runwire_engine.errors import EngineError
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.feed_loading import FeedLoading
 from runwire_realtime.feed_members import FeedMembers
@@ -57,8 +58,9 @@ class Connection:
         self._loading = loading
         self._authenticate = authenticate
         self._tasks: TaskGroup | None = None
-        self._woken = anyio.Event()
-        self._room = anyio.Event()
+        # Of asyncio, as they are cleared and used again with every frame.
+        self._woken = asyncio.Event()
+        self._room = asyncio.Event()
 
     @property
     def is_stranger(self) -> bool:
@@ -105,8 +107,8 @@ class Connection:
             grant = await self._authenticate(token)
         except RefusedError as error:
             self.subscriber.refused(ErrorCode.UNAUTHORIZED, error.message)
-        except Exception:
-            # The database is away, most likely: the client comes back.
+        except EngineError:
+            # The database is away: the client comes back.
             self.outbox.close(CloseCode.OVERLOADED, "the credential cannot be checked now")
         else:
             self.subscriber.authenticated(grant, time.monotonic(), time.time())
@@ -141,17 +143,18 @@ class Connection:
 
     async def _write(self, send: Send, *, ends_when_done: bool) -> Closing:
         while True:
-            self._woken = anyio.Event()
-            messages = self._due()
+            self._woken.clear()
+            now = time.monotonic()
+            messages = self.outbox.frame() or self._due(now)
             if messages:
-                self._sending_since = time.monotonic()
+                self._sending_since = now
                 await send(self._frames.frame(messages))
                 self._sending_since = None
-                self.subscriber.wrote(time.monotonic())
+                self.subscriber.wrote(now)
                 if self.outbox.has_room:
                     self._room.set()
                 # One frame a turn: what comes in meanwhile leaves with the next.
-                await checkpoint()
+                await asyncio.sleep(0)
             elif self.outbox.closing is not None:
                 return self.outbox.closing
             elif ends_when_done and self.subscriptions == 0:
@@ -159,12 +162,13 @@ class Connection:
             else:
                 await self._woken.wait()
 
-    def _due(self) -> list[bytes]:
+    def _due(self, now: float) -> list[bytes]:
+        """Return what the time has come for, unless nothing can have changed about that."""
+        if now < self._due_at and not self.subscriber.is_restless:
+            return []
+        self.subscriber.tick(now, _wall)
         messages = self.outbox.frame()
-        if not messages:
-            self.subscriber.tick(time.monotonic(), _wall)
-            messages = self.outbox.frame()
-            self._due_at = self.subscriber.next_tick()
+        self._due_at = self.subscriber.next_tick()
         return messages
 
     def _load(self, feed: FeedMembers) -> None:
@@ -173,7 +177,7 @@ class Connection:
 
     async def _wait_for_room(self) -> None:
         while not self.outbox.has_room:
-            self._room = anyio.Event()
+            self._room.clear()
             await self._room.wait()
 
 

@@ -192,6 +192,7 @@ class FeedMembers:
 
     def _say_removed(self, run_id: str) -> None:
         self.subscription.is_moved = True
+        self.follower.is_restless = True
         self.follower.outbox.say(messages.removed(self.sub, run_id))
 
     def final_written(self, run_id: str) -> None:
@@ -341,6 +342,7 @@ class FeedMembers:
         self.is_loading = False
         self.subscription.stage = Stage.LIVE
         self.subscription.is_moved = True
+        self.follower.is_restless = True
         self.follower.outbox.say(messages.live(self.sub))
         touched, self._touched = self._touched, {}
         for run_id in touched:

@@ -36,6 +36,8 @@ class Follower:
         self.feeds: dict[str, FeedMembers] = {}
         # Readers that have not written all there is.
         self.unsettled: set[RunReader] = set()
+        # A run or a feed has moved, and with it what its cursor will say.
+        self.is_restless = True
         # Asks the shell to read a feed's snapshot.
         self.load = load
 

@@ -20,6 +20,11 @@ class Source(Protocol):
 
     is_queued: bool
 
+    @property
+    def has_more(self) -> bool:
+        """Whether it may have something to say after its last message."""
+        ...
+
     def produce(self, budget: int) -> bytes | None:
         """Return the next message (or several, joined by commas), or None: nothing to say."""
         ...
@@ -134,7 +139,7 @@ class Outbox:
             self._offer_slot()
             if message is not None:
                 # To the end of the queue: it may have more, and others have waited.
-                if not source.is_queued:
+                if source.has_more and not source.is_queued:
                     source.is_queued = True
                     self._ready.append(source)
                 return message

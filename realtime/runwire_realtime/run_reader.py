@@ -113,6 +113,7 @@ class RunReader:
         """Note that there may be news of the run."""
         for subscription in self.subscriptions.values():
             subscription.is_moved = True
+        self._follower.is_restless = True
         self._follower.unsettled.add(self)
         self._follower.outbox.mark(self)
 
@@ -187,6 +188,10 @@ class RunReader:
         )
 
     # Writing
+
+    @property
+    def has_more(self) -> bool:
+        return True
 
     def produce(self, budget: int) -> bytes | None:
         """Return the next message about the run, if there is one."""

@@ -125,6 +125,13 @@ class StreamReader:
             self._is_reading = False
         self._drop_page()
 
+    @property
+    def has_more(self) -> bool:
+        topic = self.topic
+        is_behind = self.next is not None and self.next < topic.head
+        has_ended = topic.eof_reason is not None or topic.ended_execution != self._ended
+        return is_behind or has_ended or self._announced < len(topic.marks)
+
     def produce(self, budget: int) -> bytes | None:
         """Return the next message of this stream, if there is one."""
         if self.is_over or self.next is None:

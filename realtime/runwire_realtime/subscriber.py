@@ -72,6 +72,8 @@ class Subscriber:
         self._counted_at = now
         self._expires_at: float | None = None
         self._is_warned = False
+        # What is due, and when, may have changed.
+        self._is_restless = True
 
     # Messages
 
@@ -79,6 +81,7 @@ class Subscriber:
         """Take a frame. Return a token when one is to be verified before anything else."""
         if self.phase is Phase.CLOSED or self.outbox.closing is not None:
             return None
+        self._is_restless = True
         body = self._read(frame, now)
         if body is None:
             return None
@@ -189,6 +192,7 @@ class Subscriber:
             self.outbox.say(messages.error(ErrorCode.FORBIDDEN, text))
             self.outbox.close(CloseCode.FORBIDDEN, text)
             return
+        self._is_restless = True
         self._expires_at = None if grant.expires_at is None else now + grant.expires_at - wall
         self._is_warned = False
         if self.follower is None:
@@ -216,16 +220,23 @@ class Subscriber:
 
     # Time
 
+    @property
+    def is_restless(self) -> bool:
+        """Whether `tick` may have something to do, or to plan, before it said it would."""
+        return self._is_restless or (self.follower is not None and self.follower.is_restless)
+
     def wrote(self, now: float) -> None:
         """Note that a frame left."""
         self._written_at = now
 
     def tick(self, now: float, wall: Callable[[], str]) -> None:
         """Do what is due."""
+        self._is_restless = False
         if self.phase is Phase.STRANGER and now >= self._began + self._limits.auth_seconds:
             self.outbox.close(CloseCode.AUTH_TIMEOUT, "no auth in time")
         self._look_at_token(now)
         if self.follower is not None:
+            self.follower.is_restless = False
             self._give_up_waiting(self.follower, now)
             if self.outbox.is_drained:
                 self.follower.cursors(now)

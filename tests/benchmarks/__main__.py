@@ -45,7 +45,8 @@ async def _new_run(stand: Stand) -> str:
 
 
 def bench_fanout(stand: Stand) -> None:
-    ours, node = [], []
+    ours: list[fanout.Measured] = []
+    node: list[fanout.Measured] = []
     for _ in range(ROUNDS):
         ours.append(fanout.ours(stand, writer_for(stand)))
         node.append(fanout.node())
@@ -61,7 +62,8 @@ def bench_fanout(stand: Stand) -> None:
 
 def bench_latency(stand: Stand) -> None:
     for per_second in (100, 1000):
-        ours, node = [], []
+        ours: list[latency.Measured] = []
+        node: list[latency.Measured] = []
         for _ in range(ROUNDS):
             ours.append(latency.ours(stand, per_second, writer_for(stand)))
             node.append(latency.node(stand, per_second))

@@ -15,7 +15,7 @@ from typing import IO
 
 import orjson
 
-from runwire.wire import PROTOCOL, SOCKET_PATH
+from runwire.wire import PROTOCOL, SOCKET_PATH, JsonObject
 from tests.benchmarks.sockets import Stopwatch, await_text, open_socket, percentile, text_frame
 from tests.benchmarks.stand import PEERS, SERVER_CORES, Stand, feed, first_line, program
 
@@ -42,7 +42,7 @@ def ours(
     ):
         if first_line(writer) != "ready":
             raise RuntimeError("the appender did not start")
-        subscribe = {
+        subscribe: JsonObject = {
             "type": "subscribe",
             "sub": "1",
             "to": {"run": run_id},

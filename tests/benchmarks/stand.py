@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -50,7 +50,7 @@ class Stand:
 
 
 @contextlib.contextmanager
-def cores(wanted: set[int]) -> Iterator[None]:
+def cores(wanted: set[int]) -> Generator[None]:
     """Run what starts in this block on these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, wanted & before or before)
@@ -63,7 +63,7 @@ def cores(wanted: set[int]) -> Iterator[None]:
 @contextlib.contextmanager
 def program(
     command: Sequence[str], environment: Mapping[str, str], wanted: set[int]
-) -> Iterator[subprocess.Popen[str]]:
+) -> Generator[subprocess.Popen[str]]:
     """Run a program on these cores for the length of a block; its input and output are pipes."""
     with cores(wanted):
         process = subprocess.Popen(
@@ -129,7 +129,7 @@ async def _prepare(dsn: str, key: str) -> int:
 
 
 @contextlib.contextmanager
-def _server(dsn: str, key: str, environment_id: int) -> Iterator[Stand]:
+def _server(dsn: str, key: str, environment_id: int) -> Generator[Stand]:
     port = free_port()
     runwire = str(Path(sys.executable).parent / "runwire")
     stand = Stand(dsn, port, key, environment_id, 0)

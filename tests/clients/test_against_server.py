@@ -232,6 +232,41 @@ async def test_a_batch_over_http_has_one_run_for_each_item(client: AsyncRunwire)
     ]
 
 
+async def test_a_run_that_a_worker_gave_back_starts_over_in_its_stream(
+    database_url: str, anyio_backend: str
+) -> None:
+    @task(id="client-released", retry={"max_attempts": 1})
+    async def released(payload: None, ctx: Context) -> None:
+        await streams.append("log", ctx.attempt.execution)
+        if ctx.attempt.execution == 1:
+            await anyio.sleep_forever()
+
+    async with (
+        opened_bench(database_url) as bench,
+        running_realtime(database_url) as server,
+        AsyncRunwire(api_url=server.url, access_token=server.key) as client,
+    ):
+        chunks: list[tuple[Any, int | None, bool]] = []
+        begun, again = anyio.Event(), anyio.Event()
+
+        async def read(run_id: str) -> None:
+            source = client.streams.read(run_id, "log")
+            async for chunk in source:
+                chunks.append((chunk, source.attempt, source.is_restart))
+                begun.set()
+            again.set()
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                async with bench.worker(released):
+                    handle = await client.tasks.trigger(released, None)
+                    tasks.start_soon(read, handle.id)
+                    await begun.wait()
+                async with bench.worker(released):
+                    await again.wait()
+        assert chunks == [(1, 1, False), (2, 1, True)]
+
+
 async def test_a_run_that_is_over_takes_no_chunk_and_says_which(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger("client-flaky")
     with anyio.fail_after(15):

@@ -41,7 +41,7 @@ async def until(listener: Listener, wanted: Callable[[Bell], object], within: fl
 async def flag(listener: Listener, wanted: bool) -> None:
     """Wait until the listener knows that it hears, or does not."""
     with anyio.fail_after(5):
-        while listener.listening is not wanted:  # noqa: ASYNC110  # a plain flag
+        while listener.listening is not wanted:  # a plain flag
             await anyio.sleep(0.01)
 
 

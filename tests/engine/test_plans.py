@@ -27,6 +27,7 @@ async def test_appends_do_not_walk_the_streams_of_other_runs(database: Database,
     bell = Doorbell(database.dsn)
     streams = Streams(database, bell)
     run_id = await insert_run(database, env)
+    read = RUNS
     async with create_task_group() as tasks:
         tasks.start_soon(bell.run)
         tasks.start_soon(streams.run)

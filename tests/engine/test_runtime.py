@@ -264,7 +264,8 @@ async def test_a_write_to_another_run_that_is_over_is_fenced_and_loses_nobody_it
     async with bench.worker(first, second):
         over = await bench.finished(first)
         row = await bench.finished(second, over.id)
-    assert row.status == "FAILED" and over.id in (row.error or "")
+    assert row.status == "FAILED"
+    assert (error_of(row)["name"], error_of(row)["message"]) == ("ValueError", over.id)
 
 
 async def test_a_trigger_names_its_parent_and_is_not_repeated_under_one_key(bench: Bench) -> None:

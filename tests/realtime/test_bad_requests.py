@@ -77,9 +77,9 @@ async def test_a_wrong_credential(
             (f"Bearer {expired}", "expired"),
             (f"Bearer {server.key}é", ""),
         ):
-            headers = (
-                {} if authorization is None else {"authorization": authorization.encode("latin-1")}
-            )
+            headers: dict[bytes, bytes] = {}
+            if authorization is not None:
+                headers[b"authorization"] = authorization.encode("latin-1")
             answer = await http.request(method, path.format(run=run_id), headers=headers, json=body)
             assert word in refused(answer, 401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
@@ -194,16 +194,16 @@ async def test_a_body_that_is_too_large(server: TestRealtime, run_id: str) -> No
 
     stream = f"/realtime/v1/streams/{run_id}/self/text/append"
     async with server.client() as http:
-        for method, path, given in (
+        cases: list[tuple[str, str, dict[str, Any]]] = [
             ("POST", TRIGGER, {"json": {"payload": text}}),
             ("POST", TRIGGER, {"content": b" " * 9 * MB}),
             ("POST", TRIGGER, {"json": {"options": {"metadata": metadata}}}),
             ("PUT", f"/api/v1/runs/{run_id}/metadata", {"json": {"metadata": metadata}}),
             ("POST", stream, {"content": "x" * (MB + 1)}),
             ("POST", stream, {"content": "x" * 9 * MB}),
-        ):
-            answer = await http.request(method, path, **given)
-            refused(answer, 413, "too_large")
+        ]
+        for method, path, given in cases:
+            refused(await http.request(method, path, **given), 413, "too_large")
     async with server.client() as http:
         refused(await http.post(TRIGGER, content=endless()), 413, "too_large")
     async with server.client() as http:  # what is large and allowed is taken

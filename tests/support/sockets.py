@@ -85,11 +85,12 @@ def of_type(messages: list[JsonObject], type: str) -> list[JsonObject]:
 def chunks_of(messages: list[JsonObject], stream: str) -> list[Json]:
     """Return the chunks of a stream, having checked that none is missing or double."""
     chunks: list[Json] = []
-    first: int | None = None
+    begin: int | None = None
     for message in messages:
         if message["type"] == "chunks" and message["stream"] == stream:
-            first = message["seq"] if first is None else first
-            assert message["seq"] == first + len(chunks)
+            seq: int = message["seq"]
+            begin = seq if begin is None else begin
+            assert seq == begin + len(chunks)
             chunks += message["data"]
     return chunks
 
