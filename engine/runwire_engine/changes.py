@@ -129,6 +129,17 @@ async def epoch(database: Database) -> str:
     return str(row["epoch"])
 
 
+async def recovery(database: Database) -> str:
+    """Return the name of this life of Postgres: 8 hexadecimal digits.
+
+    A crash forgets transactions whose commit nobody was told of, and gives their ids again. So a
+    position of one life may hide events of the next, and must not be read on from.
+    """
+    row = await database.one("changes.recovery")
+    assert row is not None
+    return str(row["recovery"])
+
+
 def cursor_of(snapshot: str) -> str:
     """Return a position short enough to hand out: exact, or one that starts a little earlier."""
     oldest, _, in_progress = snapshot.split(":")

@@ -1,7 +1,8 @@
 """Where a subscription resumes: opaque to clients, without authority here. [core]
 
     run   r1.<epoch>.<revision>
-    feed  f1.<epoch>.<snapshot>     a pg_snapshot with "-" for ":" and "_" for ","
+    feed  f1.<epoch>.<snapshot>     a pg_snapshot with "-" for ":" and "_" for ","; the epoch ends
+                                    in the life of Postgres that the snapshot is of
 
 Scope is checked anew whatever a cursor says, so the worst a forged one can do is to skip or repeat
 what its sender may see anyway.

@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 
 from runwire.wire import CloseCode
-from runwire_engine.changes import EventRow, Tail, epoch
+from runwire_engine.changes import EventRow, Tail, epoch, recovery
 from runwire_engine.database import Database
 from runwire_engine.doorbell import Bell, Listener
 from runwire_engine.errors import EngineError
@@ -51,6 +51,7 @@ class Feed:
     async def start(self) -> None:
         """Begin at now. Raises EngineError when the database cannot be read."""
         self._hub.epoch = await epoch(self._database)
+        self._hub.recovery = await recovery(self._database)
         self._hub.position = await self._tail.start()
 
     async def run(self) -> None:
@@ -117,13 +118,20 @@ class Feed:
         return self._hub.follows(row.environment_id, row.run_id, row.tags, row.batch_id)
 
     async def _look_at_epoch(self) -> None:
-        now = await epoch(self._database)
-        self._is_suspicious = False
-        if now == self._hub.epoch:
-            return
+        self._is_suspicious = False  # what rings from here on makes it look again
+        now, life = await epoch(self._database), await recovery(self._database)
+        if (now, life) != (self._hub.epoch, self._hub.recovery):
+            position = await self._tail.start()
+            if now == self._hub.epoch:
+                logger.warning("Postgres was restarted; everything followed is read again")
+                self._hub.jumped(position)
+                self._hub.recovery = life
+            else:
+                self._start_over(now, life, position)
+
+    def _start_over(self, now: str, life: str, position: str) -> None:
         logger.warning("the database is another one than before; subscribers start over")
-        self._hub.epoch = now
-        self._hub.position = await self._tail.start()
+        self._hub.epoch, self._hub.recovery, self._hub.position = now, life, position
         for follower in list(self._hub.followers):
             follower.outbox.close(CloseCode.INSUFFICIENT_STATE, "the history is another one")
 

@@ -81,14 +81,18 @@ class _Load:
     async def run(self) -> None:
         feed = self._feed
         # Everything up to here has been applied, so nothing after it is missed.
-        position = feed_cursor(self._hub.epoch, self._hub.position)
+        position = feed_cursor(self._hub.history, self._hub.position)
         feed.since = await self._since()
         cursor = feed.subscription.cursor
         if isinstance(cursor, FeedCursor):
+            is_usable = cursor.epoch == self._hub.history
             reason = await self._gap(cursor)
-            if reason is None and await self._resumed(cursor):
+            if is_usable and reason is None and await self._resumed(cursor):
                 return
-            feed.follower.outbox.say(messages.gap(feed.sub, reason or GapReason.OVERFLOW))
+            # After a crash of Postgres the snapshot alone makes up for everything, but for those
+            # who want each revision.
+            if is_usable or reason is not None or feed.subscription.mode == "every":
+                feed.follower.outbox.say(messages.gap(feed.sub, reason or GapReason.OVERFLOW))
             feed.subscription.cursor = None
         members = await self._members(is_open=False)
         if members is None:
@@ -106,8 +110,10 @@ class _Load:
         return target.since
 
     async def _gap(self, cursor: FeedCursor) -> GapReason | None:
-        if cursor.epoch != self._hub.epoch:
+        if not cursor.epoch.startswith(self._hub.epoch):
             return GapReason.EPOCH_CHANGED
+        if cursor.epoch != self._hub.history:
+            return None
         is_ahead = await self._read(self._following.is_ahead(cursor.snapshot))
         return GapReason.AHEAD if is_ahead else None
 

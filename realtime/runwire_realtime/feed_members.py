@@ -8,7 +8,7 @@ changes once more simply joins again.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from runwire.wire import GapReason
 from runwire_engine.followed import FollowedRun, Touched
@@ -112,7 +112,7 @@ class FeedMembers:
         tags, status = event.step.changes.get("tags"), event.step.changes.get("status")
         match self.target:
             case TagsTarget(wanted):
-                return isinstance(tags, list) and not set(wanted) <= set(tags)
+                return isinstance(tags, list) and not set(wanted) <= set(cast(list[str], tags))
             case RunsTarget(_, statuses) if statuses is not None:
                 return isinstance(status, str) and status not in statuses
             case _:
@@ -230,7 +230,7 @@ class FeedMembers:
         """Read what the events would have told of runs that came or went."""
         hub = self.follower.hub
         if not self.is_loading:
-            self.subscription.cursor = FeedCursor(hub.epoch, hub.position)
+            self.subscription.cursor = FeedCursor(hub.history, hub.position)
         self.version += 1
         self.is_loading = True
         self.follower.load(self)

@@ -157,7 +157,7 @@ class Follower:
         feed = self.feeds[subscription.sub]
         if feed.is_unsettled or any(_follows(reader, subscription) for reader in self.unsettled):
             return None
-        return feed_cursor(self.hub.epoch, self.hub.position)
+        return feed_cursor(self.hub.history, self.hub.position)
 
     def next_cursor_at(self) -> float | None:
         """Return when `cursors` may have something to say."""

@@ -46,6 +46,8 @@ class Hub:
         self.limits = limits
         self.wants = Wants()
         self.epoch = ""
+        # Which life of Postgres `position` is of: a crash may give ids of transactions again.
+        self.recovery = ""
         # The snapshot up to which events have been applied.
         self.position = ""
         self.runs: dict[RunKey, RunTopic] = {}
@@ -81,6 +83,11 @@ class Hub:
         message = messages.state(word, since)
         for follower in self.followers:
             follower.outbox.say(message)
+
+    @property
+    def history(self) -> str:
+        """What positions of feeds hold for: the epoch, and the life of Postgres in it."""
+        return self.epoch + self.recovery
 
     # Registration
 

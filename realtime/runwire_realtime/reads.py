@@ -82,18 +82,21 @@ class Reads:
             await event.wait()
 
     async def _rows(self) -> None:
-        topics = self._hub.take_rows()
-        for environment_id, group in _by_environment(topics):
-            for part in _parts(group, self._hub.limits.rows_per_read):
-                await self._read_rows(environment_id, part)
+        unread = {topic.key: topic for topic in self._hub.take_rows()}
+        try:
+            for environment_id, group in _by_environment(list(unread.values())):
+                for part in _parts(group, self._hub.limits.rows_per_read):
+                    await self._read_rows(environment_id, part)
+                    for topic in part:
+                        del unread[topic.key]
+        except EngineError:
+            # Also those whose turn had not come: nobody else would ask for them again.
+            self._hub.rows_failed(unread.values())
+            raise
 
     async def _read_rows(self, environment_id: int, topics: Sequence[RunTopic]) -> None:
         ids = [topic.run_id for topic in topics]
-        try:
-            runs = await self._following.rows(environment_id, ids, MAX_VALUE_BYTES)
-        except EngineError:
-            self._hub.rows_failed(topics)
-            raise
+        runs = await self._following.rows(environment_id, ids, MAX_VALUE_BYTES)
         for topic in topics:
             self._hub.row_read(topic, runs.get(topic.run_id))
 

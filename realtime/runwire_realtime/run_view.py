@@ -127,7 +127,7 @@ def _visible(name: str, value: Json, view: View) -> Json:
     if name in _BODIES:
         text = orjson.dumps(value)
         return _large(len(text)) if len(text) > view.value_limit else orjson.Fragment(text)
-    return value
+    return cast(Json, value)
 
 
 def wire_time(at: datetime) -> str:

@@ -563,6 +563,24 @@ async def test_a_stranger_must_speak_our_protocol_and_authenticate_first(stage: 
         assert await socket.closed() == 4401
 
 
+async def test_a_reader_that_stops_holds_up_nobody_and_misses_nothing(stage: Stage) -> None:
+    run_id = await stage.trigger()
+    execution = await stage.start(run_id)
+    async with (
+        open_socket(stage.url, stage.key, max_queue=1) as slow,
+        open_socket(stage.url, stage.key) as quick,
+    ):
+        for socket in (slow, quick):
+            await socket.subscribe("a", {"run": run_id}, streams={"*": {}})
+            await socket.until("live")
+        for number in range(80):
+            await stage.append(run_id, execution, number, "x" * 100_000)
+        await stage.complete(run_id, execution)
+        for socket in (quick, slow):
+            chunks = chunks_of(await socket.until("done"), "text")
+            assert [c for c in chunks if isinstance(c, int)] == list(range(80))
+
+
 async def test_the_hub_remembers_nothing_of_those_who_left(stage: Stage) -> None:
     realtime = stage.server.services.realtime
     run_id = await stage.trigger("t")

@@ -15,6 +15,12 @@ commit;
 -- The name of this database's history.
 select runwire.epoch_v1() as epoch;
 
+-- recovery --
+-- Tells one life of Postgres from the next: changes when it starts, and when it recovers from the
+-- crash of a process without starting anew (which resets its statistics).
+select left(md5(concat_ws('/', pg_postmaster_start_time(), a.stats_reset)), 8) as recovery
+  from pg_stat_archiver a;
+
 -- now --
 -- Where a tail begins.
 select pg_current_snapshot()::text as snapshot, pg_is_in_recovery() as is_standby;

@@ -1,0 +1,127 @@
+"""The feed with a real Postgres that loses bells, sessions and its voice."""
+
+import os
+import signal
+
+import anyio
+import pytest
+
+from runwire_engine.runs import NewRun
+from tests.support.engines import query
+from tests.support.sockets import chunks_of, of_type, open_socket
+from tests.support.stage import Stage
+
+pytestmark = pytest.mark.anyio
+
+
+async def sessions(stage: Stage, name: str = "%") -> list[int]:
+    """Return the process ids of sessions with this database but our own."""
+    rows = await query(
+        stage.engine.database,
+        "select pid from pg_stat_activity where datname = current_database()"
+        " and pid <> pg_backend_pid() and application_name like %s",
+        name,
+    )
+    return [row["pid"] for row in rows]
+
+
+async def terminate(stage: Stage, name: str) -> int:
+    pids = await sessions(stage, name)
+    for pid in pids:
+        await query(stage.engine.database, "select pg_terminate_backend(%s)", pid)
+    return len(pids)
+
+
+async def test_without_any_bell_everything_comes_with_the_poll(stage: Stage) -> None:
+    run_id = await stage.trigger("t")
+    execution = await stage.start(run_id)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id}, streams={"*": {}})
+        await socket.subscribe("b", {"tags": ["t"]})
+        await socket.until("live", sub="b")
+        with anyio.fail_after(20):
+            while await terminate(stage, "runwire-bell"):
+                await anyio.sleep(0.01)
+            await stage.append(run_id, execution, "a")
+            await terminate(stage, "runwire-bell")
+            await stage.append(run_id, execution, "b", "c")
+            await terminate(stage, "runwire-bell")
+            other = await stage.trigger("t")
+            await stage.complete(run_id, execution)
+            messages = await socket.until("done")
+            if not of_type(socket.messages, "joined"):
+                await socket.until("joined")
+    assert chunks_of(messages, "text") == ["a", "b", "c"]
+    assert of_type(socket.messages, "joined")[-1]["run"] == other
+
+
+async def test_lost_sessions_lose_nothing(stage: Stage) -> None:
+    run_id = await stage.trigger()
+    execution = await stage.start(run_id)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id}, streams={"*": {}}, mode="every")
+        await socket.until("live")
+        for number in range(30):
+            await stage.append(run_id, execution, number)
+            if number % 10 == 5:
+                await terminate(stage, "runwire-listen")
+                await stage.set_metadata(run_id, execution, n=number)
+        await stage.complete(run_id, execution)
+        messages = await socket.until("done")
+    assert chunks_of(messages, "text") == list(range(30))
+    revisions = [m["revision"] for m in of_type(messages, "patch")]
+    assert revisions == list(range(revisions[0], revisions[0] + len(revisions)))
+
+
+async def test_a_silent_database_is_told_and_so_is_its_return(stage: Stage) -> None:
+    run_id = await stage.trigger()
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id})
+        await socket.until("live")
+        pids = await sessions(stage)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with anyio.fail_after(4):
+                assert (await socket.until("state"))[-1]["state"] == "stale"
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        await stage.engine.runs.cancel(stage.env, run_id)
+        with anyio.fail_after(5):
+            messages = await socket.until("done")
+            if not of_type(socket.messages, "state")[-1]["state"] == "live":
+                messages += await socket.until("state", state="live")
+    assert messages
+
+
+async def test_too_many_changes_at_once_are_made_up_for(stage: Stage) -> None:
+    followed = await stage.trigger("t")
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("run", {"run": followed})
+        await socket.subscribe("tag", {"tags": ["t"]})
+        await socket.until("live", sub="tag")
+        if not any(m["type"] == "live" and m["sub"] == "run" for m in socket.messages):
+            await socket.until("live", sub="run")
+        late = (await stage.engine.runs.trigger(stage.env, NewRun("task", tags=("t",)))).id
+        await query(stage.engine.database, FLOOD, stage.env, followed)
+        seen = set[str]()
+        with anyio.fail_after(10):
+            while late not in seen or followed not in seen:
+                message = await socket.next()
+                if message["type"] == "joined":
+                    seen.add(message["run"])
+                if message["type"] == "run" and message["run"]["revision"] == 6001:
+                    seen.add(message["run"]["id"])
+
+
+# More revisions of one run than a tail reads, in one transaction.
+FLOOD = """
+with moved as (
+    update runwire.runs set revision = 6001, updated_at = now()
+     where environment_id = %s and id = %s returning *)
+insert into runwire.run_events
+       (bucket, environment_id, run_id, revision, type, delta, task, tags)
+select bucket, environment_id, id, number, 'metadata', '{}', task, tags
+  from moved, generate_series(2, 6001) as number
+"""
