@@ -330,7 +330,11 @@ class FeedMembers:
     def held(self, runs: Sequence[FollowedRun]) -> None:
         """Follow runs that the client holds as they are."""
         for run in runs:
-            if run.row.id in self.members or not self._includes(run) or self._would_skip(run):
+            # Its row is about to say whether the client must be told.
+            is_open = run.row.id in self._candidates or run.row.id in self._touched
+            if run.row.id in self.members or is_open or not self._includes(run):
+                continue
+            if self._would_skip(run):
                 continue
             self._join(run, is_told=True)
             reader = self.follower.reader(run.row.id)

@@ -218,7 +218,8 @@ class RunReader:
             return None
         if self._joined:
             return self._with_live(self._announced())
-        return self._change(self.topic.revision)
+        # A feed's page may have brought a subscription up to where it resumes.
+        return self._with_live([]) or self._change(self.topic.revision)
 
     def _announced(self) -> list[bytes]:
         """Return what tells that feeds hold the run, which the client has got by now."""
