@@ -119,6 +119,13 @@ class Following:
         )
         return {row["run_id"]: Touched(row["first"], row["created"]) for row in rows}
 
+    async def creations(self, environment_id: int, ids: Sequence[str]) -> dict[str, Touched]:
+        """Return runs as if all of their history were news."""
+        rows = await self._database.all(
+            "following.creations", {"environment_id": environment_id, "ids": list(ids)}
+        )
+        return {row["run_id"]: Touched(1, row["delta"]) for row in rows}
+
     async def is_ahead(self, snapshot: str) -> bool:
         """Say whether a snapshot is from this database's future."""
         row = await self._database.one("following.place", {"snapshot": snapshot})

@@ -99,6 +99,7 @@ class Connection:
             pass  # the client is gone
         finally:
             self.subscriber.close()
+            self._room.set()
         return (CloseCode.SLOW, "the socket does not drain") if self._is_stuck else closing
 
     async def authenticate(self, token: str) -> None:
@@ -172,11 +173,10 @@ class Connection:
         return messages
 
     def _load(self, feed: FeedMembers) -> None:
-        assert self._tasks is not None
-        self._tasks.start_soon(self._loading.load, feed, self._wait_for_room)
+        self._loading.begin(feed, self._wait_for_room)
 
     async def _wait_for_room(self) -> None:
-        while not self.outbox.has_room:
+        while not self.outbox.has_room and self.subscriber.phase is not Phase.CLOSED:
             self._room.clear()
             await self._room.wait()
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final, TypeVar
 
 import anyio
+from anyio.abc import TaskGroup
 
 from runwire.wire import LARGE_VALUE_BYTES, ErrorCode, GapReason
 from runwire_engine.changes import RESUME_LIMIT
@@ -40,9 +41,23 @@ class FeedLoading:
         self._hub = hub
         self._following = following
         self._limiter = anyio.CapacityLimiter(hub.limits.catch_up_reads)
+        self._tasks: TaskGroup | None = None
 
-    async def load(self, feed: FeedMembers, room: Room) -> None:
-        """Bring a feed to life. `room` waits until the socket can take another page."""
+    async def run(self) -> None:
+        """Read until cancelled."""
+        async with anyio.create_task_group() as self._tasks:
+            await anyio.sleep_forever()
+
+    def begin(self, feed: FeedMembers, room: Room) -> None:
+        """Bring a feed to life. `room` waits until the socket can take another page.
+
+        Not in the connection's own task group: a read that is cancelled costs its connection to
+        Postgres, so one that nobody waits for any more is let run out.
+        """
+        assert self._tasks is not None
+        self._tasks.start_soon(self._load, feed, room)
+
+    async def _load(self, feed: FeedMembers, room: Room) -> None:
         version = feed.version
         while True:
             try:
@@ -85,13 +100,10 @@ class _Load:
         feed.since = await self._since()
         cursor = feed.subscription.cursor
         if isinstance(cursor, FeedCursor):
-            is_usable = cursor.epoch == self._hub.history
             reason = await self._gap(cursor)
-            if is_usable and reason is None and await self._resumed(cursor):
+            if reason is None and await self._told(cursor):
                 return
-            # After a crash of Postgres the snapshot alone makes up for everything, but for those
-            # who want each revision.
-            if is_usable or reason is not None or feed.subscription.mode == "every":
+            if cursor.epoch == self._hub.history or reason is not None or feed.wants_every:
                 feed.follower.outbox.say(messages.gap(feed.sub, reason or GapReason.OVERFLOW))
             feed.subscription.cursor = None
         members = await self._members(is_open=False)
@@ -125,6 +137,31 @@ class _Load:
             is_last = at + size >= len(ids)
             self._feed.page(runs, cursor=position if is_last else None, more=not is_last)
             self._check()
+
+    async def _told(self, cursor: FeedCursor) -> bool:
+        """Write what a client with this cursor lacks; return False when a snapshot has to do.
+
+        The cursor may be from before a crash of Postgres, and says nothing then: who wants each
+        revision is told all of them again, and for others the snapshot makes up for everything.
+        """
+        if cursor.epoch == self._hub.history:
+            return await self._resumed(cursor)
+        return self._feed.wants_every and await self._retold()
+
+    async def _retold(self) -> bool:
+        feed, size = self._feed, self._hub.limits.rows_per_read
+        members = await self._members(is_open=False)
+        if members is None or len(members) >= self._hub.limits.feed_runs:
+            return False
+        feed.is_resumed = True
+        ids = [member.run_id for member in members]
+        for at in range(0, len(ids), size):
+            part = ids[at : at + size]
+            created = await self._read(self._following.creations(self._environment_id, part))
+            feed.resumed([run for run in await self._rows(part) if run.row.id in created], created)
+            self._check()
+        feed.complete()
+        return True
 
     async def _resumed(self, cursor: FeedCursor) -> bool:
         """Write what happened since the cursor; return False when that is too much."""

@@ -75,6 +75,10 @@ class FeedMembers:
         return self.subscription.is_closed
 
     @property
+    def wants_every(self) -> bool:
+        return self.subscription.mode == "every"
+
+    @property
     def is_unsettled(self) -> bool:
         """Whether it may lack a run that has entered."""
         return self.is_loading or bool(self._candidates)

@@ -75,3 +75,6 @@ def configure_logging(level: int = logging.INFO) -> None:
     # What uvicorn reports of an application was reported by it already, or meant: a stream of
     # events that must not look finished is broken off.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    # The pool warns of each try while Postgres is away, several lines each; who needs the database
+    # says so itself.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)

@@ -48,6 +48,8 @@ class Reads:
 
     async def run(self) -> None:
         """Read until cancelled."""
+        self._wanted.clear()
+        self._pages.clear()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             for turn in (self._rows, self._heads, self._fills, self._catch_up):

@@ -11,8 +11,9 @@ It has a few connections to Postgres of its own, so that requests and subscriber
 each other.
 """
 
+import logging
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,9 +38,13 @@ from runwire_realtime.hub import Hub
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.reads import Reads
 
+logger = logging.getLogger("runwire.realtime")
+
 # Catch-up reads, and the tail, the rows, the heads and the rings beside them.
 _POOL_SIZE: Final = 12
 _TICK: Final = 0.25
+# Before a service that failed starts again.
+_PAUSE: Final = 0.2
 # How long a stopping server gives its connections to hear of it.
 _DRAIN_SECONDS: Final = 5.0
 
@@ -103,8 +108,9 @@ class Realtime:
         try:
             await self._feed.start()
             async with anyio.create_task_group() as tasks:
-                for service in (self._reads.run, self._feed.run, self._tick):
-                    tasks.start_soon(service)
+                for service in (self._reads.run, self._loading.run, self._feed.run):
+                    tasks.start_soon(self._keep, service)
+                tasks.start_soon(self._tick)
                 try:
                     yield
                 finally:
@@ -114,6 +120,17 @@ class Realtime:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._database.close()
+
+    async def _keep(self, service: Callable[[], Awaitable[None]]) -> None:
+        """Run a service for ever. When it fails for reasons nobody foresaw, everybody resumes."""
+        while True:
+            try:
+                await service()
+            except Exception:
+                logger.exception("the hub failed; its subscribers are told to resume")
+            for connection in list(self._connections):
+                connection.close(CloseCode.INSUFFICIENT_STATE, "the server lost its place")
+            await anyio.sleep(_PAUSE)
 
     async def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
         """Take no more connections, and let those there are go, to resume elsewhere."""

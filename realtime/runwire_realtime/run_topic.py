@@ -126,8 +126,8 @@ class RunTopic:
             self._learn_status(run.row.status, run.row.revision)
 
     def _learn_status(self, status: Json, revision: int) -> None:
-        if not isinstance(status, str):
-            return
+        if not isinstance(status, str) or (self.final_at is not None and not is_final(status)):
+            return  # a row read before the end says nothing any more
         self.status = status
         if is_final(status):
             self.final_at = revision if self.final_at is None else min(self.final_at, revision)

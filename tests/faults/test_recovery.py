@@ -19,6 +19,7 @@ from tests.support.sockets import open_socket
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 BURNED = 2_000
+ROUNDS = 4
 
 
 async def test_what_happens_after_a_crash_is_told_though_its_transaction_ids_were_used() -> None:
@@ -31,13 +32,19 @@ async def test_what_happens_after_a_crash_is_told_though_its_transaction_ids_wer
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(postgres.supervise)
                 async with running_realtime(postgres.dsn) as realtime:
-                    await _crash_and_cancel(postgres, await realtime.tenant("t"))
+                    # A synchronous commit of somebody in between makes the ids durable: again.
+                    shown = [
+                        await _crash_and_cancel(postgres, await realtime.tenant("t"))
+                        for _ in range(ROUNDS)
+                    ]
+                    assert any(shown), "no transaction id was given again: this shows nothing"
                 tasks.cancel_scope.cancel()
         finally:
             await postgres.stop()
 
 
-async def _crash_and_cancel(postgres: EmbeddedPostgres, server: TestRealtime) -> None:
+async def _crash_and_cancel(postgres: EmbeddedPostgres, server: TestRealtime) -> bool:
+    """Let a followed run end after a crash; return whether ids were given again."""
     engine, env = server.services.engine, server.environment_id
     run_id = (await engine.runs.trigger(env, NewRun("t", tags=("sea",)))).id
     async with open_socket(server.url, server.key) as socket:
@@ -53,7 +60,7 @@ async def _crash_and_cancel(postgres: EmbeddedPostgres, server: TestRealtime) ->
         await _cancel(server, run_id)
         next_id = await anyio.to_thread.run_sync(_next_id, postgres.dsn)
         await socket.until("done")
-    assert next_id < seen, "no transaction id was given again: the test shows nothing"
+    return next_id < seen
 
 
 def _burn(dsn: str) -> int:

@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from runwire_engine.runs import NewRun
+from runwire_realtime.hub import Hub
 from tests.support.engines import query
 from tests.support.sockets import chunks_of, of_type, open_socket
 from tests.support.stage import Stage
@@ -113,6 +114,28 @@ async def test_too_many_changes_at_once_are_made_up_for(stage: Stage) -> None:
                     seen.add(message["run"])
                 if message["type"] == "run" and message["run"]["revision"] == 6001:
                     seen.add(message["run"]["id"])
+
+
+async def test_a_failure_that_nobody_foresaw_makes_everybody_resume(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Hub, moved: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("planted")
+
+    run_id = await stage.trigger()
+    execution = await stage.start(run_id)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id}, streams={"*": {}})
+        await socket.until("live")
+        monkeypatch.setattr(Hub, "rang", broken)
+        await stage.append(run_id, execution, 1)
+        assert await socket.closed() == 4010
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id}, streams={"*": {}})
+        await stage.append(run_id, execution, 2)
+        while chunks_of(socket.messages, "text") != [1, 2]:
+            await socket.next()
 
 
 # More revisions of one run than a tail reads, in one transaction.

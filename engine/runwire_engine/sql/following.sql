@@ -81,6 +81,13 @@ select e.run_id, min(e.revision) as first,
  order by e.run_id
  limit %(limit)s;
 
+-- creations --
+-- How runs were created.
+select e.run_id, e.delta
+  from runwire.run_events e
+ where e.environment_id = %(environment_id)s and e.run_id = any(%(ids)s::text[])
+   and e.revision = 1;
+
 -- place --
 -- Whether a snapshot is from this database's future.
 select pg_snapshot_xmax(%(snapshot)s::pg_snapshot) > pg_snapshot_xmax(pg_current_snapshot())

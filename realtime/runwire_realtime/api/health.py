@@ -14,7 +14,7 @@ from runwire_realtime.schema import problem_with
 from runwire_realtime.services import Services
 
 # A probe asks every few seconds; an answer later than this is as good as none.
-_PATIENCE: Final = 3.0
+_PATIENCE: Final = 2.0
 
 
 class Readiness(BaseModel):
