@@ -47,6 +47,8 @@ class RunReader:
         self._row: FollowedRun | None = None
         # Changes read from the log, for the mode `every`.
         self._steps: deque[Step] = deque()
+        # The revision after which a change is known to be in the log.
+        self._missed_after = 0
         self._is_reading = False
         self._holds_slot = False
 
@@ -374,6 +376,7 @@ class RunReader:
     def _read_history(self) -> None:
         if not self._is_reading and self._take_slot():
             self._is_reading = True
+            self._missed_after = self.written
             self._follower.wants.history(self)
 
     def history_read(self, after: int, steps: Sequence[Step]) -> None:
@@ -381,7 +384,9 @@ class RunReader:
         self._is_reading = False
         if after == self.written:
             self._steps = deque(steps)
-            if not steps or steps[0].revision != after + 1:
+            # It may have been written by other means before it was read: then nothing is there yet.
+            is_lost = steps[0].revision != after + 1 if steps else after == self._missed_after
+            if is_lost:
                 self._steps.clear()
                 self._lose_history()
         if self._row is None and self not in self.topic.waiting:

@@ -524,7 +524,7 @@ class Client:
             return
         if message["revision"] <= held["revision"]:
             # Another subscription resumes from an earlier place.
-            assert self.has_resumed, "a patch goes back"
+            assert self.has_resumed or self.has_left, "a patch goes back"
             return
         assert held["revision"] == message["from"], "a patch does not apply"
         document = {**held, **message["set"], "revision": message["revision"]}
