@@ -17,9 +17,6 @@ from runwire_engine.doorbell import Doorbell
 from runwire_engine.endings import Endings
 from runwire_engine.outcomes import Canceled, Lost, Outcome, Released, record
 
-LEASE: Final = 30.0
-# A task has 30 s after a cancellation was requested, and its worker some to say how it ended.
-CANCEL_GRACE: Final = 35.0
 # Of one pass of the sweep: workers, and runs of each kind.
 _WORKERS_AT_ONCE: Final = 20
 _RUNS_AT_ONCE: Final = 500
@@ -51,14 +48,14 @@ class Workers:
         self,
         database: Database,
         bell: Doorbell,
-        claims: Claims | None = None,
+        claims: Claims,
         *,
-        lease: float = LEASE,
-        cancel_grace: float = CANCEL_GRACE,
+        lease: float,
+        cancel_grace: float,
     ) -> None:
         self._database = database
         self._bell = bell
-        self._claims = claims or Claims(database, bell)
+        self._claims = claims
         self._lease = lease
         self._cancel_grace = cancel_grace
 

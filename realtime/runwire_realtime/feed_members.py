@@ -310,7 +310,7 @@ class FeedMembers:
         if reader is None or not self.is_loading:
             return
         if not reader.is_written:
-            if self.subscription.mode == "every" and touched.first > 1:
+            if self.wants_every and touched.first > 1:
                 reader.holds(touched.first - 1)
             else:
                 whole = self._where_to_begin(run, touched)
@@ -327,7 +327,7 @@ class FeedMembers:
 
         The client may have been told of some of them after its cursor.
         """
-        if self.subscription.mode == "latest" or touched.created is None:
+        if not self.wants_every or touched.created is None:
             return run
         return beginning(run, touched.created) or run
 
