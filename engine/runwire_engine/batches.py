@@ -8,17 +8,13 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final, TypeVar
-
-import anyio
+from typing import TypeVar
 
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
-from runwire_engine.errors import BatchNotFoundError, CommitUnknownError, DataRefusedError
+from runwire_engine.errors import BatchNotFoundError, DataRefusedError
 from runwire_engine.ids import new_batch_id, new_run_id
 from runwire_engine.triggers import DEFAULT_IDEMPOTENCY_TTL, NewRun, Parent, Triggering, Wanted
-
-_COMMIT_TRIES: Final = 5
 
 T = TypeVar("T")
 
@@ -90,7 +86,7 @@ class Batches:
             await tx.run("batches.create", parameters)
             return batch_id
 
-        made = await self._surely(work)
+        made = await self._database.surely(work)
         batch = await self.retrieve(environment_id, made)
         if batch is None:
             raise BatchNotFoundError(made)
@@ -154,22 +150,13 @@ class Batches:
         values["run_ids"] = tuple(row["run_ids"])
         return BatchRow(**values)
 
-    async def _surely(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Do work that may be repeated, also after a COMMIT without an answer."""
-        for tried in range(_COMMIT_TRIES):
-            try:
-                return await self._database.retrying(work)
-            except CommitUnknownError:
-                await anyio.sleep(0.1 * 2**tried)
-        return await self._database.retrying(work)
-
     async def _with_partitions(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Do work that makes runs; once more, with its partition, on the first of a new day."""
         try:
-            return await self._surely(work)
+            return await self._database.surely(work)
         except DataRefusedError:
             await self._database.run("runs.make_partitions")
-            return await self._surely(work)
+            return await self._database.surely(work)
 
 
 def _check_indexes(batch: Row, wanted: Mapping[int, Wanted]) -> None:

@@ -67,7 +67,7 @@ class Catalogue:
             if freed:
                 await match_limits(tx)
 
-        await self._database.retrying(work)
+        await self._database.surely(work)
         self._bell.ring_work(environment_id, limits)
 
     async def known(self, environment_id: int, task: str) -> bool:

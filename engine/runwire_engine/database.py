@@ -1,11 +1,13 @@
 """Connections, transactions, and driver errors translated: where every statement runs.
 
-A transaction that loses a deadlock or a serialisation is repeated by `Database.retrying`; one whose
-COMMIT got no answer raises CommitUnknownError, and only whoever numbered its writes (see
-runwire.writers in the schema) may repeat it.
+A transaction that loses a deadlock or a serialisation is repeated by `Database.retrying`, a single
+statement by `run`, `one` and `all` themselves: five tries in all. One whose COMMIT got no answer
+raises CommitUnknownError. Work that does nothing twice when it is repeated goes on with `surely`;
+else only whoever numbered its writes (see runwire.writers in the schema) may repeat it.
 
-Behind a transaction pooler, which refuses start-up options and forgets prepared statements, both
-are left out; the time limits are then the role's own (`alter role ... set statement_timeout`).
+Behind a transaction pooler, which refuses or drops start-up options and forgets prepared
+statements, both are left out; the time limits are then the role's own
+(`alter role ... set statement_timeout`).
 """
 
 import logging
@@ -21,14 +23,13 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from runwire_engine.driver_errors import Refusal, translate
 from runwire_engine.errors import (
     CommitUnknownError,
     DatabaseUnavailableError,
-    DataRefusedError,
     EngineError,
-    LockHeldError,
     StatementError,
-    TransitionRefusedError,
+    WritesRefusedError,
 )
 from runwire_engine.statements import statement
 
@@ -48,6 +49,13 @@ _SESSION: Final = {
     "connect_timeout": "5",
 }
 _TRIES: Final = 5
+# After a COMMIT without an answer: the first pause, which doubles; 3 s in all.
+_COMMIT_PAUSE: Final = 0.1
+# How long a write that was refused for want of disk space is news: whoever has something to write
+# tries again every two seconds, so that it stays news for as long as it matters.
+_REFUSED_SECONDS: Final = 10.0
+# The first that has transaction_timeout.
+_BOUNDS_TRANSACTIONS: Final = 170_000
 # How often somebody who waits for a connection asks the pool again: the pool itself doubles its
 # pauses and would notice a Postgres that is back only long after.
 _ASK_SECONDS: Final = 1.0
@@ -174,6 +182,7 @@ class Database:
         name: str = "runwire",
         statement_timeout: str = "5s",
         lock_timeout: str = "2s",
+        transaction_timeout: str = "30s",
         wait_seconds: float = 10.0,
     ) -> None:
         self.dsn = dsn
@@ -183,10 +192,21 @@ class Database:
             f"-c statement_timeout={statement_timeout} -c lock_timeout={lock_timeout}"
             " -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
         )
+        self._transaction_timeout = transaction_timeout
+        self._server_version = 0
+        # The last write that Postgres refused to store, and when.
+        self._refused: tuple[float, WritesRefusedError] | None = None
         # How long a caller waits for a connection before it hears that there is none.
         self._wait_seconds = wait_seconds
         self._is_pooled = False
         self._pool = self._new_pool()
+
+    @property
+    def refuses_writes(self) -> WritesRefusedError | None:
+        """Why nothing can be stored, where a write has met with that in the last seconds."""
+        if self._refused is None or anyio.current_time() - self._refused[0] > _REFUSED_SECONDS:
+            return None
+        return self._refused[1]
 
     async def open(self, *, seconds: float = _OPEN_SECONDS) -> None:
         """Open the pool, waiting for a Postgres that is still starting.
@@ -232,28 +252,51 @@ class Database:
 
     async def all(self, name: str, parameters: Parameters | None = None) -> list[Row]:
         """Run one statement in a transaction of its own and return its rows."""
-        async with self.session() as session:
-            return await session.all(name, parameters)
+
+        async def work() -> list[Row]:
+            async with self.session() as session:
+                return await session.all(name, parameters)
+
+        return await _repeated(work)
 
     async def one(self, name: str, parameters: Parameters | None = None) -> Row | None:
-        async with self.session() as session:
-            return await session.one(name, parameters)
+        """Run one statement in a transaction of its own and return its first row, if any."""
+
+        async def work() -> Row | None:
+            async with self.session() as session:
+                return await session.one(name, parameters)
+
+        return await _repeated(work)
 
     async def run(self, name: str, parameters: Parameters | None = None) -> int:
-        async with self.session() as session:
-            return await session.run(name, parameters)
+        """Run one statement in a transaction of its own; return how many rows it touched."""
+
+        async def work() -> int:
+            async with self.session() as session:
+                return await session.run(name, parameters)
+
+        return await _repeated(work)
 
     async def retrying(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Do work in a transaction, again from the start after a deadlock (at most 5 times)."""
-        for _ in range(_TRIES - 1):
+        """Do work in a transaction, again from the start after a deadlock (5 tries in all)."""
+
+        async def once() -> T:
+            async with self.transaction() as tx:
+                return await work(tx)
+
+        return await _repeated(once)
+
+    async def surely(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """As `retrying`, and again after a COMMIT without an answer (5 tries in all).
+
+        Only for work that does nothing twice when it finds itself done.
+        """
+        for tried in range(_TRIES - 1):
             try:
-                async with self.transaction() as tx:
-                    return await work(tx)
-            except StatementError as error:
-                if not error.repeatable:
-                    raise
-        async with self.transaction() as tx:
-            return await work(tx)
+                return await self.retrying(work)
+            except CommitUnknownError:
+                await anyio.sleep(_COMMIT_PAUSE * 2**tried)
+        return await self.retrying(work)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[Row]]:
@@ -262,6 +305,9 @@ class Database:
             yield connection
         except psycopg.Error as error:
             raise translate(error) from None
+        except WritesRefusedError as error:
+            self._refused = (anyio.current_time(), error)
+            raise
         finally:
             # Shielded: a connection that is not given back is lost to everybody.
             with anyio.CancelScope(shield=True):
@@ -288,22 +334,31 @@ class Database:
             try:
                 connection = await AsyncConnection.connect(self.dsn, **self._connect_settings())
             except psycopg.Error as error:
-                refusal = _Refusal(error)
+                refusal = Refusal(error)
             else:
+                self._server_version = connection.info.server_version
+                if not self._is_pooled and not await _keeps_options(connection):
+                    self._note_pooler("drops")
                 return await connection.close()
             if refusal.is_a_poolers and not self._is_pooled:
-                logger.warning("a pooler refuses start-up options; time limits are the role's")
-                self._is_pooled = True
+                self._note_pooler("refuses")
             elif refusal.is_final or anyio.current_time() >= deadline:
                 raise DatabaseUnavailableError(f"cannot connect to Postgres: {refusal.reason}")
             else:
                 await anyio.sleep(0.2)  # nothing announces a Postgres that is up
 
+    def _note_pooler(self, does: str) -> None:
+        logger.warning("a pooler %s start-up options; time limits are the role's", does)
+        self._is_pooled = True
+
     def _connect_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {**_SESSION, "autocommit": True}
         if self._is_pooled:
             return {**settings, "prepare_threshold": None}
-        return {**settings, "options": self._options}
+        options = self._options
+        if self._server_version >= _BOUNDS_TRANSACTIONS:
+            options += f" -c transaction_timeout={self._transaction_timeout}"
+        return {**settings, "options": options}
 
     def _new_pool(self) -> AsyncConnectionPool[AsyncConnection[Row]]:
         return AsyncConnectionPool(
@@ -320,6 +375,30 @@ class Database:
             open=False,
             check=_check,
         )
+
+
+async def _repeated(work: Callable[[], Awaitable[T]]) -> T:
+    """Do work that leaves nothing behind when it fails, again after a deadlock (5 tries in all)."""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return await work()
+        except StatementError as error:
+            if not error.repeatable:
+                raise
+            if tries == _TRIES:
+                # Whoever called would begin to count anew.
+                raise StatementError(
+                    str(error), sqlstate=error.sqlstate, repeatable=False
+                ) from None
+
+
+async def _keeps_options(connection: AsyncConnection[Any]) -> bool:
+    """Say whether the session has the settings that were asked for at its start."""
+    cursor = await connection.execute(statement("database.idle_timeout"))
+    row = await cursor.fetchone()
+    return row is not None and row[0] == "10s"
 
 
 async def _check(connection: AsyncConnection[Row]) -> None:
@@ -357,52 +436,3 @@ async def _roll_back(connection: AsyncConnection[Row]) -> None:
         except psycopg.Error:
             pass
     await connection.close()
-
-
-class _Refusal:
-    """Why a connection could not be made, fit for showing: libpq's text has no password."""
-
-    def __init__(self, error: psycopg.Error) -> None:
-        # One line per address that was tried; the server's own words come after FATAL.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        server = [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line]
-        self.reason = server[0] if server else (lines[0] if lines else type(error).__name__)
-        self.is_a_poolers = "unsupported startup parameter" in self.reason
-        self.is_final = bool(server) and any(
-            words in self.reason
-            for words in ("authentication", "does not exist", "pg_hba.conf", "not permitted")
-        )
-
-
-def translate(error: psycopg.Error | UnicodeError, name: str = "a statement") -> EngineError:
-    """Return our error for a driver error; its text never has a value in it."""
-    if isinstance(error, UnicodeError):
-        return DataRefusedError(f"{name}: a text has characters that UTF-8 cannot hold")
-    state = error.sqlstate
-    if state is None:
-        return _translate_the_drivers_own(error, name)
-    message = f"{name}: {error.diag.message_primary}"
-    if state in {"RW001", "RW002"}:
-        return TransitionRefusedError(error.diag.message_primary or "")
-    # Class 22 quotes the value it refuses.
-    if state[:2] == "22":
-        return DataRefusedError(f"{name}: {type(error).__name__} ({state})")
-    if state[:2] == "54" or state == "23514":
-        return DataRefusedError(message)
-    if state == "55P03":
-        return LockHeldError(message)
-    # Also: what was the primary is a standby now (25006).
-    if state[:2] in {"08", "53", "57"} or state == "25006":
-        return DatabaseUnavailableError(message)
-    repeatable = isinstance(
-        error, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure
-    )
-    return StatementError(message, sqlstate=state, repeatable=repeatable)
-
-
-def _translate_the_drivers_own(error: psycopg.Error, name: str) -> EngineError:
-    if isinstance(error, psycopg.DataError):
-        return DataRefusedError(f"{name}: a value that Postgres cannot hold (a NUL in a text?)")
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return DatabaseUnavailableError(f"{name}: the connection to Postgres is lost")
-    return StatementError(f"{name}: {type(error).__name__}", sqlstate="", repeatable=False)

@@ -2,8 +2,12 @@
 
 EngineError
 ├── DatabaseUnavailableError   theirs: Postgres is away, starting, full or out of connections
-├── LockHeldError              somebody else's: a lock was not had in time
-├── CommitUnknownError         nobody's: COMMIT got no answer; it may have happened
+│   ├── LockHeldError          somebody else's: a lock was not had in time
+│   ├── CommitUnknownError     nobody's: COMMIT got no answer; it may have happened
+│   ├── StatementTimeoutError  a statement took longer than it may, and was given up
+│   └── WritesRefusedError     theirs: nothing can be stored now
+│       ├── DiskFullError      no disk space is left
+│       └── ReadOnlyError      it is set to read-only, or has become a standby
 ├── StandbyError               theirs: this Postgres only follows another
 ├── StatementError             a statement failed; `repeatable` after a deadlock
 ├── DataRefusedError           yours: Postgres cannot hold a value
@@ -36,6 +40,22 @@ class LockHeldError(DatabaseUnavailableError):
 
 class CommitUnknownError(DatabaseUnavailableError):
     """COMMIT got no answer: the transaction may or may not have happened."""
+
+
+class StatementTimeoutError(DatabaseUnavailableError):
+    """A statement took longer than it may, or was canceled by somebody."""
+
+
+class WritesRefusedError(DatabaseUnavailableError):
+    """Postgres answers, but stores nothing now; reading goes on."""
+
+
+class DiskFullError(WritesRefusedError):
+    """Postgres has no disk space left."""
+
+
+class ReadOnlyError(WritesRefusedError):
+    """Postgres is set to read-only, or has become a standby."""
 
 
 class StandbyError(EngineError):

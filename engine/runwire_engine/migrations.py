@@ -52,7 +52,12 @@ async def migrate(
     """
     wanted = known_migrations() if migrations is None else list(migrations)
     database = Database(
-        dsn, max_size=1, name="runwire-migrate", statement_timeout="10min", lock_timeout="60s"
+        dsn,
+        max_size=1,
+        name="runwire-migrate",
+        statement_timeout="10min",
+        lock_timeout="60s",
+        transaction_timeout="30min",
     )
     await database.open(seconds=seconds)
     try:

@@ -113,15 +113,15 @@ class Runs:
         A run that is over is returned as it is. Raises RunNotFoundError.
         """
         endings = Endings(self._bell)
+        # Also of tries whose COMMIT got no answer: then there is nothing left to change.
+        changed: list[Row] = []
 
-        async def work(tx: Transaction) -> list[Row]:
-            changed = await tx.all(
-                "runs.cancel", {"environment_id": environment_id, "run_id": run_id}
-            )
-            await endings.settle(tx, changed)
-            return changed
+        async def work(tx: Transaction) -> None:
+            rows = await tx.all("runs.cancel", {"environment_id": environment_id, "run_id": run_id})
+            await endings.settle(tx, rows)
+            changed.extend(rows)
 
-        changed = await self._database.retrying(work)
+        await self._database.surely(work)
         endings.ring()
         if any(row["status"] not in FINAL for row in changed):
             self._bell.ring_control(environment_id, "cancel", run_id)
@@ -162,7 +162,7 @@ class Runs:
 
         Raises RunNotFoundError, RunFinalError, and DataRefusedError beyond ten tags.
         """
-        if await self._database.retrying(partial(_add_tags, environment_id, run_id, tags)):
+        if await self._database.surely(partial(_add_tags, environment_id, run_id, tags)):
             self._bell.ring_feed(environment_id, [run_id])
         return await self._there(environment_id, run_id)
 

@@ -104,6 +104,9 @@ class Triggering:
         await self._hold_parents()
         await self._claim_requests()
         await self._use_tokens()
+        if repeated:
+            # What was still committing a moment ago has used its tokens itself.
+            await self._recognise()
         await self._claim_keys()
         await self._limit_queues()
         await self._insert()

@@ -141,7 +141,7 @@ class Workers:
             endings = Endings(self._bell)
             return await work(tx, endings)
 
-        count = await self._database.retrying(once)
+        count = await self._database.surely(once)
         endings.ring()
         return count
 
