@@ -7,11 +7,15 @@
 Postgres listens on a unix socket only, inside the cluster's own directory (mode 0700), so that
 exactly the processes of the same user, and root, can connect, and no port or password is needed.
 It runs in a session of its own and outlives a supervisor that is killed; the next one adopts it.
+
+On a disk that is full Postgres may not come up at all: that is said at once, and the supervisor
+then looks for room before it tries again, instead of starting it over and over.
 """
 
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -33,6 +37,10 @@ DATABASE: Final = "runwire"
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 3.0  # everything is to stop within 5
 _LOOK_SECONDS: Final = 0.25
+# Between two tries to bring it back, once one has failed.
+_PAUSES: Final = (1.0, 30.0)
+# One file of its log; without room for another Postgres dies as soon as it starts.
+_LEAST_ROOM: Final = 16 * 1024 * 1024
 _LONGEST_LOG: Final = 10 * 1024 * 1024
 
 # Durability is never traded for speed here: what a subscriber has seen must survive a crash.
@@ -138,6 +146,7 @@ class EmbeddedPostgres:
             if not self.is_running():
                 logger.warning("the embedded Postgres died; bringing it back")
                 await self._revive()
+                logger.warning("the embedded Postgres is back")
 
     def is_running(self) -> bool:
         """Say whether the postmaster lives; it may still be starting."""
@@ -154,11 +163,15 @@ class EmbeddedPostgres:
         from destroying the cluster.
         """
         wait = 0.1
+        spawned = False
         with anyio.move_on_after(self._start_seconds):
             while not await self._answers():
                 if not self.is_running():
+                    if spawned:
+                        self._refuse_full_disk()
                     with self._open_log() as log:
                         self._process = self._cluster.spawn(self._settings, log)
+                    spawned = True
                 await anyio.sleep(wait)
                 wait = min(wait * 1.3, 1.0)
             return
@@ -168,12 +181,35 @@ class EmbeddedPostgres:
         )
 
     async def _revive(self) -> None:
-        try:
-            await self._bring_up()
-        except (EmbeddedPostgresError, OSError) as error:
-            logger.error("%s", error)  # and the next look tries again
-        else:
-            logger.warning("the embedded Postgres is back")
+        """Bring it up, however long that takes."""
+        pause, longest = _PAUSES
+        told = ""
+        while True:
+            try:
+                return await self._bring_up()
+            except (EmbeddedPostgresError, OSError) as error:
+                if str(error) != told:
+                    logger.error("%s", error)
+                told = str(error)
+            await self._room_or(pause)
+            pause = min(pause * 2, longest)
+
+    async def _room_or(self, seconds: float) -> None:
+        """Wait so long, or, on a full disk, until there is room."""
+        was_full = self._is_full()
+        with anyio.move_on_after(seconds):
+            while not was_full or self._is_full():  # noqa: ASYNC110 -- a disk announces nothing
+                await anyio.sleep(_LOOK_SECONDS)
+
+    def _is_full(self) -> bool:
+        return shutil.disk_usage(self.folder).free < _LEAST_ROOM
+
+    def _refuse_full_disk(self) -> None:
+        if self._is_full():
+            raise EmbeddedPostgresError(
+                f"the embedded Postgres cannot run: the disk of {self.folder} is full;"
+                f" it needs {_LEAST_ROOM // 1024**2} MiB and more"
+            )
 
     async def _answers(self) -> bool:
         if not self.is_running():
