@@ -82,12 +82,16 @@ class Tail:
         return self._position
 
     async def read(self) -> Changes:
-        """Return what became visible since the last read. Raises StandbyError.
+        """Return what became visible since the last read.
 
-        After any error the position is what it was: read again.
+        Raises StandbyError, and StatementTimeoutError after two seconds. After any error the
+        position is what it was: read again, or `start` anew.
         """
         rows = await _read(
-            self._database, "changes.tail", {"snapshot": self.position, "limit": self._limit + 1}
+            self._database,
+            "changes.tail",
+            {"snapshot": self.position, "limit": self._limit + 1},
+            settle="changes.settle_soon",
         )
         changes = _changes(rows, self._limit)
         self._position = changes.snapshot
@@ -148,7 +152,13 @@ def cursor_of(snapshot: str) -> str:
     return f"{oldest}:{oldest}:"
 
 
-async def _read(database: Database, name: str, parameters: dict[str, object]) -> list[Row]:
+async def _read(
+    database: Database,
+    name: str,
+    parameters: dict[str, object],
+    *,
+    settle: str = "changes.settle",
+) -> list[Row]:
     """Run a statement that must use the index on txid, whatever the statistics say.
 
     Today's partition grows faster than it is analysed, and a plan that reads it whole looks cheap
@@ -158,7 +168,7 @@ async def _read(database: Database, name: str, parameters: dict[str, object]) ->
         connection = session.connection
         async with connection.pipeline():
             await connection.execute(statement("changes.begin"))
-            await connection.execute(statement("changes.settle"))
+            await connection.execute(statement(settle))
             cursor = await connection.execute(statement(name), parameters)
             await connection.execute(statement("changes.commit"))
         return await cursor.fetchall()

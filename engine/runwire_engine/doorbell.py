@@ -4,6 +4,9 @@ A NOTIFY inside a writing transaction serialises every commit of the database, s
 after their commit was acknowledged, without waiting: `ring_*` notes what moved, and the one task in
 `Doorbell.run` sends at once, then whatever gathered while that was in flight. Errors are logged and
 swallowed. Whoever listens also polls (1 s), so that a lost bell costs time, never data.
+
+Behind a transaction pooler bells can be rung but not heard. A listener finds that out at its start,
+by a ping to itself, and says so once: whoever has it then goes by the poll alone.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ import socket
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 import psycopg
@@ -28,6 +31,7 @@ from runwire_engine.bells import ChunkRow as ChunkRow
 from runwire_engine.bells import Control as Control
 from runwire_engine.bells import Ringing, decode, encode
 from runwire_engine.bells import StreamMoved as StreamMoved
+from runwire_engine.driver_errors import Refusal
 from runwire_engine.statements import statement
 
 logger = logging.getLogger("runwire.doorbell")
@@ -35,8 +39,11 @@ logger = logging.getLogger("runwire.doorbell")
 Connection: TypeAlias = AsyncConnection[tuple[object, ...]]
 
 # Half-open connections are found in about 11 s by TCP, and in PING_EVERY + PING_WITHIN by the ping.
+_OPTIONS = (
+    "-c synchronous_commit=off -c statement_timeout=5s -c lock_timeout=2s"
+    " -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+)
 _SESSION = {
-    "options": "-c synchronous_commit=off -c statement_timeout=5s -c timezone=UTC",
     "keepalives": "1",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -49,6 +56,8 @@ PING_WITHIN = 3.0
 # A bell that takes this long is worth less than a new connection.
 _SEND_WITHIN = 5.0
 _BACK_OFF = (0.05, 5.0)
+# How often a listener that hears nothing tries again whether that has changed.
+_POLL_ONLY_PAUSE = 30.0
 
 
 class Doorbell:
@@ -144,8 +153,7 @@ class Listener:
     """Yields bells, the first and every first after a reconnect with `scan`.
 
     `async with Listener(dsn) as bells: async for bell in bells: ...`; what rings while the reader
-    is busy is joined into its next bell. `listening` says whether bells arrive at all: False while
-    disconnected, and behind a transaction pooler for ever (poll-only is a supported mode).
+    is busy is joined into its next bell.
     """
 
     def __init__(
@@ -157,7 +165,11 @@ class Listener:
         ping_within: float = PING_WITHIN,
     ) -> None:
         """Listen to all environments, or to one."""
+        # Whether bells arrive: not while disconnected.
         self.listening = False
+        # Whether LISTEN is of no use here, as behind a transaction pooler.
+        self.is_poll_only = False
+        self._has_heard = False
         self._dsn = dsn
         self._only = environment_id
         self._ping_every = ping_every
@@ -203,30 +215,54 @@ class Listener:
         while True:
             try:
                 await self._listen()
+            except* _DeafError:
+                # One that has heard before is merely interrupted.
+                if not (self.is_poll_only or self._has_heard):
+                    logger.warning(
+                        "notifications do not arrive here, as behind a transaction pooler:"
+                        " poll-only; RUNWIRE_LISTEN_DATABASE_URL can name a direct connection"
+                    )
+                self.is_poll_only = not self._has_heard
             except* (psycopg.Error, OSError, _SilentError) as group:
-                # Behind a transaction pooler this goes on for ever: said once.
                 level = logging.WARNING if self.listening or not told else logging.DEBUG
                 logger.log(level, "listening was interrupted: %s", _names(group))
                 told = True
             if self.listening:
                 waits = _back_offs()
             self.listening = False
-            await anyio.sleep(next(waits))
+            await anyio.sleep(_POLL_ONLY_PAUSE if self.is_poll_only else next(waits))
 
     async def _listen(self) -> None:
         async with (
             _connected(self._dsn, "runwire-listen") as connection,
             _connected(self._dsn, "runwire-ping") as pinger,
         ):
-            for channel in (*CHANNELS, self._own):
-                with _severed_after(_SEND_WITHIN, connection):
-                    await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            await self._prove(connection, pinger)
+            await _listen_to(connection, *CHANNELS)
+            if self.is_poll_only:
+                logger.warning("notifications arrive; no longer poll-only")
+                self.is_poll_only = False
+            self.listening = self._has_heard = True
             # From here on nothing is missed; what came before has to be read.
             self._ringing.scan = True
             self._rang.set()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._drain, connection)
                 tasks.start_soon(self._ping, pinger)
+
+    async def _prove(self, connection: Connection, pinger: Connection) -> None:
+        """Ping ourselves, before anything relies on it. Raises _DeafError.
+
+        Our own channel alone: what is left listening in a pooler's hands shall hear nobody's bells.
+        """
+        await _listen_to(connection, self._own)
+        await self._send_ping(pinger)
+        async for notification in connection.notifies(timeout=self._ping_within, stop_after=1):
+            if notification.channel == self._own:
+                return
+        if connection.closed or pinger.closed:
+            raise _SilentError("the connection was lost during the first ping")
+        raise _DeafError("the first ping did not come back")
 
     async def _drain(self, connection: Connection) -> None:
         async for notification in connection.notifies():
@@ -239,36 +275,60 @@ class Listener:
 
     async def _ping(self, pinger: Connection) -> None:
         while True:
+            await anyio.sleep(self._ping_every)
             self._ponged.clear()
-            with anyio.CancelScope(shield=True), _severed_after(self._ping_within, pinger):
-                await pinger.execute(
-                    statement("doorbell.ring"), {"channels": [self._own], "payloads": [""]}
-                )
+            await self._send_ping(pinger)
             with anyio.move_on_after(self._ping_within):
                 await self._ponged.wait()
             if not self._ponged.is_set():
                 raise _SilentError("the ping did not come back")
-            self.listening = True
-            await anyio.sleep(self._ping_every)
+
+    async def _send_ping(self, pinger: Connection) -> None:
+        with anyio.CancelScope(shield=True), _severed_after(self._ping_within, pinger):
+            await pinger.execute(
+                statement("doorbell.ring"), {"channels": [self._own], "payloads": [""]}
+            )
 
 
 class _SilentError(Exception):
-    """The connection lives, as far as anybody can tell, but notifications do not arrive."""
+    """The connection lives, as far as anybody can tell, but notifications stopped."""
+
+
+class _DeafError(Exception):
+    """LISTEN and NOTIFY were accepted, but what was sent did not arrive, not even once."""
 
 
 @asynccontextmanager
 async def _connected(dsn: str, name: str) -> AsyncGenerator[Connection]:
-    connection = await AsyncConnection.connect(
-        dsn,
-        autocommit=True,
-        application_name=name,
-        **_SESSION,  # type: ignore[arg-type]  # one mapping for parameters of several types
-    )
+    connection = await _connect(dsn, name)
     try:
         yield connection
     finally:
         with anyio.CancelScope(shield=True):
             await connection.close()
+
+
+async def _connect(dsn: str, name: str) -> Connection:
+    """Connect with our settings; without, where a pooler refuses them."""
+    settings: dict[str, Any] = {
+        **_SESSION,
+        "application_name": name,
+        "autocommit": True,
+        # A pooler's connections know nothing of each other's; and each runs one statement or two.
+        "prepare_threshold": None,
+    }
+    try:
+        return await AsyncConnection.connect(dsn, options=_OPTIONS, **settings)
+    except psycopg.OperationalError as error:
+        if not Refusal(error).is_a_poolers:
+            raise
+    return await AsyncConnection.connect(dsn, **settings)
+
+
+async def _listen_to(connection: Connection, *channels: str) -> None:
+    for channel in channels:
+        with _severed_after(_SEND_WITHIN, connection):
+            await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
 
 
 @contextmanager

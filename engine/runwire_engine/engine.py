@@ -7,6 +7,7 @@ from typing import Final
 
 import anyio
 
+from runwire_engine.alarms import Alarms
 from runwire_engine.batches import Batches
 from runwire_engine.catalogue import Catalogue
 from runwire_engine.claims import Claims
@@ -93,7 +94,7 @@ async def _wind_down(engine: Engine) -> None:
 
 
 def _compose(settings: EngineSettings, database: Database) -> Engine:
-    bell = Doorbell(settings.database_url)
+    bell = Doorbell(settings.listen_dsn)
     claims = Claims(database, bell)
     workers = Workers(
         database, bell, claims, lease=settings.lease, cancel_grace=settings.cancel_grace
@@ -110,5 +111,10 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         claims=claims,
         outcomes=Outcomes(database, bell),
         workers=workers,
-        sweep=Sweep(database, workers, interval=settings.sweep),
+        sweep=Sweep(
+            database,
+            workers,
+            Alarms(database, horizon_seconds=settings.horizon_alarm),
+            interval=settings.sweep,
+        ),
     )

@@ -22,6 +22,12 @@ class EngineSettings(BaseSettings):
         repr=False,
         description="The Postgres to use, as a connection URL.",
     )
+    listen_database_url: str = Field(
+        default="",
+        repr=False,
+        description="Where to LISTEN and NOTIFY, if not at RUNWIRE_DATABASE_URL: the same database"
+        " without the transaction pooler in between.",
+    )
     environment: str = Field(
         default="dev", description="The environment whose runs a worker executes."
     )
@@ -39,6 +45,12 @@ class EngineSettings(BaseSettings):
         gt=0,
         description="How often each process looks for dead workers, due retries and expired runs.",
     )
+    horizon_alarm: float = Field(
+        default=60.0,
+        gt=0,
+        description="How long a transaction may stay open, or a replication slot stand still, until"
+        " the log and `/readyz` warn of it: it keeps Postgres from cleaning up.",
+    )
     poll: float = Field(
         default=1.0, gt=0, description="How often work is looked for when no bell rings."
     )
@@ -55,3 +67,8 @@ class EngineSettings(BaseSettings):
         ge=0,
         description="How long a stopping worker waits for its runs before it gives them back.",
     )
+
+    @property
+    def listen_dsn(self) -> str:
+        """Where to LISTEN and NOTIFY."""
+        return self.listen_database_url or self.database_url

@@ -1,9 +1,8 @@
 """The sweep: what time makes due, done by every process, with no leader.
 
 Each pass is bounded and skips what another sweeper is at. Once a minute it also tidies up: keys and
-tokens that served their time, groups nobody uses, partitions for the days ahead. Asking Postgres
-how full its notification queue is also empties it of what a dead listener left, so that is asked
-at every pass.
+tokens that served their time, groups nobody uses, partitions for the days ahead. What becomes of
+Postgres itself is looked at in every pass (see `alarms`).
 """
 
 import logging
@@ -13,6 +12,7 @@ from typing import Final
 
 import anyio
 
+from runwire_engine.alarms import Alarms
 from runwire_engine.database import Database
 from runwire_engine.errors import EngineError
 from runwire_engine.triggers import match_limits
@@ -25,8 +25,6 @@ _TIDY_SECONDS: Final = 60.0
 # Rows deleted by one statement; a full one is repeated at the next pass, not in a minute.
 _DELETED_AT_ONCE: Final = 5_000
 _DAYS_AHEAD: Final = 7
-# A queue this full stops being emptied by somebody; Postgres refuses notifications at 1.0.
-_QUEUE_ALARM: Final = 0.1
 # Tables that statements reach by key and that may grow fast from nothing.
 _ANALYZED: Final = (
     "runs",
@@ -53,7 +51,15 @@ _KEPT: Final = {
 class Sweep:
     """Sweeps every few seconds; `run` belongs into a task group."""
 
-    def __init__(self, database: Database, workers: Workers, *, interval: float = INTERVAL) -> None:
+    def __init__(
+        self,
+        database: Database,
+        workers: Workers,
+        alarms: Alarms,
+        *,
+        interval: float = INTERVAL,
+    ) -> None:
+        self.alarms = alarms
         self._database = database
         self._workers = workers
         self._interval = interval
@@ -84,7 +90,8 @@ class Sweep:
             swept.append(await self._workers.sweep())
 
         await self._careful("the sweep", sweep)
-        await self._careful("a look at the notification queue", self._watch_notifications)
+        await self._careful("a look at the notification queue", self.alarms.look_at_notifications)
+        await self._careful("a look at old transactions", self.alarms.look_at_horizon)
         await self._careful("a look at the statistics", self._refresh_statistics)
         if anyio.current_time() - self._tidied >= _TIDY_SECONDS:
             self._tidied = anyio.current_time()
@@ -119,11 +126,6 @@ class Sweep:
         for table in _ANALYZED:
             if table in stale:
                 await self._database.run(f"sweep.analyze_{table}")
-
-    async def _watch_notifications(self) -> None:
-        row = await self._database.one("sweep.notification_queue")
-        if row is not None and row["usage"] > _QUEUE_ALARM:
-            logger.error("the notification queue of Postgres is %d%% full", row["usage"] * 100)
 
     async def _careful(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
         """Do a step, unless closing; what goes wrong with it must not end the process."""

@@ -207,7 +207,7 @@ class Worker:
             self._started.set_result(None)
 
     async def _listen(self, around: Surroundings) -> None:
-        dsn = around.engine.database.dsn
+        dsn = around.engine.settings.listen_dsn
         async with Listener(dsn, environment_id=around.environment_id) as bells:
             async for bell in bells:
                 if self._tenure is not None:

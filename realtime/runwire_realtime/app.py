@@ -119,8 +119,10 @@ async def open_services(settings: ServerSettings) -> AsyncGenerator[Services]:
 
 
 def _engine_settings(settings: ServerSettings) -> EngineSettings:
+    listen = settings.listen_database_url
     return EngineSettings(
         database_url=settings.database_url.get_secret_value(),
+        listen_database_url=listen.get_secret_value() if listen else "",
         environment=settings.environment,
         pool_size=settings.pool_size,
     )

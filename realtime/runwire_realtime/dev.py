@@ -188,6 +188,9 @@ def _settings(dsn: str, options: DevOptions, folder: DataFolder) -> ServerSettin
         host=options.host,
         port=options.port,
     )
+    if options.database_url is None:
+        # What the shell says is meant for another database.
+        given = given.model_copy(update={"listen_database_url": None})
     if given.allowed_origins or options.host not in _LOOPBACK:
         return given
     # A front end under development is served by another port of this machine.
@@ -197,9 +200,11 @@ def _settings(dsn: str, options: DevOptions, folder: DataFolder) -> ServerSettin
 def _environment(
     dsn: str, address: str, api_key: str, settings: ServerSettings
 ) -> Mapping[str, str]:
+    listen = settings.listen_database_url
     return {
         **os.environ,
         "RUNWIRE_DATABASE_URL": dsn,
+        "RUNWIRE_LISTEN_DATABASE_URL": listen.get_secret_value() if listen else "",
         "RUNWIRE_API_URL": address,
         "RUNWIRE_API_KEY": api_key,
         "RUNWIRE_ENVIRONMENT": ENVIRONMENT,

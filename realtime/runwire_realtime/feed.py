@@ -13,10 +13,10 @@ from typing import Final
 import anyio
 
 from runwire.wire import CloseCode
-from runwire_engine.changes import EventRow, Tail, epoch, recovery
+from runwire_engine.changes import Changes, EventRow, Tail, epoch, recovery
 from runwire_engine.database import Database
 from runwire_engine.doorbell import Bell, Listener
-from runwire_engine.errors import EngineError
+from runwire_engine.errors import EngineError, StatementTimeoutError
 from runwire_engine.following import Following
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.reads import Reads
@@ -37,10 +37,12 @@ _SETTLE_SECONDS: Final = 2.0
 class Feed:
     """One process's ear at the database."""
 
-    def __init__(self, hub: Hub, reads: Reads, database: Database) -> None:
+    def __init__(self, hub: Hub, reads: Reads, database: Database, *, listen_dsn: str) -> None:
         self._hub = hub
         self._reads = reads
         self._database = database
+        self._bells = Listener(listen_dsn)
+        self._listen_dsn = listen_dsn
         self._following = Following(database)
         self._tail = Tail(database)
         self._tail_wanted = anyio.Event()
@@ -56,12 +58,18 @@ class Feed:
 
     async def run(self) -> None:
         """Feed the hub until cancelled."""
-        async with Listener(self._database.dsn) as bells, anyio.create_task_group() as tasks:
+        self._bells = Listener(self._listen_dsn)
+        async with self._bells as bells, anyio.create_task_group() as tasks:
             tasks.start_soon(self._follow_tail)
             tasks.start_soon(self._poll)
             tasks.start_soon(self._watch)
             async for bell in bells:
                 self._rang(bell)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether bells are heard; otherwise the poll alone tells what is new."""
+        return self._bells.listening
 
     def _rang(self, bell: Bell) -> None:
         for moved in bell.streams:
@@ -103,7 +111,12 @@ class Feed:
     async def _read_tail(self) -> None:
         if self._is_suspicious:
             await self._look_at_epoch()
-        changes = await self._tail.read()
+        try:
+            changes = await self._tail.read()
+        except StatementTimeoutError as error:
+            # Read again from there it would take no less time, ever.
+            logger.warning("%s; everything followed is read again", error)
+            changes = Changes([], True, await self._tail.start())
         if changes.jumped:
             logger.warning("too much changed at once; everything followed is read again")
             self._hub.jumped(changes.snapshot)

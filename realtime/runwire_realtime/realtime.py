@@ -60,6 +60,8 @@ class Statistics:
     # The snapshot up to which events were applied.
     position: str
     is_stale: bool
+    # Bells are heard; otherwise the poll alone tells what is new.
+    is_listening: bool
 
 
 class Realtime:
@@ -82,7 +84,9 @@ class Realtime:
         following = Following(self._database)
         self._hub = Hub(limits)
         self._reads = Reads(self._hub, following)
-        self._feed = Feed(self._hub, self._reads, self._database)
+        self._feed = Feed(
+            self._hub, self._reads, self._database, listen_dsn=engine.settings.listen_dsn
+        )
         self._loading = FeedLoading(self._hub, following)
         self._frames = Frames()
         self._connections: set[Connection] = set()
@@ -151,6 +155,7 @@ class Realtime:
             streams=len(hub.streams),
             position=hub.position,
             is_stale=hub.stale_since is not None,
+            is_listening=self._feed.is_listening,
         )
 
     async def websocket_endpoint(self, socket: WebSocket) -> None:

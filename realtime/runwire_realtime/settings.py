@@ -24,6 +24,11 @@ class ServerSettings(BaseSettings):
     )
 
     database_url: SecretStr = Field(description="The Postgres to use, as a connection URL.")
+    listen_database_url: SecretStr | None = Field(
+        default=None,
+        description="Where to LISTEN and NOTIFY, if not at RUNWIRE_DATABASE_URL: the same database"
+        " without the transaction pooler in between.",
+    )
     secret: SecretStr = Field(
         description="The master secret, 32 bytes or more: the keys of tokens are derived from it."
     )

@@ -74,7 +74,7 @@ async def test_the_loop_queues_due_runs_and_goes_on_after_a_failure(
 ) -> None:
     run_id = await triggered(engine, env, NewRun("plain", delay=0.05))
     await query(engine.database, "alter table runwire.writers rename to away")
-    sweep = Sweep(engine.database, engine.workers, interval=0.05)
+    sweep = Sweep(engine.database, engine.workers, engine.sweep.alarms, interval=0.05)
     with caplog.at_level(logging.WARNING, "runwire.sweep"):
         await sweep.once()
     assert "delete_writers" in caplog.text

@@ -7,6 +7,12 @@ begin;
 select set_config('enable_seqscan', 'off', true),
        set_config('plan_cache_mode', 'force_generic_plan', true);
 
+-- settle_soon --
+-- The same for a read that is waited for by everybody, and must give up soon.
+select set_config('enable_seqscan', 'off', true),
+       set_config('plan_cache_mode', 'force_generic_plan', true),
+       set_config('statement_timeout', '2s', true);
+
 -- commit --
 -- Ends it.
 commit;

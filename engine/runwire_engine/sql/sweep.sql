@@ -3,10 +3,6 @@
 select runwire.make_partitions_v1(today, today + %(days)s::integer) as made
   from (select (runwire.now_v1() at time zone 'UTC')::date as today) as clock;
 
--- notification_queue --
--- How full the queue of notifications is; asking also cleans up behind dead listeners.
-select pg_notification_queue_usage() as usage;
-
 -- stale_statistics --
 -- Young tables that have changed so much that plans made for them may be far off. Postgres itself
 -- looks once a minute, by when a plan for an empty table can have met a hundred thousand rows.
