@@ -58,14 +58,16 @@ async def server_on(
 
 
 @asynccontextmanager
-async def own_postgres() -> AsyncGenerator[EmbeddedPostgres]:
+async def own_postgres(
+    settings: Mapping[str, str] | None = None,
+) -> AsyncGenerator[EmbeddedPostgres]:
     """Run a migrated Postgres of a test's own, brought back whenever it dies.
 
     Not in pytest's `tmp_path`: each new session of pytest closes that to other users, and as root
     Postgres is one.
     """
     with tempfile.TemporaryDirectory(prefix="runwire-postgres-") as folder:
-        postgres = EmbeddedPostgres(folder)
+        postgres = EmbeddedPostgres(folder, settings=settings)
         await postgres.start()
         try:
             await migrate(postgres.dsn)

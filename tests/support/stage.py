@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import orjson
 
@@ -46,9 +47,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(dsn: str) -> AsyncGenerator[Stage]:
+async def open_stage(dsn: str, **changes: Any) -> AsyncGenerator[Stage]:
     """Run a server of a test's own, with a worker that only claims."""
-    async with running_realtime(dsn) as server:
+    async with running_realtime(dsn, **changes) as server:
         stage = Stage(server)
         announcement = TaskAnnouncement(id="task", queue="task/task")
         await stage.engine.catalogue.announce(stage.env, [announcement])
