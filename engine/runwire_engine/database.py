@@ -21,6 +21,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
+from psycopg.sql import SQL, Identifier
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from runwire_engine.driver_errors import Refusal, translate
@@ -90,6 +91,14 @@ class Transaction:
         """Run a statement for its effect and return how many rows it touched."""
         await self._execute(name, parameters)
         return self._cursor.rowcount
+
+    async def run_on(self, name: str, **tables: str) -> None:
+        """Run a statement on tables whose names stand in it as `{word}`."""
+        named = {word: Identifier(table) for word, table in tables.items()}
+        try:
+            await self._cursor.execute(SQL(statement(name)).format(**named))
+        except psycopg.Error as error:
+            raise self._translate(error, name) from None
 
     async def many(self, name: str, parameters: Sequence[Parameters]) -> None:
         """Run one statement once per set of parameters, in one pipeline."""

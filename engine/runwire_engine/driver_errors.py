@@ -26,7 +26,7 @@ def translate(error: psycopg.Error | UnicodeError, name: str = "a statement") ->
     if state is None:
         return _translate_the_drivers_own(error, name)
     message = f"{name}: {error.diag.message_primary}"
-    if state in {"RW001", "RW002"}:
+    if state in {"RW001", "RW002", "RW003"}:
         return TransitionRefusedError(error.diag.message_primary or "")
     # Class 22 quotes the value it refuses.
     if state[:2] == "22":

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 import anyio
@@ -14,6 +15,7 @@ from runwire_engine.claims import Claims
 from runwire_engine.database import Database
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.outcomes import Outcomes
+from runwire_engine.retention import Retention
 from runwire_engine.run_metadata import RunMetadata
 from runwire_engine.runs import Runs
 from runwire_engine.settings import EngineSettings
@@ -99,6 +101,11 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
     workers = Workers(
         database, bell, claims, lease=settings.lease, cancel_grace=settings.cancel_grace
     )
+    retention = Retention(
+        database,
+        history=timedelta(seconds=settings.retention),
+        runs=timedelta(seconds=settings.run_retention),
+    )
     return Engine(
         settings=settings,
         database=database,
@@ -114,6 +121,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         sweep=Sweep(
             database,
             workers,
+            retention,
             Alarms(database, horizon_seconds=settings.horizon_alarm),
             interval=settings.sweep,
         ),

@@ -1,6 +1,8 @@
 """What the engine can be told, read once from RUNWIRE_* variables."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -67,8 +69,27 @@ class EngineSettings(BaseSettings):
         ge=0,
         description="How long a stopping worker waits for its runs before it gives them back.",
     )
+    # No resume reaches back further than a token lives, which is a day; the rest is for people.
+    retention: float = Field(
+        default=7 * 86_400.0,
+        ge=3_600,
+        description="How long the history of a run (its events and the chunks of its streams) is"
+        " kept after its end. It is dropped by whole days of creation.",
+    )
+    # As long as an idempotency key is good by default.
+    run_retention: float = Field(
+        default=30 * 86_400.0,
+        ge=3_600,
+        description="How long a run itself is kept after its end: at least as long as its history.",
+    )
 
     @property
     def listen_dsn(self) -> str:
         """Where to LISTEN and NOTIFY."""
         return self.listen_database_url or self.database_url
+
+    @model_validator(mode="after")
+    def _kept_in_order(self) -> Self:
+        if self.run_retention < self.retention:
+            raise ValueError("run_retention is less than retention")
+        return self

@@ -1,8 +1,8 @@
 """The sweep: what time makes due, done by every process, with no leader.
 
 Each pass is bounded and skips what another sweeper is at. Once a minute it also tidies up: keys and
-tokens that served their time, groups nobody uses, partitions for the days ahead. What becomes of
-Postgres itself is looked at in every pass (see `alarms`).
+tokens that served their time, groups nobody uses, partitions for the days ahead, and history and
+runs past retention. What becomes of Postgres itself is looked at in every pass (see `alarms`).
 """
 
 import logging
@@ -15,6 +15,7 @@ import anyio
 from runwire_engine.alarms import Alarms
 from runwire_engine.database import Database
 from runwire_engine.errors import EngineError
+from runwire_engine.retention import Retention
 from runwire_engine.triggers import match_limits
 from runwire_engine.workers import Swept, Workers
 
@@ -55,6 +56,7 @@ class Sweep:
         self,
         database: Database,
         workers: Workers,
+        retention: Retention,
         alarms: Alarms,
         *,
         interval: float = INTERVAL,
@@ -62,6 +64,7 @@ class Sweep:
         self.alarms = alarms
         self._database = database
         self._workers = workers
+        self._retention = retention
         self._interval = interval
         self._tidied = -_TIDY_SECONDS
         self._closing = anyio.Event()
@@ -104,6 +107,7 @@ class Sweep:
         await self._careful("matching queues and limits", self._match_limits)
         for name, kept in _KEPT.items():
             await self._careful(name, self._deletion(name, kept))
+        await self._careful("ending history", self._end_history)
 
     def _deletion(self, name: str, kept: timedelta) -> Callable[[], Awaitable[None]]:
         async def delete() -> None:
@@ -117,6 +121,10 @@ class Sweep:
         row = await self._database.one("sweep.make_partitions", {"days": _DAYS_AHEAD})
         if row is not None and row["made"]:
             logger.info("made %d partitions", row["made"])
+
+    async def _end_history(self) -> None:
+        if await self._retention.once():
+            self._tidied = -_TIDY_SECONDS
 
     async def _match_limits(self) -> None:
         await self._database.retrying(match_limits)

@@ -1,4 +1,40 @@
 CREATE SCHEMA runwire;
+CREATE FUNCTION runwire.close_day_v1(day date, final_before timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+declare
+    parent text;
+    child text;
+    last xid8;
+begin
+    perform set_config('lock_timeout', '200ms', true);
+    foreach parent in array array['run_events', 'stream_chunks'] loop
+        child := parent || '_' || to_char(day, 'YYYYMMDD');
+        if to_regclass('runwire.' || child) is not null then
+            execute format('lock table runwire.%I in share row exclusive mode', child);
+        end if;
+    end loop;
+    if exists (select from runwire.closed_days d where d.bucket = day) then
+        return true;
+    end if;
+    if exists (select from runwire.keeper_of_day_v1(day, final_before)) then
+        return false;
+    end if;
+    foreach parent in array array['run_events', 'stream_chunks'] loop
+        child := parent || '_' || to_char(day, 'YYYYMMDD');
+        if to_regclass('runwire.' || child) is not null then
+            execute format('create trigger refuse_closed_day before insert on runwire.%I'
+                           ' for each row execute function runwire.refuse_closed_day_v1()', child);
+            if parent = 'run_events' then
+                execute format('select txid from runwire.%I order by txid desc limit 1', child)
+                   into last;
+            end if;
+        end if;
+    end loop;
+    insert into runwire.closed_days (bucket, last_txid) values (day, last);
+    return true;
+end
+$$;
 CREATE FUNCTION runwire.epoch_v1() RETURNS text
     LANGUAGE sql STABLE
     AS $$
@@ -26,6 +62,21 @@ begin
     return new;
 end
 $$;
+CREATE FUNCTION runwire.keeper_of_day_v1(day date, final_before timestamp with time zone) RETURNS TABLE(environment_id integer, run_id text)
+    LANGUAGE sql STABLE
+    AS $$
+    select r.environment_id, r.id
+      from runwire.environments e
+     cross join lateral (
+          select r.environment_id, r.id
+            from runwire.runs r
+           where r.environment_id = e.id
+             and r.created_at >= day::timestamp at time zone 'UTC'
+             and r.created_at < (day + 1)::timestamp at time zone 'UTC'
+             and (r.finished_at is null or r.finished_at > final_before)
+           limit 1) as r
+     limit 1
+$$;
 CREATE FUNCTION runwire.make_partitions_v1(first_day date, last_day date) RETURNS integer
     LANGUAGE plpgsql
     AS $$
@@ -49,10 +100,44 @@ begin
     return made;
 end
 $$;
+CREATE FUNCTION runwire.make_partitions_v2(first_day date, last_day date) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+declare
+    day date;
+    parent text;
+    child text;
+    made integer := 0;
+begin
+    perform pg_advisory_xact_lock(hashtext('runwire.make_partitions'));
+    for day in
+        select d::date from generate_series(first_day, last_day, interval '1 day') d
+         where not exists (select from runwire.closed_days c where c.bucket = d::date)
+    loop
+        foreach parent in array array['run_events', 'stream_chunks'] loop
+            child := parent || '_' || to_char(day, 'YYYYMMDD');
+            if to_regclass('runwire.' || child) is null then
+                execute format('create table runwire.%I (like runwire.%I including all)', child, parent);
+                execute format('alter table runwire.%I attach partition runwire.%I'
+                               ' for values from (%L) to (%L)', parent, child, day, day + 1);
+                made := made + 1;
+            end if;
+        end loop;
+    end loop;
+    return made;
+end
+$$;
 CREATE FUNCTION runwire.now_v1() RETURNS timestamp with time zone
     LANGUAGE sql PARALLEL SAFE
     AS $$
     select coalesce(nullif(current_setting('runwire.now', true), '')::timestamptz, clock_timestamp())
+$$;
+CREATE FUNCTION runwire.refuse_closed_day_v1() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    raise exception 'the history of % is closed', new.bucket using errcode = 'RW003';
+end
 $$;
 CREATE FUNCTION runwire.wire_time_v1(at timestamp with time zone) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -95,6 +180,14 @@ CREATE TABLE runwire.batches (
     updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
     CONSTRAINT batches_id_check CHECK ((id ~ '^batch_[0-9a-z]{8,64}$'::text)),
     CONSTRAINT batches_run_count_check CHECK ((run_count >= 0))
+);
+CREATE TABLE runwire.closed_days (
+    bucket date NOT NULL,
+    epoch text DEFAULT runwire.epoch_v1() NOT NULL,
+    last_txid xid8,
+    closed_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    dropped_at timestamp with time zone,
+    emptied_at timestamp with time zone
 );
 CREATE TABLE runwire.environments (
     id integer NOT NULL,
@@ -330,6 +423,8 @@ ALTER TABLE ONLY runwire.batch_items
     ADD CONSTRAINT batch_items_pkey PRIMARY KEY (environment_id, batch_id, index);
 ALTER TABLE ONLY runwire.batches
     ADD CONSTRAINT batches_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.closed_days
+    ADD CONSTRAINT closed_days_pkey PRIMARY KEY (bucket);
 ALTER TABLE ONLY runwire.environments
     ADD CONSTRAINT environments_name_key UNIQUE (name);
 ALTER TABLE ONLY runwire.environments

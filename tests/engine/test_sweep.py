@@ -1,11 +1,13 @@
 """What every process does every few seconds."""
 
 import logging
+from datetime import timedelta
 
 import anyio
 import pytest
 
 from runwire_engine.engine import Engine, open_engine
+from runwire_engine.retention import Retention
 from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.sweep import Sweep
@@ -74,7 +76,8 @@ async def test_the_loop_queues_due_runs_and_goes_on_after_a_failure(
 ) -> None:
     run_id = await triggered(engine, env, NewRun("plain", delay=0.05))
     await query(engine.database, "alter table runwire.writers rename to away")
-    sweep = Sweep(engine.database, engine.workers, engine.sweep.alarms, interval=0.05)
+    retention = Retention(engine.database, history=timedelta(days=7), runs=timedelta(days=30))
+    sweep = Sweep(engine.database, engine.workers, retention, engine.sweep.alarms, interval=0.05)
     with caplog.at_level(logging.WARNING, "runwire.sweep"):
         await sweep.once()
     assert "delete_writers" in caplog.text

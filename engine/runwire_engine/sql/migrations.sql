@@ -36,5 +36,5 @@ select current_setting('server_version_num')::integer as version, pg_is_in_recov
 
 -- make_partitions --
 -- Makes the daily partitions of the logs from yesterday to a week ahead, in UTC.
-select runwire.make_partitions_v1(today - 1, today + 7) as made
+select runwire.make_partitions_v2(today - 1, today + 7) as made
   from (select (runwire.now_v1() at time zone 'UTC')::date as today) clock;

@@ -24,7 +24,7 @@ select environment_id, run_id, revision, type, delta, created_at, task, tags, ba
 
 -- make_partitions --
 -- Makes the partitions of today and tomorrow, should nobody have made them ahead.
-select runwire.make_partitions_v1(today, today + 1)
+select runwire.make_partitions_v2(today, today + 1)
   from (select (runwire.now_v1() at time zone 'UTC')::date as today) as clock;
 
 -- lock --

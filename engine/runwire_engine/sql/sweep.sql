@@ -1,6 +1,6 @@
 -- make_partitions --
 -- Makes the partitions of today and the days ahead.
-select runwire.make_partitions_v1(today, today + %(days)s::integer) as made
+select runwire.make_partitions_v2(today, today + %(days)s::integer) as made
   from (select (runwire.now_v1() at time zone 'UTC')::date as today) as clock;
 
 -- stale_statistics --
