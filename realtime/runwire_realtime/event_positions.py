@@ -12,17 +12,11 @@ from typing import cast
 
 import orjson
 
-from runwire.wire import Json, JsonObject, StreamRequest, Subscribe
+from runwire.wire import Json, JsonObject, Subscribe
 from runwire_realtime.cursors import run_cursor
 from runwire_realtime.follower import Follower
 from runwire_realtime.run_reader import RunReader
-from runwire_realtime.subscription import (
-    ResumedSubscribe,
-    RunTarget,
-    Stage,
-    Subscription,
-    is_relative,
-)
+from runwire_realtime.subscription import RunTarget, Stage, Subscription
 
 _MAX_BYTES = 32 * 1024
 # Of what is written of streams: with cursors and as base64, an id fits into 8 KiB, which is what
@@ -111,36 +105,16 @@ def _resumed(request: Subscribe, place: Json) -> Subscribe:
         changes["cursor"] = cursor
     if not request.streams:
         return request.model_copy(update=changes)
-    places = _places(known.get("streams"))
-    if request.to.run is not None:
-        is_listed = known.get("listed") is True
-        changes["streams"] = _from(
-            request.streams, places.get(request.to.run, {}), is_listed=is_listed
-        )
-        return request.model_copy(update=changes)
-    # Before its first cursor a feed begins again, though not in the streams it knows.
-    if "cursor" not in changes and not places:
-        return request
-    return ResumedSubscribe(**dict(request.model_copy(update=changes)), places=places)
+    positions = _positions(known.get("streams"))
+    # Before its first cursor a feed begins again, though not in the streams it knows; so does a run
+    # before it was told which streams there are.
+    has_begun = "cursor" in changes if request.to.run is None else known.get("listed") is True
+    if has_begun or positions:
+        changes["positions"] = positions
+    return request.model_copy(update=changes)
 
 
-def _from(
-    asked: dict[str, StreamRequest], places: dict[str, int], *, is_listed: bool
-) -> dict[str, StreamRequest]:
-    streams = dict(asked)
-    if is_listed:
-        # What is not known by name was not there when the list was told: all of it is news.
-        for key, request in asked.items():
-            if is_relative(request.start):
-                streams[key] = request.model_copy(update={"start": 0})
-    for key, place in list(places.items())[:64]:
-        known = asked.get(key) or asked.get("*")
-        if known is not None:
-            streams[key] = known.model_copy(update={"start": place})
-    return streams
-
-
-def _places(said: Json) -> dict[str, dict[str, int]]:
+def _positions(said: Json) -> dict[str, dict[str, int]]:
     """Return the positions that an id holds; what is none is left out."""
     if not isinstance(said, dict):
         return {}

@@ -55,6 +55,8 @@ class FeedMembers:
         self._candidates: set[str] = set()
         # Runs that changed while loading, and how far.
         self._touched: dict[str, int] = {}
+        # Runs that are not members yet and were created since the feed began.
+        self._created: set[str] = set()
         # The snapshot left out runs that join afterwards.
         self._has_skipped = False
         # Final members, oldest first.
@@ -96,6 +98,7 @@ class FeedMembers:
             self.follower.hub.drop_candidate(self, run_id)
         self.members.clear()
         self._candidates.clear()
+        self._created.clear()
 
     # Events
 
@@ -104,13 +107,19 @@ class FeedMembers:
         if self.is_loading:
             before = self._touched.get(event.run_id, 0)
             self._touched[event.run_id] = max(before, event.step.revision)
+            self._note_creation(event)
         elif event.run_id in self.members:
             if self._is_left_by(event):
                 self._remove(event.run_id)
         elif self._may_be_entered_by(event):
+            self._note_creation(event)
             self._consider(event.run_id)
         elif self.is_resumed:
             self._say_removed(event.run_id)
+
+    def _note_creation(self, event: "RunEvent") -> None:
+        if event.step.revision == 1 and self.subscription.streams:
+            self._created.add(event.run_id)
 
     def _is_left_by(self, event: "RunEvent") -> bool:
         tags, status = event.step.changes.get("tags"), event.step.changes.get("status")
@@ -143,6 +152,7 @@ class FeedMembers:
         """Decide by its row whether a run joins."""
         self._candidates.discard(run_id)
         if self.is_closed or run is None:
+            self._created.discard(run_id)
             return
         is_member, is_included = run_id in self.members, self._includes(run)
         if is_included and not is_member:
@@ -151,6 +161,7 @@ class FeedMembers:
             self._remove(run_id)
         elif self.is_resumed and not is_included:
             self._say_removed(run_id)
+        self._created.discard(run_id)
         self.look_done()
 
     def _includes(self, run: FollowedRun) -> bool:
@@ -170,9 +181,10 @@ class FeedMembers:
     def _is_recent(self, run: FollowedRun) -> bool:
         return self.since is None or run.row.created_at >= self.since
 
-    def _join(self, run: FollowedRun, *, is_told: bool) -> None:
+    def _join(self, run: FollowedRun, *, is_told: bool, is_news: bool = False) -> None:
         follower = self.follower
         run_id = run.row.id
+        is_news = is_news or run_id in self._created
         if (
             run_id not in follower.readers
             and len(follower.readers) >= follower.limits.followed_runs
@@ -184,7 +196,7 @@ class FeedMembers:
         self.members.add(run_id)
         if isinstance(self.target, BatchTarget):
             self.open_runs.add(run_id)
-        reader.join(self.subscription, run, is_told=is_told)
+        reader.join(self.subscription, run, is_told=is_told, is_news=is_news)
 
     def _remove(self, run_id: str) -> None:
         self.members.discard(run_id)
@@ -305,7 +317,7 @@ class FeedMembers:
 
     def _resume(self, run: FollowedRun, touched: Touched) -> None:
         was_member = run.row.id in self.members
-        self._join(run, is_told=True)
+        self._join(run, is_told=True, is_news=touched.first == 1 and not was_member)
         reader = self.follower.readers.get(run.row.id)
         if reader is None or not self.is_loading:
             return

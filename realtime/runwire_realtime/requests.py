@@ -12,7 +12,6 @@ from runwire_realtime.errors import ForbiddenError, RefusedError
 from runwire_realtime.scope import Grant
 from runwire_realtime.subscription import (
     BatchTarget,
-    ResumedSubscribe,
     RunsTarget,
     RunTarget,
     Subscription,
@@ -46,7 +45,7 @@ def subscription_of(message: Subscribe, grant: Grant, now: float) -> Subscriptio
         fields=None if fields is None else frozenset(fields),
         streams=streams,
         cursor=_cursor(message.cursor, target),
-        places=message.places if isinstance(message, ResumedSubscribe) else None,
+        positions=message.positions,
         awaited_until=now + message.wait if message.wait else None,
     )
 

@@ -40,8 +40,9 @@ class RunReader:
         self._follower = follower
         # Subscriptions to this run that have not been told how it stands, or may have lost it.
         self._openings: list[Subscription] = []
-        # Feeds to be told that they hold the run, once the client has it; then its streams follow.
-        self._joined: list[Subscription] = []
+        # Feeds to be told that they hold the run, once the client has it, and whether all of it is
+        # news; then its streams follow.
+        self._joined: dict[Subscription, bool] = {}
         # The changes are not at hand, or larger than the run: it is sent whole.
         self._needs_whole = False
         self._row: FollowedRun | None = None
@@ -61,14 +62,19 @@ class RunReader:
         self._openings.append(subscription)
         self.moved()
 
-    def join(self, subscription: Subscription, run: FollowedRun, *, is_told: bool) -> None:
-        """Follow the run for a feed that it has entered; `is_told`: the client knows."""
+    def join(
+        self, subscription: Subscription, run: FollowedRun, *, is_told: bool, is_news: bool = False
+    ) -> None:
+        """Follow the run for a feed that it has entered; `is_told`: the client knows.
+
+        `is_news`: the run was created after the feed began, so that all its streams are news.
+        """
         self.subscriptions[subscription.sub] = subscription
         self._look()
         if is_told:
-            self.streams.add(subscription)
+            self.streams.add(subscription, is_news=is_news)
         else:
-            self._joined.append(subscription)
+            self._joined[subscription] = is_news
         self.moved()
         if not is_told and self.written == 0 and self._row is None and self._take_slot():
             self.row_read(run)
@@ -76,9 +82,9 @@ class RunReader:
     def leave(self, subscription: Subscription) -> None:
         """Follow it no more for this subscription; close with the last one."""
         self.subscriptions.pop(subscription.sub, None)
-        for waiting in (self._openings, self._joined):
-            if subscription in waiting:
-                waiting.remove(subscription)
+        self._joined.pop(subscription, None)
+        if subscription in self._openings:
+            self._openings.remove(subscription)
         self.streams.remove(subscription)
         if self.subscriptions:
             self._look()
@@ -225,9 +231,9 @@ class RunReader:
 
     def _announced(self) -> list[bytes]:
         """Return what tells that feeds hold the run, which the client has got by now."""
-        joined, self._joined = self._joined, []
-        for subscription in joined:
-            self.streams.add(subscription)
+        joined, self._joined = self._joined, {}
+        for subscription, is_news in joined.items():
+            self.streams.add(subscription, is_news=is_news)
         return [messages.joined(each.sub, self.topic.run_id) for each in joined]
 
     def _change(self, target: int) -> bytes | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from runwire.wire import StreamRequest
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.stream_reader import StreamReader
-from runwire_realtime.subscription import Stage, Subscription, is_relative
+from runwire_realtime.subscription import Stage, Subscription
 
 if TYPE_CHECKING:
     from runwire_realtime.follower import Follower
@@ -25,16 +25,21 @@ class RunStreams:
         # is new to them.
         self._asked: dict[str, Subscription] = {}
         self._listed: set[str] = set()
-        # Where those go on that followed this run before.
-        self._resumed: dict[str, Mapping[str, Mapping[str, int]] | None] = {}
+        # Where those go on that followed this run before; what is not named there is news to them.
+        self._held: dict[str, Mapping[str, int]] = {}
+        # To whom the run itself is news, with every stream it has.
+        self._news: set[str] = set()
 
-    def add(self, subscription: Subscription) -> None:
-        """Read the streams that a subscription asked for."""
+    def add(self, subscription: Subscription, *, is_news: bool = False) -> None:
+        """Read the streams that a subscription asked for; `is_news`: the run began meanwhile."""
         if not subscription.streams:
             return
         self._asked[subscription.sub] = subscription
-        if subscription.stage is not Stage.LIVE:
-            self._resumed[subscription.sub] = subscription.places
+        if is_news:
+            self._news.add(subscription.sub)
+        positions = subscription.positions
+        if positions is not None and subscription.stage is not Stage.LIVE:
+            self._held[subscription.sub] = positions.get(self._topic.run_id, {})
         for key in subscription.streams:
             if key != "*" and self._follower.grant.may_read_stream(key):
                 self._ask(key, subscription)
@@ -45,7 +50,8 @@ class RunStreams:
         if self._asked.pop(subscription.sub, None) is None:
             return
         self._listed.discard(subscription.sub)
-        self._resumed.pop(subscription.sub, None)
+        self._news.discard(subscription.sub)
+        self._held.pop(subscription.sub, None)
         for key, reader in list(self._readers.items()):
             reader.leave(subscription.sub)
             if not reader.subs:
@@ -85,12 +91,16 @@ class RunStreams:
                 self._ask(key, subscription)
         reader = self._readers.get(key)
         if reader is not None and reader.next is None and reader.topic.is_known:
-            reader.open(is_new=reader.subs <= self._listed)
+            reader.open(is_new=reader.subs <= self._listed | self._news)
 
     def _ask(self, key: str, subscription: Subscription) -> None:
         request = self._request(subscription, key)
         if request is None:
             return
+        held = self._held.get(subscription.sub)
+        place = None if held is None else held.get(key, 0)
+        if place is not None:
+            request = request.model_copy(update={"start": place})
         reader = self._readers.get(key)
         if reader is None:
             reader = self._follower.hub.join_stream(self._run, key)
@@ -98,8 +108,9 @@ class RunStreams:
         reader.ask(
             subscription.sub,
             request,
-            is_feed=subscription.is_feed,
-            is_new=subscription.sub in self._listed,
+            # One number of a feed stands for the streams of many runs, some of them shorter.
+            is_lenient=subscription.is_feed and place is None,
+            is_new=subscription.sub in self._listed | self._news,
         )
 
     def close_unwritten(self, reason: str) -> None:
@@ -121,13 +132,6 @@ class RunStreams:
         """Whether a subscription was told which streams there are: others are new to it."""
         return sub in self._listed
 
-    def _request(self, subscription: Subscription, key: str) -> StreamRequest | None:
-        request = subscription.streams.get(key) or subscription.streams.get("*")
-        places = self._resumed.get(subscription.sub)
-        if request is None or places is None:
-            return request
-        place = places.get(self._topic.run_id, {}).get(key)
-        if place is None and is_relative(request.start):
-            # It appeared meanwhile, or there was no room to say: better twice than not at all.
-            place = 0
-        return request if place is None else request.model_copy(update={"start": place})
+    @staticmethod
+    def _request(subscription: Subscription, key: str) -> StreamRequest | None:
+        return subscription.streams.get(key) or subscription.streams.get("*")

@@ -47,14 +47,15 @@ class StreamReader:
         self._ended: int | None = None
         self._tells_place = False
 
-    def ask(self, sub: str, request: StreamRequest, *, is_feed: bool, is_new: bool) -> None:
+    def ask(self, sub: str, request: StreamRequest, *, is_lenient: bool, is_new: bool) -> None:
         """Add a subscription that reads from its own place: the lowest counts.
 
-        `is_new`: the stream appeared after it was asked for, so that all of it is news.
+        `is_lenient`: a place beyond the end stands for the end. `is_new`: the stream appeared after
+        it was asked for, so that all of it is news.
         """
         self.subs.add(sub)
         self._as_text = self._as_text and request.form == "text"
-        self._asked.append((request.start, is_feed))
+        self._asked.append((request.start, is_lenient))
         if self.topic.is_known or self.topic.eof_reason is not None:
             self.open(is_new=is_new)
 
@@ -64,8 +65,8 @@ class StreamReader:
     def open(self, *, is_new: bool) -> None:
         """Decide where to begin, now that it is known where the stream stands."""
         asked, self._asked = self._asked, []
-        for start, is_feed in asked:
-            place = 0 if is_new and start == "latest" else self._place(start, is_feed)
+        for start, is_lenient in asked:
+            place = 0 if is_new and is_relative(start) else self._place(start, is_lenient)
             if self.next is None or place < self.next:
                 self._go_to(place)
             elif place == self.next:
@@ -76,7 +77,7 @@ class StreamReader:
             self._tells_place = self._tells_place or tells_place
         self._outbox.mark(self)
 
-    def _place(self, start: StreamStart, is_feed: bool) -> int:
+    def _place(self, start: StreamStart, is_lenient: bool) -> int:
         head = self.topic.head
         match start:
             case "start":
@@ -87,8 +88,7 @@ class StreamReader:
                 return max(0, head + start)
             case int() if start <= head:
                 return start
-            case _ if is_feed:
-                # One position stands for many runs; this run's stream is shorter.
+            case _ if is_lenient:
                 return head
             case _:
                 self._gap(GapReason.AHEAD, 0)

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from runwire.wire import Mode, StreamRequest, StreamStart, Subscribe
+from runwire.wire import Mode, StreamRequest, StreamStart
 from runwire_realtime.cursors import FeedCursor, RunCursor
 
 
@@ -48,12 +48,6 @@ class Stage(StrEnum):
     CLOSED = "closed"
 
 
-class ResumedSubscribe(Subscribe):
-    """What a client asked for, and the seqs it has come to: by run and stream."""
-
-    places: dict[str, dict[str, int]]
-
-
 def is_relative(start: StreamStart) -> bool:
     """Say whether only the server knows where this is."""
     return start == "latest" or (isinstance(start, int) and start < 0)
@@ -69,8 +63,8 @@ class Subscription:
     fields: frozenset[str] | None
     streams: Mapping[str, StreamRequest]
     cursor: RunCursor | FeedCursor | None = None
-    # A feed that goes on: where, in the streams of runs that were followed; None: it begins.
-    places: Mapping[str, Mapping[str, int]] | None = None
+    # Where the client stands, by run and stream: what is not named is news; None: it begins.
+    positions: Mapping[str, Mapping[str, int]] | None = None
     # Until when (monotonic) to wait for a run that does not exist; None: not at all.
     awaited_until: float | None = None
     stage: Stage = Stage.ASKED

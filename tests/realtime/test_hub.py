@@ -163,10 +163,10 @@ class Walk(RuleBasedStateMachine):
     @rule(
         which=st.integers(0, 1),
         tags=st.sampled_from([["x"], ["y"], ["x", "y"]]),
-        has_streams=st.booleans(),
+        start=st.one_of(st.none(), STARTS),
     )
-    def follow_tags(self, which: int, tags: list[str], has_streams: bool) -> None:
-        streams = {"*": {"from": "start"}} if has_streams else {}
+    def follow_tags(self, which: int, tags: list[str], start: Any) -> None:
+        streams = {} if start is None else {"*": {"from": start}}
         self.clients[which].subscribe(self.name(), {"tags": tags}, streams=streams)
 
     @rule(which=st.integers(0, 1), data=st.data())

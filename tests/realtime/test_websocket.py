@@ -8,11 +8,11 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from runwire.wire import JsonObject
+from runwire.wire import Json, JsonObject
 from runwire_engine.outcomes import Failed
 from runwire_engine.runs import NewRun
 from tests.support.engines import query
-from tests.support.sockets import chunks_of, of_type, open_socket, until_true
+from tests.support.sockets import Socket, chunks_of, of_type, open_socket, until_true
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.anyio
@@ -226,6 +226,70 @@ async def test_a_stream_position_from_beyond_is_a_gap(stage: Stage) -> None:
         gap = of_type(messages, "gap")[0]
         assert (gap["reason"], gap["stream"], gap["next"]) == ("ahead", "text", 0)
         assert chunks_of(messages, "text") == [0, 1]
+
+
+async def until_chunks(socket: Socket, stream: str, expected: list[Json]) -> None:
+    """Take messages until a stream has come so far; what it must not have fails at once."""
+    while (so_far := chunks_of(socket.messages, stream)) != expected:
+        assert so_far == expected[: len(so_far)]
+        await socket.next()
+
+
+async def test_a_stream_that_appeared_during_the_break_comes_whole(stage: Stage) -> None:
+    run_id = await stage.trigger("t")
+    execution = await stage.start(run_id)
+    await stage.append(run_id, execution, "old", key="first")
+    latest: JsonObject = {"*": {"from": "latest"}}
+    for to in ({"run": run_id}, {"tags": ["t"]}):
+        key = f"second-{next(iter(to))}"
+        async with open_socket(stage.url, stage.key) as socket:
+            await socket.subscribe("a", to, streams=latest)
+            # Where it begins, in the stream that was there.
+            place = (await socket.until("chunks", stream="first"))[-1]
+            assert place["data"] == []
+            if not of_type(socket.messages, "cursor"):
+                await socket.until("cursor")
+            cursor = of_type(socket.messages, "cursor")[-1]["cursor"]
+        held = {m["stream"]: m["seq"] for m in of_type(socket.messages, "chunks")}
+        await stage.append(run_id, execution, "new", key="first")
+        await stage.append(run_id, execution, 0, 1, 2, key=key)
+        async with open_socket(stage.url, stage.key) as socket:
+            options: JsonObject = {"cursor": cursor, "positions": {run_id: held}}
+            await socket.subscribe("a", to, streams=latest, **options)
+            await until_chunks(socket, key, [0, 1, 2])
+            await until_chunks(socket, "first", ["new"])
+        told = [m["seq"] for m in of_type(socket.messages, "chunks") if m["stream"] == "first"]
+        assert told[0] == place["seq"]
+
+
+async def test_the_streams_of_a_run_created_meanwhile_come_whole(stage: Stage) -> None:
+    latest: JsonObject = {"*": {"from": "latest"}, "log": {"from": 50}}
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["t"]}, streams=latest)
+        cursor = of_type(await socket.until("live", "cursor"), "snapshot")[0].get("cursor")
+        cursor = cursor or (await socket.until("cursor"))[-1]["cursor"]
+        run_id = await stage.trigger("t")
+        execution = await stage.start(run_id)
+        # More than a client can have been told when it joined.
+        await stage.append(run_id, execution, 0, 1, 2)
+        await until_chunks(socket, "text", [0, 1, 2])
+    await stage.append(run_id, execution, "a", "b", key="log")
+    async with open_socket(stage.url, stage.key) as socket:
+        options: JsonObject = {"cursor": cursor, "positions": {}}
+        await socket.subscribe("a", {"tags": ["t"]}, streams=latest, **options)
+        await until_chunks(socket, "log", ["a", "b"])
+
+
+async def test_a_position_beyond_the_end_is_a_gap_in_a_feed_too(stage: Stage) -> None:
+    run_id = await stage.trigger("t")
+    execution = await stage.start(run_id)
+    await stage.append(run_id, execution, 0, 1)
+    async with open_socket(stage.url, stage.key) as socket:
+        options: JsonObject = {"positions": {run_id: {"text": 9}}}
+        await socket.subscribe("a", {"tags": ["t"]}, streams={"*": {}}, **options)
+        gap = of_type(await socket.until("chunks"), "gap")[0]
+        assert (gap["reason"], gap["run"], gap["next"]) == ("ahead", run_id, 0)
+        assert chunks_of(socket.messages, "text") == [0, 1]
 
 
 async def test_a_tag_feed_is_resumed_by_its_cursor(stage: Stage) -> None:

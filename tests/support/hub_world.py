@@ -437,7 +437,8 @@ class Client:
         if not held.has_begun:
             return {}
         if run_id is None:
-            return {"cursor": held.cursor} if held.cursor else {}
+            cursor = {"cursor": held.cursor} if held.cursor else {}
+            return {**cursor, "positions": self._positions(held)}
         streams = dict(held.streams)
         for owner, key in self.chunks:
             request = streams.get(key) or streams.get("*")
@@ -445,7 +446,15 @@ class Client:
                 next_seq = self.first[owner, key] + len(self.chunks[owner, key])
                 streams[key] = {**request, "from": next_seq}
         cursor = f"r1.{EPOCH}.{self.views[run_id]['revision']}"
-        return {"cursor": cursor, "streams": streams}
+        return {"cursor": cursor, "streams": streams, "positions": self._positions(held)}
+
+    def _positions(self, held: Held) -> JsonObject:
+        positions: JsonObject = {}
+        for (run_id, key), chunks in self.chunks.items():
+            if key in held.streams or "*" in held.streams:
+                next_seq = self.first[run_id, key] + len(chunks)
+                positions.setdefault(run_id, {})[key] = next_seq
+        return positions
 
     def send(self, message: JsonObject) -> str | None:
         return self.subscriber.receive(orjson.dumps(message).decode(), self.world.now)

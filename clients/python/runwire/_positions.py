@@ -6,9 +6,15 @@ does not continue is a HoleError, unless the server said so (`gap`).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
+
+import orjson
 
 from runwire._items import ChunkItem, EofItem, Request
 from runwire.wire import Json, JsonObject, StreamStart
+
+# Of a client's frame of 64 KiB; the rest is for a cursor, tags and names.
+MAX_HELD_BYTES: Final = 40 * 1024
 
 
 @dataclass
@@ -49,6 +55,7 @@ class Positions:
         self._asked = request.streams
         self._as_text = request.as_text
         self._is_feed = "run" not in request.to
+        self._has_begun = request.progress.cursor is not None
         self._held: dict[tuple[str, str], Position] = {
             key: Position(next=next) for key, next in request.progress.positions()
         }
@@ -66,6 +73,33 @@ class Positions:
                 starts[key] = next
         form = {"as": "text"} if self._as_text else {}
         return {key: {"from": start, **form} for key, start in starts.items()}
+
+    def held(self) -> dict[str, dict[str, int]] | None:
+        """Return where the application stands, by run and stream; None: nothing was begun.
+
+        What is not named comes whole. Of a feed with more streams than fit into a frame, those that
+        are over are left out first, and what comes again is dropped. Of a run whose streams are all
+        read from places the client knows, `requests` says it all.
+        """
+        starts = (self._asked or {}).values()
+        if not starts or not (self._is_feed or any(map(_is_relative, starts))):
+            return None
+        if not (self._has_begun or any(each.next is not None for each in self._held.values())):
+            return None
+        held: dict[str, dict[str, int]] = {}
+        room = MAX_HELD_BYTES
+        for (run, key), position in sorted(self._held.items(), key=lambda each: each[1].is_over):
+            if position.next is None:
+                continue
+            room -= len(orjson.dumps(key)) + 20 + (0 if run in held else len(run) + 8)
+            if room < 0:
+                break
+            held.setdefault(run, {})[key] = position.next
+        return held
+
+    def began(self) -> None:
+        """Note that the server serves the subscription: what it tells from now on is news."""
+        self._has_begun = True
 
     def _lowest(self) -> dict[str, int]:
         lowest: dict[str, int] = {}
@@ -158,11 +192,13 @@ class Positions:
 
     def go_on_anywhere(self, reason: str) -> None:
         """Take every stream from wherever the server goes on; the next chunks are marked."""
+        self._has_begun = False
         for position in self._held.values():
             position.go_on(reason, None)
 
     def restart(self, reason: str) -> None:
         """Begin every stream again where the application began; the first chunks are marked."""
+        self._has_begun = False
         for run, key in list(self._held):
             del self._held[run, key]
             self._of(run, key).gap = reason
@@ -174,3 +210,8 @@ class Positions:
             first = 0 if start == "start" else start if isinstance(start, int) else -1
             position = self._held[run, key] = Position(next=first if first >= 0 else None)
         return position
+
+
+def _is_relative(start: StreamStart) -> bool:
+    """Say whether only the server knows where this is."""
+    return start == "latest" or (isinstance(start, int) and start < 0)

@@ -113,6 +113,9 @@ class Subscription:
         streams = self._positions.requests()
         if streams is not None:
             message["streams"] = streams
+        positions = self._positions.held()
+        if positions is not None:
+            message["positions"] = positions
         return message
 
     # What the server says
@@ -183,6 +186,7 @@ class Subscription:
     def synced(self) -> None:
         """Note that the snapshot is whole: what comes now continues it."""
         self._gap = None
+        self._positions.began()
 
     def gap(self, reason: str) -> None:
         """Forget what was handed out: a fresh snapshot follows, and it is marked."""

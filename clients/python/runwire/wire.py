@@ -108,6 +108,7 @@ Mode: TypeAlias = Literal["latest", "every"]
 # A stream position: the next seq wanted, "start", "latest" (only what is written from now on),
 # or -N (the last N chunks).
 StreamStart: TypeAlias = int | Literal["start", "latest"]
+Seq: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
 Tag: TypeAlias = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -166,6 +167,9 @@ class Subscribe(_Message):
         None, alias="await", ge=0, le=MAX_AWAIT
     )  # seconds for an unknown run
     streams: dict[str, StreamRequest] | None = None
+    # Where the client stands, by run and stream: the next seq wanted. A stream that is not named is
+    # news, and comes from its start. None: the subscription begins.
+    positions: dict[str, dict[str, Seq]] | None = None
 
 
 class Unsubscribe(_Message):
