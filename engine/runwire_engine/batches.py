@@ -14,7 +14,14 @@ from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import BatchNotFoundError, DataRefusedError
 from runwire_engine.ids import new_batch_id, new_run_id
-from runwire_engine.triggers import DEFAULT_IDEMPOTENCY_TTL, NewRun, Parent, Triggering, Wanted
+from runwire_engine.triggers import (
+    DEFAULT_IDEMPOTENCY_TTL,
+    NewRun,
+    Parent,
+    Triggering,
+    Wanted,
+    hold_parent,
+)
 
 T = TypeVar("T")
 
@@ -65,7 +72,10 @@ class Batches:
         idempotency_key: str | None = None,
         parent: Parent | None = None,
     ) -> BatchRow:
-        """Announce a batch; the same key leads to the same batch for thirty days."""
+        """Announce a batch; the same key leads to the same batch for thirty days.
+
+        Raises FencedError when the parent lost its run.
+        """
         batch_id = new_batch_id()
         parameters: dict[str, object] = {
             "environment_id": environment_id,
@@ -78,6 +88,8 @@ class Batches:
         }
 
         async def work(tx: Transaction) -> str:
+            if parent is not None:
+                await hold_parent(tx, environment_id, parent)
             if idempotency_key is not None:
                 claimed = await tx.one("batches.claim_key", parameters)
                 held = claimed or await tx.one("batches.held_key", parameters)

@@ -7,6 +7,7 @@ from runwire.requests import BatchItem, TriggerOptions
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
 from runwire_engine.new_runs import new_run
+from runwire_engine.patience import patiently
 from runwire_engine.triggers import Parent
 
 # Mints a token that reads one run ("run", id) or one batch ("batch", id) of an environment.
@@ -29,7 +30,7 @@ class Children:
         options: TriggerOptions,
         request_key: str,
     ) -> Triggered:
-        """Start a child run. Raises UnknownTaskError, InvalidValueError."""
+        """Start a child run. Raises UnknownTaskError, InvalidValueError, FencedError."""
         new = new_run(task, payload, options, request_key=request_key, parent=_parent_of(parent))
         result = await self._engine.runs.trigger(self._environment_id, new)
         return Triggered(result.id, result.is_cached, self._token("run", result.id))
@@ -37,12 +38,14 @@ class Children:
     async def trigger_batch(
         self, parent: ClaimedRun, items: Sequence[BatchItem], idempotency_key: str | None
     ) -> TriggeredBatch:
-        """Start a batch of child runs."""
+        """Start a batch of child runs. Raises what `trigger` raises."""
         batches, environment_id = self._engine.batches, self._environment_id
-        batch = await batches.create(
-            environment_id, len(items), idempotency_key, _parent_of(parent)
+        batch = await patiently(
+            lambda: batches.create(environment_id, len(items), idempotency_key, _parent_of(parent))
         )
-        if not batch.is_cached:
+        # Also one of an earlier execution that died before its items were in.
+        is_cached = batch.is_cached and batch.sealed
+        if not is_cached:
             new = [
                 (
                     item.index,
@@ -56,10 +59,8 @@ class Children:
                 )
                 for item in items
             ]
-            await batches.add_items(environment_id, batch.id, new)
-        return TriggeredBatch(
-            batch.id, batch.run_count, batch.is_cached, self._token("batch", batch.id)
-        )
+            await patiently(lambda: batches.add_items(environment_id, batch.id, new))
+        return TriggeredBatch(batch.id, batch.run_count, is_cached, self._token("batch", batch.id))
 
     def _token(self, kind: str, target: str) -> str | None:
         return None if self._mint is None else self._mint(self._environment_id, kind, target)

@@ -53,7 +53,7 @@ def failure(name: str, message: str, code: FailureCode, stack: str | None = None
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except BaseException:  # whatever it raises, its run must end
         return "(the error has no readable message)"
 
 
@@ -62,7 +62,7 @@ def _stack(error: BaseException) -> str:
     try:
         told = traceback.TracebackException(type(error), error, own, compact=True)
         text = _clean("".join(told.format()))
-    except Exception:
+    except BaseException:
         return ""
     if len(text.encode()) <= MAX_STACK:
         return text

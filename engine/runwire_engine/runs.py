@@ -30,7 +30,7 @@ from runwire_engine.run_row import run_row
 from runwire_engine.states import FINAL
 from runwire_engine.triggers import NewRun as NewRun
 from runwire_engine.triggers import Parent as Parent
-from runwire_engine.triggers import TriggerAnswer, Triggering, Wanted
+from runwire_engine.triggers import TriggerAnswer, Triggering, Wanted, fenced
 from runwire_engine.triggers import TriggerResult as TriggerResult
 
 MAX_TAGS: Final = 10
@@ -157,12 +157,20 @@ class Runs:
         )
         return await self.trigger(environment_id, new)
 
-    async def add_tags(self, environment_id: int, run_id: str, tags: Sequence[str]) -> RunRow:
+    async def add_tags(
+        self,
+        environment_id: int,
+        run_id: str,
+        tags: Sequence[str],
+        *,
+        execution: int | None = None,
+    ) -> RunRow:
         """Add tags to a run that is not over; those it has are left alone.
 
-        Raises RunNotFoundError, RunFinalError, and DataRefusedError beyond ten tags.
+        The run itself gives its `execution`. Raises RunNotFoundError, RunFinalError, FencedError
+        (another execution holds the run), and DataRefusedError beyond ten tags.
         """
-        if await self._database.surely(partial(_add_tags, environment_id, run_id, tags)):
+        if await self._database.surely(partial(_add_tags, environment_id, run_id, tags, execution)):
             self._bell.ring_feed(environment_id, [run_id])
         return await self._there(environment_id, run_id)
 
@@ -217,13 +225,21 @@ async def _trigger(
     return answers, triggering.made
 
 
-async def _add_tags(environment_id: int, run_id: str, tags: Sequence[str], tx: Transaction) -> bool:
+async def _add_tags(
+    environment_id: int,
+    run_id: str,
+    tags: Sequence[str],
+    execution: int | None,
+    tx: Transaction,
+) -> bool:
     """Add tags under the run's lock; False when the run has them all."""
     name = {"environment_id": environment_id, "run_id": run_id}
     row = await tx.one("runs.lock", name)
     if row is None:
         raise RunNotFoundError(run_id)
     added = [tag for tag in dict.fromkeys(tags) if tag not in row["tags"]]
+    if execution is not None and not (row["executing"] and row["execution"] == execution):
+        raise fenced(run_id)
     if row["status"] in FINAL:
         raise RunFinalError(run_id, row["status"])
     if len(row["tags"]) + len(added) > MAX_TAGS:

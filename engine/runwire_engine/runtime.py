@@ -7,10 +7,10 @@ for each stream and each document. Once `drain` has begun, nothing more is taken
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import orjson
 
@@ -35,9 +35,13 @@ from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
 from runwire_engine.errors import RunFinalError
 from runwire_engine.metadata_writer import MetadataWriter
+from runwire_engine.patience import patiently
 from runwire_engine.run_metadata import MetadataWrite
+from runwire_engine.run_row import RunRow
 from runwire_engine.stream_writer import StreamWriter
 from runwire_engine.streams import Append
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -293,27 +297,36 @@ class RunRuntime:
     def _triggering(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str
     ) -> "Future[Triggered]":
-        self._check_open()
         children, run = self._around.children, self._run
-        return self._around.bridge.call(
-            lambda: children.trigger(run, task, payload, options, request_key)
-        )
+        return self._call(lambda: children.trigger(run, task, payload, options, request_key))
 
     def _triggering_batch(
         self, items: Sequence[BatchItem], idempotency_key: str | None
     ) -> "Future[TriggeredBatch]":
-        self._check_open()
         children, run = self._around.children, self._run
-        return self._around.bridge.call(lambda: children.trigger_batch(run, items, idempotency_key))
+        return self._call(lambda: children.trigger_batch(run, items, idempotency_key))
 
-    def _tagging(self, tags: Sequence[str]) -> "Future[object]":
+    def _tagging(self, tags: Sequence[str]) -> "Future[RunRow]":
+        runs, run = self._around.engine.runs, self._run
+        environment_id = self._around.environment_id
+
+        def add() -> Awaitable[RunRow]:
+            return runs.add_tags(environment_id, run.id, tags, execution=run.execution)
+
+        return self._call(lambda: patiently(add))
+
+    def _call(self, work: Callable[[], Awaitable[T]]) -> "Future[T]":
+        """Do on the engine's loop what this execution may do only while it holds the run."""
         self._check_open()
-        around, run = self._around, self._run
 
-        async def add() -> object:
-            return await around.engine.runs.add_tags(around.environment_id, run.id, tags)
+        async def fenced() -> T:
+            try:
+                return await work()
+            except FencedError as error:
+                self._fenced(error)
+                raise
 
-        return around.bridge.call(add)
+        return self._around.bridge.call(fenced)
 
 
 def _receipt() -> "Future[int]":

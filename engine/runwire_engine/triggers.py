@@ -158,9 +158,7 @@ class Triggering:
             parent = wanted.new.parent
             row = self._parents.get(parent.run_id) if parent else None
             if parent is not None and (row is None or row["execution"] != parent.execution):
-                self._answers[wanted.id] = FencedError(
-                    f"run {parent.run_id} is no longer this execution's", run_id=parent.run_id
-                )
+                self._answers[wanted.id] = fenced(parent.run_id)
 
     async def _claim_requests(self) -> None:
         """Answer calls that were answered before; claim the keys of the others."""
@@ -316,6 +314,19 @@ class Triggering:
                     ids=[id for _, id in items],
                 ),
             )
+
+
+def fenced(run_id: str) -> FencedError:
+    """Return the error of a write by an execution that does not hold its run."""
+    return FencedError(f"run {run_id} is no longer this execution's", run_id=run_id)
+
+
+async def hold_parent(tx: Transaction, environment_id: int, parent: Parent) -> None:
+    """Keep an execution from losing its run before this commits. Raises FencedError."""
+    parameters = {"environment_id": environment_id, "ids": [parent.run_id]}
+    rows = await tx.all("triggers.hold_parents", parameters)
+    if not rows or rows[0]["execution"] != parent.execution:
+        raise fenced(parent.run_id)
 
 
 async def limit_queues(tx: Transaction, environment_id: int, limits: Mapping[str, int]) -> None:

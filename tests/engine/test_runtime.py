@@ -13,7 +13,8 @@ from runwire import _context
 from runwire._context import Runtime
 from runwire.errors import FencedError, InvalidValueError, NotInRunError
 from runwire.requests import BatchItem, TriggerOptions
-from runwire_engine.runs import NewRun
+from runwire_engine.outcomes import Canceled
+from runwire_engine.runs import NewRun, Parent, RunQuery
 from tests.support.working import Bench, defined, error_of, opened_bench
 
 pytestmark = pytest.mark.anyio
@@ -286,6 +287,68 @@ async def test_a_trigger_names_its_parent_and_is_not_repeated_under_one_key(benc
     leaf_row = await bench.row(first)
     assert (leaf_row.status, leaf_row.queue, leaf_row.tags) == ("DELAYED", "slow", ("kind:leaf",))
     assert (leaf_row.parent_id, leaf_row.root_id, leaf_row.depth) == (row.id, row.id, 1)
+
+
+async def test_a_batch_whose_execution_died_before_its_items_were_in_is_filled_by_the_next(
+    bench: Bench,
+) -> None:
+    async def leaf() -> None: ...
+
+    child = defined(leaf)
+
+    async def batching() -> Any:
+        runtime = here()
+        execution = Parent(runtime.ctx.run.id, runtime.ctx.attempt.execution)
+        await bench.engine.batches.create(bench.env, 2, "one key", execution)
+        items = [BatchItem(index=n, task=child.id, options=TriggerOptions()) for n in range(2)]
+        first = await runtime.trigger_batch(items, "one key")
+        second = await runtime.trigger_batch(items, "one key")
+        assert first.id == second.id
+        return [first.is_cached, second.is_cached, first.id]
+
+    made = defined(batching)
+    async with bench.worker(made, child):
+        row = await bench.finished(made)
+        assert row.status == "COMPLETED", row.error
+        *cached, batch_id = orjson.loads(cast(str, row.output))
+        batch = await bench.engine.batches.retrieve(bench.env, batch_id)
+    assert cached == [False, True]
+    assert batch is not None and batch.sealed and len(batch.run_ids) == 2
+
+
+async def test_a_refused_trigger_or_tag_stops_the_task_that_lost_its_run(bench: Bench) -> None:
+    ended: list[str] = []
+
+    async def leaf() -> None: ...
+
+    child = defined(leaf)
+
+    async def robbed_of_it(payload: str) -> None:
+        runtime = here()
+        await bench.engine.outcomes.finish(bench.env, Canceled(runtime.ctx.run.id, 1))
+        try:
+            if payload == "tag":
+                await runtime.add_tags(["late"])
+            else:
+                await runtime.trigger(child.id, None, TriggerOptions(), "key")
+        except FencedError:
+            ended.append(payload)
+        try:
+            # Only the refusal can end this in time: heartbeats look once a minute.
+            await anyio.sleep(60)
+        finally:
+            ended.append(f"stopped after a {payload}")
+
+    made = defined(robbed_of_it)
+    kinds = ("tag", "trigger")
+    async with bench.worker(made, child, lease=180.0, heartbeat=60.0) as worker:
+        rows = [await bench.finished(made, kind) for kind in kinds]
+        with anyio.fail_after(10):
+            while worker.held:
+                await anyio.sleep(0.01)
+    assert sorted(ended) == sorted([*kinds, *(f"stopped after a {kind}" for kind in kinds)])
+    assert [row.tags for row in rows] == [(), ()]
+    assert (await bench.engine.runs.list(bench.env, RunQuery(task=(child.id,)))).runs == []
 
 
 async def test_triggering_an_unknown_task_is_an_error_in_the_run(bench: Bench) -> None:

@@ -29,7 +29,7 @@ select runwire.make_partitions_v2(today, today + 1)
 
 -- lock --
 -- Keeps a run for a change.
-select status, tags
+select status, tags, execution, status in ('EXECUTING', 'WAITING') as executing
   from runwire.runs
  where environment_id = %(environment_id)s and id = %(run_id)s
    for no key update;
