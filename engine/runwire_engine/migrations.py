@@ -3,20 +3,31 @@
 The ledger runwire.migrations keeps the checksum of each applied file: files are only added, never
 edited. Any number of processes may migrate at once; they take turns by an advisory lock that is
 held per transaction, so that it also works through a transaction pooler.
+
+Code runs on a database that is newer than it knows, so that processes can be replaced one by one.
+A file that takes away what older code uses says in its name how much code has to know:
+`0009_drop_old_queues_needs_0007.sql` shuts out code that does not have migration 7. The ledger
+keeps the names, so code learns that of files it does not have.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
 from runwire_engine.database import Database, Transaction
-from runwire_engine.errors import MigrationRefusedError
+from runwire_engine.errors import (
+    DatabaseUnavailableError,
+    EngineError,
+    MigrationRefusedError,
+)
 
 OLDEST_POSTGRES: Final = 15
 _FILE_NAME: Final = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
+_NEEDS: Final = re.compile(r"_needs_(\d{4})$")
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,11 @@ class Migration:
     version: int
     name: str
     sql: str
+
+    @property
+    def needs(self) -> int:
+        """The newest migration that code must know to run on a database with this one."""
+        return needs(self.name)
 
     @property
     def checksum(self) -> str:
@@ -68,6 +84,62 @@ async def migrate(
     finally:
         await database.close()
     return applied
+
+
+def needs(name: str) -> int:
+    """Return how much the migration of this name demands that code knows; 0 for most."""
+    found = _NEEDS.search(name)
+    return int(found[1]) if found else 0
+
+
+def misfit(ledger: Mapping[int, str], known: int) -> str | None:
+    """Say why code that knows migrations up to `known` cannot run on a database, or None.
+
+    The ledger has the names of the applied migrations by version.
+    """
+    missing = known - max(ledger, default=0)
+    if missing > 0:
+        return f"the database lacks {missing} migration(s); run `runwire migrate`"
+    needed = max(map(needs, ledger.values()), default=0)
+    if needed > known:
+        return (
+            f"the database needs a version of Runwire that has migration {needed}; this one only"
+            f" knows {known}; install the newer version"
+        )
+    return None
+
+
+async def require_schema(dsn: str) -> None:
+    """Raise MigrationRefusedError when this code cannot run on this database.
+
+    Raises DatabaseUnavailableError when the database does not answer.
+    """
+    database = Database(dsn, max_size=1, name="runwire-check")
+    await database.open()
+    try:
+        await check_schema(database)
+    finally:
+        await database.close()
+
+
+async def check_schema(database: Database) -> None:
+    """Do the same over a database that is open."""
+    try:
+        rows = await database.all("migrations.applied")
+    except DatabaseUnavailableError:
+        raise
+    except EngineError:
+        raise MigrationRefusedError(
+            "the database has no schema of Runwire; run `runwire migrate`"
+        ) from None
+    problem = misfit({row["version"]: row["name"] for row in rows}, _newest())
+    if problem is not None:
+        raise MigrationRefusedError(problem)
+
+
+@cache
+def _newest() -> int:
+    return max(migration.version for migration in known_migrations())
 
 
 async def _refuse_unfit_server(database: Database) -> None:

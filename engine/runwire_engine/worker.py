@@ -30,6 +30,7 @@ from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.errors import DatabaseUnavailableError
 from runwire_engine.ids import new_worker_id
+from runwire_engine.migrations import require_schema
 from runwire_engine.runtime import Surroundings
 from runwire_engine.settings import EngineSettings
 from runwire_engine.task_loop import TaskLoop
@@ -110,7 +111,9 @@ class Worker:
         finally:
             self.stop(grace=0.0)
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([asyncio.wrap_future(ended)])
+                over = asyncio.wrap_future(ended)
+                await asyncio.wait([over])
+                over.exception()  # raised above, or what ended the start was
                 self.left_behind = await task_loop.close() + self._threads.busy
             thread.join()
 
@@ -156,9 +159,7 @@ class Worker:
             if self._stop_asked:
                 stopping.set()
         async with contextlib.AsyncExitStack() as stack:
-            engine = await _patiently(
-                lambda: stack.enter_async_context(open_engine(self._settings)), stopping
-            )
+            engine = await _patiently(lambda: self._open(stack), stopping)
             if engine is None:
                 return
             environment_id = await _patiently(lambda: self._introduce(engine), stopping)
@@ -178,6 +179,11 @@ class Worker:
                     await self._serve_tenure(around, task_loop, stopping)
                 around.bridge.close()
                 tasks.cancel_scope.cancel()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> Engine:
+        """Open the engine, which sweeps at once, on a database that fits it."""
+        await require_schema(self._settings.database_url)
+        return await stack.enter_async_context(open_engine(self._settings))
 
     async def _introduce(self, engine: Engine) -> int:
         """Make the environment and its tasks known."""

@@ -15,7 +15,13 @@ from runwire_engine.errors import (
     EngineError,
     MigrationRefusedError,
 )
-from runwire_engine.migrations import Migration, known_migrations, migrate, refuse_unfit_server
+from runwire_engine.migrations import (
+    Migration,
+    known_migrations,
+    migrate,
+    misfit,
+    refuse_unfit_server,
+)
 from tests.support.postgres import TestServer
 
 pytestmark = pytest.mark.anyio
@@ -181,3 +187,27 @@ def test_a_recent_server_is_accepted(version: int) -> None:
 async def test_a_server_that_is_away_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailableError, match="cannot connect"):
         await migrate(f"postgresql://somebody@/nowhere?host={tmp_path}", seconds=0.1)
+
+
+def test_no_file_demands_more_than_it_brings() -> None:
+    """Code that has a file also has what the file demands."""
+    assert all(migration.needs <= migration.version for migration in known_migrations())
+
+
+@pytest.mark.parametrize(
+    ("ledger", "known", "expected"),
+    [
+        ({1: "schema"}, 1, None),
+        ({1: "schema"}, 2, "lacks 1 migration"),
+        ({}, 2, "lacks 2 migration"),
+        ({1: "schema", 2: "more", 3: "even_more"}, 1, None),
+        ({1: "schema", 2: "more", 3: "drop_needs_0002"}, 3, None),
+        ({1: "schema", 2: "more", 3: "drop_needs_0002"}, 2, None),
+        ({1: "schema", 2: "more", 3: "drop_needs_0002", 4: "later"}, 1, "has migration 2"),
+    ],
+)
+def test_code_runs_on_what_it_knows_and_on_newer_unless_that_says_no(
+    ledger: dict[int, str], known: int, expected: str | None
+) -> None:
+    problem = misfit(ledger, known)
+    assert problem == expected if expected is None else problem and expected in problem
