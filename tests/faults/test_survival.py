@@ -10,11 +10,10 @@ RUNWIRE_SURVIVAL_RUNS and RUNWIRE_SURVIVAL_ROUNDS make it larger (200 runs, 1 ro
 import json
 import os
 import signal
-import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import psycopg
@@ -22,7 +21,8 @@ import pytest
 
 from runwire_engine.embedded import EmbeddedPostgres
 from runwire_engine.environments import Environments
-from tests.support.history import ClientLog, Fault, Finding, check, read_ledger
+from tests.support.followers import Follower, told
+from tests.support.history import Fault, Finding, check, read_ledger
 from tests.support.parts import own_postgres, server_on, worker_on
 from tests.support.postgres import opened_database
 from tests.support.processes import Process, free_port, running, until, until_async
@@ -64,7 +64,7 @@ class Setup:
         self.server = await self.stack.enter_async_context(
             server_on(self.postgres.dsn, self.port, SECRET)
         )
-        self.stack.push(_told("server", self.server))
+        self.stack.push(told("server", self.server))
 
     async def start_worker(self) -> None:
         modules = f"{PROGRAMS}/mixed_tasks.py"
@@ -72,7 +72,7 @@ class Setup:
         self.worker = await self.stack.enter_async_context(
             worker_on(self.postgres.dsn, modules, environment=environment)
         )
-        self.stack.push(_told("worker", self.worker))
+        self.stack.push(told("worker", self.worker))
 
     async def kill_server(self) -> None:
         self.server.kill()
@@ -111,17 +111,6 @@ class Setup:
         await until_async(look, seconds)
 
 
-def _told(name: str, process: Process) -> Callable[..., None]:
-    """Return what shows, when the test fails, what a process said last."""
-
-    def tell(kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            said = process.output()[-3000:]
-            sys.stderr.write(f"\n-- {name} ({process.exit_code}) --\n{said}\n")
-
-    return tell
-
-
 @asynccontextmanager
 async def set_up() -> AsyncGenerator[Setup]:
     async with own_postgres() as postgres, AsyncExitStack() as stack:
@@ -135,45 +124,6 @@ async def set_up() -> AsyncGenerator[Setup]:
         yield setup
 
 
-@dataclass
-class Follower:
-    """A process that follows runs, and what it printed."""
-
-    name: str
-    mode: Literal["latest", "every"]
-    has_streams: bool
-    process: Process
-    # None: every run.
-    runs: Sequence[str] | None = None
-
-    def lines(self) -> list[dict[str, Any]]:
-        whole = self.process.output().split("\n")[:-1]
-        return [json.loads(line) for line in whole if line.startswith("{")]
-
-    def log(self, ledger_runs: Sequence[str], streams: Sequence[tuple[str, str]]) -> ClientLog:
-        """Return what it saw; what it asked for and did not see is in there too."""
-        log = ClientLog(self.name, self.mode)
-        wanted = ledger_runs if self.runs is None else self.runs
-        for run_id in wanted:
-            keys = [key for run, key in streams if run == run_id and self.has_streams]
-            log.follows(run_id, *keys)
-        for line in self.lines():
-            match line:
-                case {"gap": str(), "run": run}:
-                    log.saw_gap(run)
-                case {"run": run, "revision": int(revision), "status": status}:
-                    log.saw_run(run, revision, status)
-                case {"run": run, "stream": stream, "seq": int(seq), "chunk": value}:
-                    log.saw_chunk(run, stream, seq, value)
-                case _:
-                    assert "done" in line, line
-        return log
-
-    def last_states(self) -> dict[str, dict[str, Any]]:
-        states = [line for line in self.lines() if "revision" in line]
-        return {line["run"]: line for line in states}
-
-
 @pytest.mark.timeout(120 + RUNS + 30 * ROUNDS)
 async def test_a_run_is_whole_for_everybody_whatever_is_killed() -> None:
     async with set_up() as setup, AsyncExitStack() as stack:
@@ -181,7 +131,7 @@ async def test_a_run_is_whole_for_everybody_whatever_is_killed() -> None:
         async def program(name: str, *arguments: str) -> Process:
             command = ("python", f"{PROGRAMS}/{name}.py", *arguments)
             process = await stack.enter_async_context(running(*command, environment=setup.client))
-            stack.push(_told(name, process))
+            stack.push(told(name, process))
             return process
 
         by_tag = await program("follow", "latest", "tag", TAG)

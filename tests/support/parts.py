@@ -5,7 +5,7 @@ async with worker_on(dsn, "tests/faults/programs/stubborn_tasks.py") as worker:
 """
 
 import tempfile
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -26,23 +26,32 @@ SPANS: Final[Mapping[str, str]] = {
     "RUNWIRE_GRACE": "5",
     "RUNWIRE_POOL_SIZE": "4",
 }
+_COMMAND: Final = ("runwire",)
 _START_SECONDS: Final = 40.0  # Python imports slowly on a machine that is busy with other tests
 
 
 @asynccontextmanager
 async def worker_on(
-    dsn: str, *modules: str, environment: Mapping[str, str] | None = None
+    dsn: str,
+    *modules: str,
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] = _COMMAND,
 ) -> AsyncGenerator[Process]:
     """Run `runwire worker`, from the moment it claims."""
     given = {**SPANS, "RUNWIRE_DATABASE_URL": dsn, **(environment or {})}
-    async with running("runwire", "worker", *modules, environment=given) as worker:
+    async with running(*command, "worker", *modules, environment=given) as worker:
         await worker.until_line("executing", _START_SECONDS)
         yield worker
 
 
 @asynccontextmanager
 async def server_on(
-    dsn: str, port: int, secret: str, environment: Mapping[str, str] | None = None
+    dsn: str,
+    port: int,
+    secret: str,
+    environment: Mapping[str, str] | None = None,
+    *,
+    command: Sequence[str] = _COMMAND,
 ) -> AsyncGenerator[Process]:
     """Run `runwire server`, from the moment it is ready."""
     given = {
@@ -51,8 +60,7 @@ async def server_on(
         "RUNWIRE_SECRET": secret,
         **(environment or {}),
     }
-    command = ("runwire", "server", "--port", str(port))
-    async with running(*command, environment=given) as server:
+    async with running(*command, "server", "--port", str(port), environment=given) as server:
         await server.until_ready(f"http://127.0.0.1:{port}/readyz", _START_SECONDS)
         yield server
 
