@@ -18,7 +18,7 @@ from runwire import wire
 _ROOT = Path(__file__).parents[2]
 _FOLDER = _ROOT / "tests" / "wire"
 # Not samples of a message but vectors of a reducer.
-_VECTORS = {"metadata.json", "subscription.json"}
+_VECTORS = {"connection.json", "metadata.json", "subscription.json", "subscription_states.json"}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 /**
- * When the socket is opened, given up and opened again. [core]
+ * When the server is connected to, by what, and when that is given up and done again. [core]
  *
  * Rule: what a connection does next is written in TABLE, every phase with every event, and nowhere
  * else; the compiler refuses a table with a hole. Nothing here has a clock, a random number or a
@@ -9,11 +9,16 @@
  *     idle ───────────▶ token ──────▶ connecting ─────▶ authenticating ─────▶ ready ◀──▶ lingering
  *                        ▲  ◀────────────── waiting ◀── lost, deadline ────────┘           │ deadline
  *                        └ deadline, wake ────┘                                    idle ◀──┘
+ *
+ * The carrier is a websocket, or server-sent events where websockets do not pass. What events carry
+ * is asked for with the request that opens them: to ask for something else, they are opened again.
+ *
+ * tests/wire/connection.json holds every phase with every event; the Python client reads it, too.
  */
 
 import { backoff, STABLE_MS } from "./backoff.ts";
-import { AUTH_TIMEOUT, CloseCode, FRAME_TOO_LARGE, SILENCE } from "./codes.ts";
-import { apiError, type RunwireError, UnreachableError } from "./errors.ts";
+import { AUTH_TIMEOUT, CloseCode, HEARTBEAT, SILENCE } from "./codes.ts";
+import { closeError, type RunwireError, UnreachableError } from "./errors.ts";
 import { mayReconnect } from "./wire.ts";
 
 export type Phase =
@@ -26,10 +31,18 @@ export type Phase =
   | "waiting" // until the next try
   | "closed"; // by the application, for good
 
+export type Carrier = "socket" | "events";
+
 export interface Connection {
   readonly phase: Phase;
-  /** Tries since the last stable socket. */
+  /** What carries the try under way, or else the next one. */
+  readonly carrier: Carrier;
+  /** Tries since the last stable connection. */
   readonly attempts: number;
+  /** Tries in a row that never got to `ready`; from the second on the carriers take turns. */
+  readonly misses: number;
+  /** Tokens in a row that the server refused. */
+  readonly refusals: number;
   /** When the server was last lost, in milliseconds; null while it is there. */
   readonly awaySince: number | null;
   readonly readySince: number;
@@ -38,6 +51,7 @@ export interface Connection {
 }
 
 export type Event =
+  /** Somebody subscribed, or what is asked for is not what it was. */
   | { is: "needed" }
   | { is: "unneeded" }
   | { is: "token" }
@@ -48,16 +62,17 @@ export type Event =
   | { is: "heard" }
   | { is: "lost"; code: number; reason: string }
   | { is: "deadline" }
-  | { is: "wake" }
+  /** The page is seen or the network is back; `slept`: milliseconds in which nothing could run. */
+  | { is: "wake"; slept: number }
   | { is: "close" };
 export type EventName = Event["is"];
 
 export type Action =
   | { do: "fetch_token" }
-  | { do: "open" }
+  | { do: "open"; carrier: Carrier }
   /** Send the last token the application gave. */
   | { do: "authenticate" }
-  /** Send every subscription that this socket has not got yet. */
+  /** Send every subscription that this connection has not got yet. */
   | { do: "subscribe" }
   | { do: "ping" }
   | { do: "hang_up" }
@@ -71,6 +86,8 @@ export interface Circumstances {
   readonly patience: number;
   /** Whether asking for a token again may give another one. */
   readonly refreshable: boolean;
+  /** The one carrier that may be used; null: both. */
+  readonly only: Carrier | null;
 }
 
 export interface Step {
@@ -93,12 +110,21 @@ const AUTH_MS = AUTH_TIMEOUT * 1000;
 const SILENCE_MS = SILENCE * 1000;
 /** After a wake-up the socket must answer a ping within this time. */
 const PONG_MS = 5_000;
+/** Events cannot be asked for a sign of life: one comes with every heartbeat. */
+const NEXT_EVENT_MS = HEARTBEAT * 1000 + PONG_MS;
 /** Longer than a page takes to change from one view to the next. */
 const LINGER_MS = 5_000;
+/** So many tries that came to nothing, and the other carrier has its turn. */
+const MISSES = 2;
+/** The first token may have ended on its way; a second one that is refused is wrong. */
+const REFUSALS = 1;
 
 export const IDLE: Connection = {
   phase: "idle",
+  carrier: "socket",
   attempts: 0,
+  misses: 0,
+  refusals: 0,
   awaySince: null,
   readySince: 0,
   deadline: null,
@@ -107,18 +133,35 @@ export const IDLE: Connection = {
 const stay: TakeAny = (connection) => ({ connection, actions: [] });
 
 /** Ask for a token, which starts a try. */
-const begin: TakeAny = (connection, _event, at) => {
+const begin = (connection: Connection, at: Circumstances, actions: Action[] = []): Step => {
   const awaySince = connection.awaySince ?? at.now;
   const given = givenUp(awaySince, at);
-  if (given) return given;
+  if (given) return { ...given, actions: [...actions, ...given.actions] };
   return {
     connection: { ...connection, phase: "token", awaySince, ...within(TOKEN_MS, awaySince, at) },
-    actions: [{ do: "fetch_token" }],
+    actions: [...actions, { do: "fetch_token" }],
   };
 };
+const start: TakeAny = (connection, _event, at) => begin(connection, at);
+
+const open = (connection: Connection, at: Circumstances, actions: Action[] = []): Step => {
+  const carrier = at.only ?? connection.carrier;
+  const awaySince = connection.awaySince ?? at.now;
+  return {
+    connection: {
+      ...connection,
+      phase: "connecting",
+      carrier,
+      awaySince,
+      ...within(OPEN_MS, awaySince, at),
+    },
+    actions: [...actions, { do: "open", carrier }],
+  };
+};
+const reopen: TakeAny = (connection, _event, at) => open(connection, at, [{ do: "hang_up" }]);
 
 /** Wait for the next try, or give up when the server has been away too long. */
-const retry = (connection: Connection, at: Circumstances, actions: Action[]): Step => {
+const retry = (connection: Connection, at: Circumstances, actions: Action[] = []): Step => {
   const awaySince = connection.awaySince ?? at.now;
   const given = givenUp(awaySince, at);
   if (given) return { ...given, actions: [...actions, ...given.actions] };
@@ -150,39 +193,94 @@ const within = (ms: number, awaySince: number, at: Circumstances): { deadline: n
   deadline: Math.min(at.now + ms, awaySince + at.patience),
 });
 
+/** It never got to `ready`. */
+const missed = (connection: Connection): Connection => {
+  const misses = connection.misses + 1;
+  const other = connection.carrier === "socket" ? "events" : "socket";
+  return { ...connection, misses, carrier: misses < MISSES ? connection.carrier : other };
+};
+
+/** It was ready. After events the websocket has one try, for the network may be another one. */
+const dropped = (connection: Connection, at: Circumstances): Connection => {
+  const isStable = at.now - connection.readySince >= STABLE_MS;
+  const attempts = isStable ? 0 : connection.attempts;
+  if (connection.carrier === "socket") return { ...connection, attempts };
+  return { ...connection, attempts, carrier: "socket", misses: MISSES - 1 };
+};
+
 const lost: Take<"lost"> = (connection, event, at) => {
-  const spent = event.code === CloseCode.TOKEN_EXPIRED && !at.refreshable;
-  if (spent || !mayReconnect(event.code)) return fail(refusal(event));
-  const stable = connection.phase === "ready" && at.now - connection.readySince >= STABLE_MS;
-  return retry(stable ? { ...connection, attempts: 0 } : connection, at, []);
-};
-
-const STATUS_OF_CLOSE: Readonly<Record<number, [number, string]>> = {
-  [CloseCode.TOKEN_EXPIRED]: [401, "unauthorized"],
-  [CloseCode.INVALID_TOKEN]: [401, "unauthorized"],
-  [CloseCode.REVOKED]: [401, "unauthorized"],
-  [CloseCode.FORBIDDEN]: [403, "forbidden"],
-  [CloseCode.NOT_FOUND]: [404, "not_found"],
-  [FRAME_TOO_LARGE]: [413, "too_large"],
-};
-
-const refusal = ({ code, reason }: { code: number; reason: string }): RunwireError => {
-  const [status, word] = STATUS_OF_CLOSE[code] ?? [400, "malformed"];
-  return apiError(status, reason || `the server closed the socket with code ${code}`, word);
+  const isReady = connection.phase === "ready";
+  if (event.code === CloseCode.TOKEN_EXPIRED || event.code === CloseCode.INVALID_TOKEN) {
+    // One that was good until now was not refused.
+    const isRefused = !isReady || event.code === CloseCode.INVALID_TOKEN;
+    const refusals = connection.refusals + (isRefused ? 1 : 0);
+    if (!at.refreshable || refusals > REFUSALS) return fail(closeError(event.code, event.reason));
+    return retry({ ...(isReady ? dropped(connection, at) : connection), refusals }, at);
+  }
+  if (!mayReconnect(event.code)) return fail(closeError(event.code, event.reason));
+  return retry(isReady ? dropped(connection, at) : missed(connection), at);
 };
 
 const overdue: Take<"deadline"> = (connection, _event, at) =>
-  retry(connection, at, [{ do: "hang_up" }]);
+  retry(missed(connection), at, [{ do: "hang_up" }]);
 
 const close: Take<"close"> = () => ({
   connection: { ...IDLE, phase: "closed" },
   actions: [{ do: "hang_up" }],
 });
 
-const abandon: Take<"unneeded"> = () => ({ connection: IDLE, actions: [{ do: "hang_up" }] });
+/** Nobody is subscribed any more. What was learnt about carriers is kept. */
+const rest = ({ carrier, misses }: Connection, actions: Action[] = []): Step => ({
+  connection: { ...IDLE, carrier, misses },
+  actions,
+});
+const abandon: Take<"unneeded"> = (connection) => rest(connection, [{ do: "hang_up" }]);
 
 const heard: TakeAny = (connection, _event, at) => ({
   connection: { ...connection, deadline: at.now + SILENCE_MS },
+  actions: [],
+});
+
+/** The time one slept through is not time in which the server was away. */
+const rested = (connection: Connection, { slept }: { slept: number }): Connection =>
+  connection.awaySince === null
+    ? connection
+    : { ...connection, awaySince: connection.awaySince + slept };
+
+const isOverdue = ({ deadline }: Connection, at: Circumstances): boolean =>
+  deadline !== null && at.now >= deadline;
+
+/** What was waited for came while nobody listened, or will not come: begin the try again. */
+const tryAgain: Take<"wake"> = (connection, event, at) => {
+  const awake = rested(connection, event);
+  return isOverdue(awake, at) ? begin(awake, at, [{ do: "hang_up" }]) : stay(awake, event, at);
+};
+
+/** A laptop that slept: the connection may be dead without anybody having said so. */
+const lookForLife: Take<"wake"> = (connection, _event, at) => {
+  if (isOverdue(connection, at)) {
+    const { attempts, ...left } = dropped(connection, at);
+    return begin({ ...left, attempts: attempts + 1 }, at, [{ do: "hang_up" }]);
+  }
+  const isSocket = connection.carrier === "socket";
+  const soon = at.now + (isSocket ? PONG_MS : NEXT_EVENT_MS);
+  return {
+    connection: { ...connection, deadline: Math.min(connection.deadline ?? Infinity, soon) },
+    actions: isSocket ? [{ do: "ping" }] : [],
+  };
+};
+
+/** One thing for a websocket, another for events. */
+const by =
+  (socket: TakeAny, events: TakeAny): TakeAny =>
+  (connection, event, at) =>
+    (connection.carrier === "socket" ? socket : events)(connection, event, at);
+
+const subscribe: TakeAny = (connection) => ({ connection, actions: [{ do: "subscribe" }] });
+const authenticate: TakeAny = (connection) => ({ connection, actions: [{ do: "authenticate" }] });
+
+const linger: TakeAny = (connection, _event, at) => ({
+  connection: { ...connection, phase: "lingering", deadline: at.now + LINGER_MS },
   actions: [],
 });
 
@@ -202,21 +300,15 @@ const REST = {
 } satisfies Table["idle"];
 
 export const TABLE: Table = {
-  idle: { ...REST, needed: begin },
+  idle: { ...REST, needed: start },
   token: {
     ...REST,
     unneeded: abandon,
-    token: (connection, _event, at) => ({
-      connection: {
-        ...connection,
-        phase: "connecting",
-        ...within(OPEN_MS, connection.awaySince ?? at.now, at),
-      },
-      actions: [{ do: "open" }],
-    }),
+    token: (connection, _event, at) => open(connection, at),
     token_failed: (connection, { error, final }, at) =>
-      final ? fail(error) : retry(connection, at, []),
-    deadline: overdue,
+      final ? fail(error) : retry(connection, at),
+    deadline: (connection, _event, at) => retry(connection, at, [{ do: "hang_up" }]),
+    wake: tryAgain,
   },
   connecting: {
     ...REST,
@@ -227,61 +319,72 @@ export const TABLE: Table = {
         phase: "authenticating",
         ...within(AUTH_MS, connection.awaySince ?? at.now, at),
       },
-      actions: [{ do: "authenticate" }],
+      actions:
+        connection.carrier === "socket"
+          ? [{ do: "authenticate" }]
+          : [{ do: "authenticate" }, { do: "subscribe" }],
     }),
     lost,
     deadline: overdue,
+    wake: tryAgain,
   },
   authenticating: {
     ...REST,
+    needed: by(stay, reopen),
     unneeded: abandon,
     ready: (connection, _event, at) => ({
       connection: {
         ...connection,
         phase: "ready",
+        misses: 0,
+        refusals: 0,
         awaySince: null,
         readySince: at.now,
         deadline: at.now + SILENCE_MS,
       },
-      actions: [{ do: "subscribe" }],
+      actions: connection.carrier === "socket" ? [{ do: "subscribe" }] : [],
     }),
     lost,
     deadline: overdue,
+    wake: tryAgain,
   },
   ready: {
     ...REST,
-    needed: (connection) => ({ connection, actions: [{ do: "subscribe" }] }),
-    unneeded: (connection, _event, at) => ({
-      connection: { ...connection, phase: "lingering", deadline: at.now + LINGER_MS },
-      actions: [],
-    }),
+    needed: by(subscribe, reopen),
+    unneeded: by(linger, abandon as TakeAny),
     token_expiring: (connection, _event, at) => ({
       connection,
       actions: at.refreshable ? [{ do: "fetch_token" }] : [],
     }),
-    token: (connection) => ({ connection, actions: [{ do: "authenticate" }] }),
+    token: by(authenticate, reopen),
+    // The answer to a fresh token.
+    ready: by(subscribe, stay),
     heard,
     lost,
-    deadline: overdue,
-    // A laptop that slept: the socket may be dead without anybody having said so.
-    wake: (connection, _event, at) => ({
-      connection: {
-        ...connection,
-        deadline: Math.min(connection.deadline ?? Infinity, at.now + PONG_MS),
-      },
-      actions: [{ do: "ping" }],
-    }),
+    deadline: (connection, _event, at) =>
+      retry(dropped(connection, at), at, [{ do: "hang_up" }]),
+    wake: lookForLife,
   },
   lingering: {
     ...REST,
-    needed: (connection, _event, at) => ({
-      connection: { ...connection, phase: "ready", deadline: at.now + SILENCE_MS },
-      actions: [{ do: "subscribe" }],
-    }),
-    lost: () => ({ connection: IDLE, actions: [] }),
-    deadline: () => ({ connection: IDLE, actions: [{ do: "hang_up" }] }),
+    needed: (connection, _event, at) => {
+      if (isOverdue(connection, at)) return begin(connection, at, [{ do: "hang_up" }]);
+      return {
+        connection: { ...connection, phase: "ready", deadline: at.now + SILENCE_MS },
+        actions: [{ do: "subscribe" }],
+      };
+    },
+    lost: (connection) => rest(connection),
+    deadline: (connection) => rest(connection, [{ do: "hang_up" }]),
+    wake: (connection, event, at) =>
+      isOverdue(connection, at) ? rest(connection, [{ do: "hang_up" }]) : stay(connection, event, at),
   },
-  waiting: { ...REST, unneeded: abandon, deadline: begin, wake: begin },
+  waiting: {
+    ...REST,
+    unneeded: abandon,
+    deadline: start,
+    wake: (connection, event, at) => begin(rested(connection, event), at),
+  },
   closed: { ...REST, close: stay },
 };
 

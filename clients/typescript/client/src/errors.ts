@@ -12,7 +12,7 @@
  *   └── UnreachableError      nobody's: the server stayed away past the deadline
  */
 
-import { ErrorCode } from "./codes.ts";
+import { CloseCode, ErrorCode, FRAME_TOO_LARGE } from "./codes.ts";
 
 export class RunwireError extends Error {
   constructor(message: string, options?: ErrorOptions) {
@@ -100,6 +100,15 @@ const STATUS_OF_CODE: Readonly<Record<ErrorCode, number>> = {
   [ErrorCode.INTERNAL]: 500,
 };
 
+const CODE_OF_CLOSE: Readonly<Record<number, ErrorCode>> = {
+  [CloseCode.TOKEN_EXPIRED]: ErrorCode.UNAUTHORIZED,
+  [CloseCode.INVALID_TOKEN]: ErrorCode.UNAUTHORIZED,
+  [CloseCode.REVOKED]: ErrorCode.UNAUTHORIZED,
+  [CloseCode.FORBIDDEN]: ErrorCode.FORBIDDEN,
+  [CloseCode.NOT_FOUND]: ErrorCode.NOT_FOUND,
+  [FRAME_TOO_LARGE]: ErrorCode.TOO_LARGE,
+};
+
 /** The error class that fits an HTTP status. */
 export function apiError(status: number, message: string, code: string): ApiError {
   const kind = BY_STATUS[status] ?? (status >= 500 ? ServerError : ApiError);
@@ -110,4 +119,11 @@ export function apiError(status: number, message: string, code: string): ApiErro
 export function subscriptionError(code: string, message: string): SubscriptionError {
   const status = STATUS_OF_CODE[code as ErrorCode] ?? 500;
   return new SubscriptionError(message, { code, cause: apiError(status, message, code) });
+}
+
+/** The error that everything ends with when the server closed the connection for good. */
+export function closeError(code: number, reason: string): ApiError {
+  const word = CODE_OF_CLOSE[code] ?? ErrorCode.MALFORMED;
+  const message = reason || `the server closed the connection with code ${code}`;
+  return apiError(STATUS_OF_CODE[word], message, word);
 }

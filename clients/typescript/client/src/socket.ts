@@ -46,7 +46,7 @@ export class Socket {
   readonly #options: SocketOptions;
   readonly #followers = new Followers();
   readonly #listeners = new Set<(state: ConnectionState) => void>();
-  readonly #wake = () => this.#dispatch({ is: "wake" });
+  readonly #wake = () => this.#dispatch({ is: "wake", slept: 0 });
   #connection = connection.IDLE;
   #socket: WebSocketLike | null = null;
   #token = "";
@@ -103,6 +103,7 @@ export class Socket {
       random: Math.random(),
       patience: this.#options.patience,
       refreshable: typeof this.#options.token === "function",
+      only: "socket",
     });
     this.#connection = next;
     this.#arm();

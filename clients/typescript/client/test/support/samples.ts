@@ -4,8 +4,13 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
 const FOLDER = join(import.meta.dirname, "../../../../../tests/wire");
-/** Not samples of a message but vectors of a reducer. */
-const VECTORS = new Set(["metadata.json", "subscription.json"]);
+/** Not samples of a message but vectors of a state machine or a reducer. */
+const VECTORS = new Set([
+  "connection.json",
+  "metadata.json",
+  "subscription.json",
+  "subscription_states.json",
+]);
 
 export interface Sample {
   name: string;
