@@ -46,6 +46,8 @@ export interface Connection {
   /** When the server was last lost, in milliseconds; null while it is there. */
   readonly awaySince: number | null;
   readonly readySince: number;
+  /** How long the server may say nothing, in milliseconds; it says so when it is ready. */
+  readonly silence: number;
   /** When the event `deadline` is due, in milliseconds. */
   readonly deadline: number | null;
 }
@@ -58,7 +60,8 @@ export type Event =
   | { is: "token_failed"; error: RunwireError; final: boolean }
   | { is: "token_expiring" }
   | { is: "opened" }
-  | { is: "ready" }
+  /** `heartbeat`: after so many milliseconds without a message the server sends one. */
+  | { is: "ready"; heartbeat: number }
   | { is: "heard" }
   | { is: "lost"; code: number; reason: string }
   | { is: "deadline" }
@@ -107,11 +110,10 @@ export type Table = { readonly [P in Phase]: { readonly [N in EventName]: Take<N
 const TOKEN_MS = 30_000;
 const OPEN_MS = 10_000;
 const AUTH_MS = AUTH_TIMEOUT * 1000;
-const SILENCE_MS = SILENCE * 1000;
+/** Silence is so many heartbeats that did not come. */
+const BEATS = SILENCE / HEARTBEAT;
 /** After a wake-up the socket must answer a ping within this time. */
 const PONG_MS = 5_000;
-/** Events cannot be asked for a sign of life: one comes with every heartbeat. */
-const NEXT_EVENT_MS = HEARTBEAT * 1000 + PONG_MS;
 /** Longer than a page takes to change from one view to the next. */
 const LINGER_MS = 5_000;
 /** So many tries that came to nothing, and the other carrier has its turn. */
@@ -127,6 +129,7 @@ export const IDLE: Connection = {
   refusals: 0,
   awaySince: null,
   readySince: 0,
+  silence: SILENCE * 1000,
   deadline: null,
 };
 
@@ -237,7 +240,7 @@ const rest = ({ carrier, misses }: Connection, actions: Action[] = []): Step => 
 const abandon: Take<"unneeded"> = (connection) => rest(connection, [{ do: "hang_up" }]);
 
 const heard: TakeAny = (connection, _event, at) => ({
-  connection: { ...connection, deadline: at.now + SILENCE_MS },
+  connection: { ...connection, deadline: at.now + connection.silence },
   actions: [],
 });
 
@@ -263,7 +266,8 @@ const lookForLife: Take<"wake"> = (connection, _event, at) => {
     return begin({ ...left, attempts: attempts + 1 }, at, [{ do: "hang_up" }]);
   }
   const isSocket = connection.carrier === "socket";
-  const soon = at.now + (isSocket ? PONG_MS : NEXT_EVENT_MS);
+  // Events cannot be asked for a sign of life: one comes with every heartbeat.
+  const soon = at.now + PONG_MS + (isSocket ? 0 : connection.silence / BEATS);
   return {
     connection: { ...connection, deadline: Math.min(connection.deadline ?? Infinity, soon) },
     actions: isSocket ? [{ do: "ping" }] : [],
@@ -332,7 +336,7 @@ export const TABLE: Table = {
     ...REST,
     needed: by(stay, reopen),
     unneeded: abandon,
-    ready: (connection, _event, at) => ({
+    ready: (connection, { heartbeat }, at) => ({
       connection: {
         ...connection,
         phase: "ready",
@@ -340,7 +344,8 @@ export const TABLE: Table = {
         refusals: 0,
         awaySince: null,
         readySince: at.now,
-        deadline: at.now + SILENCE_MS,
+        silence: BEATS * heartbeat,
+        deadline: at.now + BEATS * heartbeat,
       },
       actions: connection.carrier === "socket" ? [{ do: "subscribe" }] : [],
     }),
@@ -370,7 +375,7 @@ export const TABLE: Table = {
     needed: (connection, _event, at) => {
       if (isOverdue(connection, at)) return begin(connection, at, [{ do: "hang_up" }]);
       return {
-        connection: { ...connection, phase: "ready", deadline: at.now + SILENCE_MS },
+        connection: { ...connection, phase: "ready", deadline: at.now + connection.silence },
         actions: [{ do: "subscribe" }],
       };
     },

@@ -5,8 +5,7 @@
  */
 
 import { ErrorCode, MAX_CLIENT_FRAME_BYTES, MAX_SUBSCRIPTIONS } from "./codes.ts";
-import type { RunwireError } from "./errors.ts";
-import { subscriptionError } from "./errors.ts";
+import { type RunwireError, SubscriptionError, subscriptionError } from "./errors.ts";
 import { HeldRuns } from "./runs.ts";
 import * as subscription from "./subscription.ts";
 import type { Updates } from "./updates.ts";
@@ -16,7 +15,6 @@ import type {
   Patch,
   Pong,
   Ready,
-  Refetch,
   ServerMessage,
   StreamMessage,
   Subscribe,
@@ -29,7 +27,8 @@ import type {
 export type FollowersMessage = Exclude<ServerMessage, Ready | TokenExpiring | Heartbeat | Pong>;
 
 export interface Verdict {
-  readonly send?: Refetch;
+  /** The run that must come whole: what is held of it is not what the server takes it for. */
+  readonly refetch?: string;
   /** The server broke a promise: hang up and resume. */
   readonly isBroken?: boolean;
 }
@@ -110,14 +109,27 @@ export class Followers {
     for (const follower of this.#all()) this.#take(follower, subscription.lose(follower.state));
   }
 
-  /** Learn whether the server's history is still the one that was read so far. */
-  meet(epoch: string): void {
+  /**
+   * Learn whether the server's history is still the one that was read so far. Returns whether
+   * something was asked for already by what that history said.
+   */
+  meet(epoch: string): boolean {
     const before = this.#epoch;
     this.#epoch = epoch;
-    if (before === null || before === epoch) return;
+    if (before === null || before === epoch) return false;
     this.#runs.keep(() => false);
+    let isAsked = false;
     for (const follower of this.#all()) {
+      isAsked ||= follower.state.freshness !== "connecting";
       this.#take(follower, subscription.beginAgain(follower.state));
+    }
+    return isAsked;
+  }
+
+  /** Have the next requests bring this run whole. */
+  askWhole(run: string): void {
+    for (const follower of this.#all()) {
+      if (follower.state.members.has(run)) follower.state = subscription.forget(follower.state);
     }
   }
 
@@ -159,7 +171,7 @@ export class Followers {
 
   #patch(patch: Patch): Verdict {
     const outcome = this.#runs.patch(patch);
-    if (outcome === "refetch") return { send: { type: "refetch", run: patch.run } };
+    if (outcome === "refetch") return { refetch: patch.run };
     const run = outcome === "news" && this.#runs.get(patch.run);
     if (run) this.#tell(run);
     return NOTHING;
@@ -174,7 +186,15 @@ export class Followers {
   #stream(message: StreamMessage): Verdict {
     let isBroken = false;
     for (const follower of this.#all()) {
-      const outcome = subscription.receiveStream(follower.state, message);
+      let outcome: subscription.Outcome;
+      try {
+        outcome = subscription.receiveStream(follower.state, message);
+      } catch (error) {
+        // The application's own `toText`.
+        const about = { code: "value", cause: error };
+        follower.updates.fail(new SubscriptionError("a chunk could not be made text", about));
+        continue;
+      }
       isBroken ||= outcome.isBroken === true;
       this.#take(follower, outcome);
     }
@@ -203,6 +223,7 @@ export class Followers {
       follower,
       subscription.receive(follower.state, message, (id) => this.#runs.get(id)),
     );
+    if (message.type === "joined" && !this.#runs.get(message.run)) return { refetch: message.run };
     if (message.type === "removed") this.#runs.keep((id) => this.#isFollowed(id));
     if (message.type === "done") {
       this.#drop(follower);

@@ -65,7 +65,7 @@ export class Http {
 
   constructor(url: string, token: TokenSource, fetcher: typeof fetch | undefined) {
     if (!fetcher) throw new ConfigurationError("there is no fetch here: pass one as an option");
-    this.#url = url.replace(/\/+$/, "");
+    this.#url = url;
     this.#token = token;
     this.#fetch = fetcher;
   }

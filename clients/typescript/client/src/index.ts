@@ -1,6 +1,8 @@
 /** @runwire/client: follow runs and their streams, live. */
 
+export type { WebSocketClass, WebSocketLike } from "./carriers.ts";
 export * from "./codes.ts";
+export type { Carrier } from "./connection.ts";
 export {
   ApiError,
   ConfigurationError,
@@ -22,7 +24,7 @@ export type { ListQuery, RequestOptions, RunPage, Triggered, TriggerOptions } fr
 export { applyMetadata } from "./metadata.ts";
 export type { Run, RunError } from "./runs.ts";
 export { Runwire, type RunwireOptions } from "./runwire.ts";
-export type { ConnectionState, TokenSource, WebSocketClass, WebSocketLike } from "./socket.ts";
+export type { ConnectionState, TokenSource } from "./socket.ts";
 export type { StreamOptions, SubscriptionOptions } from "./subscription.ts";
 export { chunkText } from "./text.ts";
 export { Updates } from "./updates.ts";

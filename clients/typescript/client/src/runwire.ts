@@ -1,9 +1,10 @@
 /** The client: one server, one token, and the sockets that its subscriptions share. */
 
-import { SOCKET_PATH } from "./codes.ts";
+import type { WebSocketClass } from "./carriers.ts";
+import type { Carrier } from "./connection.ts";
 import { ConfigurationError } from "./errors.ts";
 import { Http } from "./http.ts";
-import type { ConnectionState, TokenSource, WebSocketClass } from "./socket.ts";
+import type { ConnectionState, TokenSource } from "./socket.ts";
 import { Sockets } from "./sockets.ts";
 import { planOf, type SubscriptionOptions } from "./subscription.ts";
 import { Updates } from "./updates.ts";
@@ -16,7 +17,9 @@ export interface RunwireOptions {
   token: TokenSource;
   /** Seconds the server may stay away before subscriptions fail; none given: for ever. */
   deadline?: number;
-  /** Where there is no global one (Node 20). */
+  /** Only this one; none given: a websocket, and server-sent events where that does not pass. */
+  carrier?: Carrier;
+  /** Where there is no global one: Node 20 has none, and uses server-sent events without it. */
   WebSocket?: WebSocketClass;
   fetch?: typeof fetch;
 }
@@ -26,11 +29,15 @@ export class Runwire extends Http {
   #count = 0;
 
   constructor(options: RunwireOptions) {
-    super(options.url, options.token, options.fetch ?? globalThis.fetch);
+    const fetcher = options.fetch ?? globalThis.fetch;
+    const WebSocket = options.WebSocket ?? (globalThis.WebSocket as WebSocketClass | undefined);
+    super(addressOf(options.url), options.token, fetcher);
     this.#sockets = new Sockets({
-      url: socketUrl(options.url),
+      url: addressOf(options.url),
       token: options.token,
-      WebSocket: options.WebSocket ?? (globalThis.WebSocket as WebSocketClass | undefined),
+      WebSocket,
+      fetch: fetcher,
+      only: options.carrier ?? (WebSocket ? null : "events"),
       patience: options.deadline === undefined ? Infinity : options.deadline * 1000,
     });
   }
@@ -84,9 +91,9 @@ export class Runwire extends Http {
   }
 }
 
-function socketUrl(url: string): string {
+function addressOf(url: string): string {
   if (!/^https?:\/\//.test(url)) {
     throw new ConfigurationError(`the url must start with http:// or https://, not ${url}`);
   }
-  return url.replace(/^http/, "ws").replace(/\/+$/, "") + SOCKET_PATH;
+  return url.replace(/\/+$/, "");
 }

@@ -1,35 +1,27 @@
 /**
- * One socket of a Runwire client: carries out what connection.ts decides.
+ * One socket of a Runwire client, whatever carries it: does what connection.ts decides.
  *
- * A shell: the only place with a WebSocket, a clock, a timer and random numbers.
+ * A shell: here are timers and random numbers, and beside it the clock and what carries messages.
  */
 
-import { CloseCode, PROTOCOL } from "./codes.ts";
+import { type CarrierOptions, openCarrier, type WebSocketLike } from "./carriers.ts";
+import { Clock } from "./clock.ts";
+import { CloseCode, HEARTBEAT } from "./codes.ts";
 import * as connection from "./connection.ts";
 import { ApiError, ConfigurationError, RunwireError } from "./errors.ts";
 import { Followers, type FollowersMessage } from "./followers.ts";
+import { Listeners } from "./listeners.ts";
 import type { Plan } from "./subscription.ts";
 import type { Updates } from "./updates.ts";
-import { type ClientMessage, parseFrame, type ServerMessage } from "./wire.ts";
+import { type ClientMessage, parseFrame, type Ready, type ServerMessage } from "./wire.ts";
 
-/** The part of the browser's WebSocket that is used. */
-export interface WebSocketLike {
-  onopen: ((event: never) => void) | null;
-  onmessage: ((event: never) => void) | null;
-  onclose: ((event: never) => void) | null;
-  onerror: ((event: never) => void) | null;
-  send(data: string): void;
-  close(code?: number): void;
-}
-export type WebSocketClass = new (url: string, protocols: string[]) => WebSocketLike;
 /** A token, or what gets one; `fresh` says that one from a cache will not do. */
 export type TokenSource = string | ((fresh: boolean) => string | Promise<string>);
 
-export interface SocketOptions {
-  /** ws:// or wss:// */
-  readonly url: string;
+export interface SocketOptions extends CarrierOptions {
   readonly token: TokenSource;
-  readonly WebSocket: WebSocketClass | undefined;
+  /** The one carrier that may be used; null: a websocket, and events where that does not pass. */
+  readonly only: connection.Carrier | null;
   /** How long the server may stay away, in milliseconds. */
   readonly patience: number;
 }
@@ -45,8 +37,8 @@ export type ConnectionState =
 export class Socket {
   readonly #options: SocketOptions;
   readonly #followers = new Followers();
-  readonly #listeners = new Set<(state: ConnectionState) => void>();
-  readonly #wake = () => this.#dispatch({ is: "wake", slept: 0 });
+  readonly #listeners = new Listeners<ConnectionState>();
+  readonly #clock = new Clock((slept) => this.#dispatch({ is: "wake", slept }));
   #connection = connection.IDLE;
   #socket: WebSocketLike | null = null;
   #token = "";
@@ -65,8 +57,7 @@ export class Socket {
   }
 
   onState(listener: (state: ConnectionState) => void): () => void {
-    this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
+    return this.#listeners.add(listener);
   }
 
   /** Whether the server would take one more subscription here, and keep it apart from the others. */
@@ -80,34 +71,40 @@ export class Socket {
       return;
     }
     this.#followers.add(plan, updates);
-    if (!this.#isNeeded) this.#listen(true);
     this.#isNeeded = true;
+    this.#clock.watch(true);
     this.#dispatch({ is: "needed" });
   }
 
   unfollow(sub: string): void {
-    if (this.#followers.remove(sub)) this.#send({ type: "unsubscribe", sub });
+    const isAskedFor = this.#followers.remove(sub);
+    if (isAskedFor && this.#connection.carrier === "socket") this.#send({ type: "unsubscribe", sub });
+    else if (isAskedFor && this.#followers.size) this.#dispatch({ is: "needed" });
     this.#settle();
   }
 
   close(): void {
     this.#dispatch({ is: "close" });
     this.#isNeeded = false;
-    this.#listen(false);
+    this.#clock.watch(false);
     this.#followers.end(null);
   }
 
   #dispatch(event: connection.Event): void {
     const { connection: next, actions } = connection.step(this.#connection, event, {
-      now: Date.now(),
+      now: this.#clock.now(),
       random: Math.random(),
       patience: this.#options.patience,
       refreshable: typeof this.#options.token === "function",
-      only: "socket",
+      only: this.#options.only,
     });
     this.#connection = next;
     this.#arm();
-    for (const action of actions) this.#carryOut(action);
+    for (const action of actions) {
+      this.#carryOut(action);
+      // Whoever was told may have closed the client: what is left to do was for another moment.
+      if (this.#connection !== next) return;
+    }
     this.#announce();
   }
 
@@ -116,7 +113,7 @@ export class Socket {
       case "fetch_token":
         return this.#fetchToken();
       case "open":
-        return this.#open();
+        return this.#open(action.carrier);
       case "authenticate":
         return this.#send({ type: "auth", token: this.#token });
       case "subscribe":
@@ -141,26 +138,20 @@ export class Socket {
     };
     Promise.resolve()
       .then(() => (typeof token === "function" ? token(fresh) : token))
-      .then(
-        (given) => {
-          if (asked === this.#asked) this.#token = given;
-          answer({ is: "token" });
-        },
-        (error: unknown) => answer({ is: "token_failed", ...refusalOf(error) }),
-      );
+      .then((given: unknown) => {
+        if (typeof given !== "string") throw new ConfigurationError("the token is no string");
+        if (asked === this.#asked) this.#token = given;
+        answer({ is: "token" });
+      })
+      .catch((error: unknown) => answer({ is: "token_failed", ...refusalOf(error) }));
   }
 
-  #open(): void {
-    const { WebSocket, url } = this.#options;
-    if (!WebSocket) {
-      this.#fail(new ConfigurationError("there is no WebSocket here: pass one as an option"));
-      return;
-    }
+  #open(carrier: connection.Carrier): void {
     let socket: WebSocketLike;
     try {
-      socket = new WebSocket(url, [PROTOCOL]);
+      socket = openCarrier(carrier, this.#options);
     } catch (error) {
-      this.#fail(new ConfigurationError(`${url} cannot be opened: ${String(error)}`));
+      this.#fail(error as ConfigurationError);
       return;
     }
     this.#socket = socket;
@@ -175,19 +166,24 @@ export class Socket {
     socket.onerror = () => undefined;
   }
 
+  /** The followers learn it last: what they begin then must not be asked of what is gone. */
   #lose(code: number, reason: string): void {
-    this.#hangUp();
+    this.#letGo();
     this.#dispatch({ is: "lost", code, reason });
+    this.#followers.lose();
   }
 
   #hangUp(): void {
+    this.#letGo();
+    this.#followers.lose();
+  }
+
+  #letGo(): void {
     const socket = this.#socket;
     this.#socket = null;
     this.#asked += 1;
-    this.#followers.lose();
-    if (!socket) return;
     try {
-      socket.close(1000);
+      socket?.close(1000);
     } catch {
       // It is gone anyway.
     }
@@ -198,7 +194,7 @@ export class Socket {
     this.#connection = connection.IDLE;
     this.#arm();
     this.#isNeeded = false;
-    this.#listen(false);
+    this.#clock.watch(false);
     this.#followers.end(error);
   }
 
@@ -230,8 +226,7 @@ export class Socket {
   #handle(message: ServerMessage): void {
     switch (message.type) {
       case "ready":
-        this.#followers.meet(message.epoch);
-        return this.#dispatch({ is: "ready" });
+        return this.#meet(message);
       case "token_expiring":
         return this.#dispatch({ is: "token_expiring" });
       case "hb":
@@ -242,18 +237,35 @@ export class Socket {
     }
   }
 
+  #meet({ epoch, heartbeat }: Ready): void {
+    const isAskedInVain = this.#followers.meet(epoch);
+    this.#dispatch({ is: "ready", heartbeat: (heartbeat > 0 ? heartbeat : HEARTBEAT) * 1000 });
+    if (!isAskedInVain) return;
+    if (this.#connection.carrier === "events") this.#dispatch({ is: "needed" });
+    else this.#lose(CloseCode.INSUFFICIENT_STATE, "the server has another history");
+  }
+
   #hand(message: FollowersMessage): void {
-    const { send, isBroken } = this.#followers.receive(message);
-    if (send) this.#send(send);
+    const { refetch, isBroken } = this.#followers.receive(message);
+    if (refetch !== undefined) this.#refetch(refetch);
     if (isBroken) this.#lose(CloseCode.INSUFFICIENT_STATE, "a stream had a hole");
     else this.#settle();
+  }
+
+  #refetch(run: string): void {
+    if (this.#connection.carrier === "socket") {
+      this.#send({ type: "refetch", run });
+      return;
+    }
+    this.#followers.askWhole(run);
+    this.#dispatch({ is: "needed" });
   }
 
   /** Let go of the socket once nobody needs it. */
   #settle(): void {
     if (!this.#followers.size && this.#isNeeded) {
       this.#isNeeded = false;
-      this.#listen(false);
+      this.#clock.watch(false);
       this.#dispatch({ is: "unneeded" });
     }
     this.#announce();
@@ -266,30 +278,24 @@ export class Socket {
     if (this.#timer) clearTimeout(this.#timer.handle);
     this.#timer = null;
     if (deadline === null || deadline === Infinity) return;
-    const handle = setTimeout(() => this.#ring(), Math.max(0, deadline - Date.now()));
+    const handle = setTimeout(() => this.#ring(), Math.max(0, deadline - this.#clock.now()));
     this.#timer = { at: deadline, handle };
   }
 
   #ring(): void {
     this.#timer = null;
+    const slept = this.#clock.slept();
+    if (slept) this.#dispatch({ is: "wake", slept });
     const { deadline } = this.#connection;
-    if (deadline !== null && Date.now() >= deadline) this.#dispatch({ is: "deadline" });
+    if (deadline !== null && this.#clock.now() >= deadline) this.#dispatch({ is: "deadline" });
     else this.#arm();
-  }
-
-  /** A laptop that wakes up, or a network that is back, does not wait for the back-off. */
-  #listen(on: boolean): void {
-    if (typeof window === "undefined" || typeof document === "undefined") return;
-    const change = on ? "addEventListener" : "removeEventListener";
-    window[change]("online", this.#wake);
-    document[change]("visibilitychange", this.#wake);
   }
 
   #announce(): void {
     const state = this.#stateNow();
     if (state === this.#state) return;
     this.#state = state;
-    for (const listener of [...this.#listeners]) listener(state);
+    this.#listeners.tell(state);
   }
 
   #stateNow(): ConnectionState {

@@ -5,6 +5,7 @@
  * place in a stream for all who read it there.
  */
 
+import { Listeners } from "./listeners.ts";
 import { type ConnectionState, Socket, type SocketOptions } from "./socket.ts";
 import type { Plan } from "./subscription.ts";
 import type { Updates } from "./updates.ts";
@@ -15,7 +16,7 @@ const WORST_FIRST = ["closed", "reconnecting", "connecting", "stale", "live"] as
 export class Sockets {
   readonly #options: SocketOptions;
   readonly #sockets: Socket[] = [];
-  readonly #listeners = new Set<(state: ConnectionState) => void>();
+  readonly #listeners = new Listeners<ConnectionState>();
   #state: ConnectionState = "idle";
 
   constructor(options: SocketOptions) {
@@ -28,8 +29,7 @@ export class Sockets {
   }
 
   onState(listener: (state: ConnectionState) => void): () => void {
-    this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
+    return this.#listeners.add(listener);
   }
 
   follow(plan: Plan, updates: Updates): void {
@@ -57,6 +57,6 @@ export class Sockets {
     const state = WORST_FIRST.find((each) => states.has(each)) ?? "idle";
     if (state === this.#state) return;
     this.#state = state;
-    for (const listener of [...this.#listeners]) listener(state);
+    this.#listeners.tell(state);
   }
 }

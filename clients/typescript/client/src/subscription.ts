@@ -259,6 +259,11 @@ export function lose(state: Subscription): Outcome {
   return turn({ ...state, arriving: null }, "lost");
 }
 
+/** What was held of a run is not what the server takes it for: ask for everything whole. */
+export function forget(state: Subscription): Subscription {
+  return { ...state, cursor: null };
+}
+
 /** Take the newest state of a run, which may not be one of ours. */
 export function tell(state: Subscription, run: WireRun | undefined): Outcome {
   const told = run && state.members.get(run.id);

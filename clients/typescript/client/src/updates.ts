@@ -6,7 +6,8 @@
  */
 
 import { RunwireError, SubscriptionError } from "./errors.ts";
-import type { Freshness, Listeners, SubscriptionEvent } from "./events.ts";
+import type { Freshness, Listeners as Told, SubscriptionEvent } from "./events.ts";
+import { Listeners } from "./listeners.ts";
 
 /** What waits for a reader that does not read; past it the reader is told and the rest dropped. */
 const MAX_WAITING = 10_000;
@@ -17,7 +18,7 @@ type Slot = { event: SubscriptionEvent };
 export class Updates implements AsyncIterable<SubscriptionEvent> {
   readonly #start: (updates: Updates) => void;
   readonly #stop: (updates: Updates) => void;
-  readonly #listeners = new Map<string, Set<(about: never) => void>>();
+  readonly #listeners = new Map<string, Listeners<never>>();
   #queue: Queue | null = null;
   #freshness: Freshness = "connecting";
   #isStarted = false;
@@ -35,11 +36,12 @@ export class Updates implements AsyncIterable<SubscriptionEvent> {
   }
 
   /** Listen to one type of event. Returns what stops listening. */
-  on<T extends keyof Listeners>(type: T, listener: Listeners[T]): () => void {
-    const listeners = this.#listeners.get(type) ?? new Set();
-    this.#listeners.set(type, listeners.add(listener as (about: never) => void));
+  on<T extends keyof Told>(type: T, listener: Told[T]): () => void {
+    const listeners = this.#listeners.get(type) ?? new Listeners<never>();
+    this.#listeners.set(type, listeners);
+    const stop = listeners.add(listener as (about: never) => void);
     this.#begin();
-    return () => void listeners.delete(listener as (about: never) => void);
+    return stop;
   }
 
   /** End the subscription. An iteration ends, nothing more is told. */
@@ -71,12 +73,17 @@ export class Updates implements AsyncIterable<SubscriptionEvent> {
       if (event.type === "freshness") this.#freshness = event.freshness;
       if (this.#queue && !this.#queue.put(event)) {
         const message = `${MAX_WAITING} events were not read`;
-        this.#stop(this);
-        this.finish(new SubscriptionError(message, { code: "overflow" }));
+        this.fail(new SubscriptionError(message, { code: "overflow" }));
         return;
       }
       this.#tell(event.type, event);
     }
+  }
+
+  /** For Runwire: end the subscription, and say why. */
+  fail(error: RunwireError): void {
+    this.#stop(this);
+    this.finish(error);
   }
 
   /** For Runwire: nothing more will come. */
@@ -97,15 +104,7 @@ export class Updates implements AsyncIterable<SubscriptionEvent> {
   }
 
   #tell(type: string, about: unknown): void {
-    for (const listener of [...(this.#listeners.get(type) ?? [])]) {
-      try {
-        listener(about as never);
-      } catch (error) {
-        // The listener's own mistake: told like any other of the page, and nothing else stops.
-        if (typeof reportError === "function") reportError(error);
-        else console.error(error);
-      }
-    }
+    this.#listeners.get(type)?.tell(about as never);
   }
 }
 

@@ -23,7 +23,14 @@ interface ErrorWord {
 interface Vector {
   name: string;
   connection: Partial<Connection>;
-  event: { is: EventName; error?: ErrorWord; code?: number; slept?: number; final?: boolean };
+  event: {
+    is: EventName;
+    error?: ErrorWord;
+    code?: number;
+    slept?: number;
+    final?: boolean;
+    heartbeat?: number;
+  };
   circumstances?: Partial<Told>;
   expect: {
     connection: Partial<Connection>;
@@ -106,7 +113,7 @@ function circumstancesOf(given: Partial<Told> | undefined): Circumstances {
   return { ...told, patience: told.patience ?? Infinity };
 }
 
-function eventOf({ is, error, code, slept, final }: Vector["event"]): Event {
+function eventOf({ is, error, code, slept, final, heartbeat }: Vector["event"]): Event {
   switch (is) {
     case "token_failed": {
       const { status, code: word } = error ?? { status: 503, code: "unavailable" };
@@ -114,6 +121,8 @@ function eventOf({ is, error, code, slept, final }: Vector["event"]): Event {
     }
     case "lost":
       return { is, code: code ?? 1006, reason: "" };
+    case "ready":
+      return { is, heartbeat: heartbeat ?? 15_000 };
     case "wake":
       return { is, slept: slept ?? 0 };
     default:

@@ -24,7 +24,7 @@ let server: FakeServer;
 let runwire: Runwire;
 
 function client(options: Partial<RunwireOptions> = {}): Runwire {
-  return new Runwire({ url: "http://test/base/", token: "t", WebSocket: server.WebSocket, ...options });
+  return new Runwire({ url: "http://test/base/", token: "t", ...server.options, ...options });
 }
 
 beforeEach(() => {
@@ -141,6 +141,7 @@ describe("the socket", () => {
     vi.stubGlobal("document", page);
     vi.spyOn(Math, "random").mockReturnValue(0.999);
     try {
+      runwire = client({ carrier: "socket" });
       runwire.subscribeToRun("run_a").on("run", () => undefined);
       for (let tries = 0; tries < 6; tries += 1) await server.close(1006);
       const tried = server.sockets.length;

@@ -49,7 +49,7 @@ afterEach(() => void vi.useRealTimers());
 describe("a subscription tells what the Python one tells", () => {
   test.each(vectors<{ vectors: Vector[] }>("subscription.json").vectors)("$name", async (vector) => {
     const server = new FakeServer();
-    const runwire = new Runwire({ url: "http://test", token: "t", WebSocket: server.WebSocket });
+    const runwire = new Runwire({ url: "http://test", token: "t", ...server.options });
     const updates = subscribe(runwire, vector);
     const told = listen(updates);
     await settle();

@@ -12,9 +12,9 @@ const fromServer = samples().filter(({ message }) => !CLIENT.has(message.type));
 test.each(fromServer)("$name is understood, and nothing breaks for want of its run", async (sample) => {
   vi.useFakeTimers();
   const server = new FakeServer();
-  const runwire = new Runwire({ url: "http://test", token: "t", WebSocket: server.WebSocket });
+  const runwire = new Runwire({ url: "http://test", token: "t", ...server.options });
   runwire.subscribeToRuns().on("error", () => undefined);
-  await server.accept();
+  await server.accept(String(sample.message["epoch"]));
   await server.send(sample.message);
   expect(server.sockets).toHaveLength(1);
   expect(server.sockets[0]?.isClosed).toBe(false);
