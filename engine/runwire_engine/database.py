@@ -440,7 +440,9 @@ async def _roll_back(connection: AsyncConnection[Row]) -> None:
             if status == TransactionStatus.IDLE:
                 return
             if status != TransactionStatus.ACTIVE:
-                await connection.execute("rollback")
+                # Not as a statement: psycopg would go on to believe that what a failed pipeline
+                # was to prepare is prepared, and each use of it would fail.
+                await connection.rollback()
                 return
         except psycopg.Error:
             pass

@@ -140,6 +140,25 @@ async def test_a_deadlock_is_tried_again_and_nobody_notices(database: Database) 
     assert len(tries) == 3  # one of the two was the deadlock's victim, once
 
 
+async def test_statements_that_failed_together_leave_their_connection_sound(
+    database_url: str,
+) -> None:
+    async with opened_database(database_url, max_size=1) as database:
+        await database.run("test.make")
+        for number in range(12):  # psycopg prepares what it has sent five times
+            with pytest.raises(DataRefusedError):
+                async with database.transaction() as tx:
+                    await tx.together(
+                        ("test.put", {"id": number, "note": "bad"}), ("test.count", None)
+                    )
+            with pytest.raises(DataRefusedError):
+                async with database.transaction() as tx:
+                    await tx.last("test.put", {"id": number, "note": "bad"})
+            async with database.transaction() as tx:
+                await tx.together(("test.put", {"id": number, "note": ""}), ("test.count", None))
+        assert await count(database) == 12
+
+
 async def test_what_postgres_cannot_hold_is_refused_as_data(database: Database) -> None:
     await database.run("test.make")
     for note in ("nul \0", "lone \ud800", "bad"):

@@ -96,7 +96,7 @@ async def test_a_half_open_listen_session_is_noticed_while_the_poll_delivers(
 
 @asynccontextmanager
 async def stuck_listener(dsn: str) -> AsyncGenerator[None]:
-    """A stranger that listens, never reads, and sits in a transaction; the queue is full with it."""
+    """A stranger that listens, never reads, and sits in a transaction; so the queue is full."""
     async with (
         await psycopg.AsyncConnection.connect(dsn) as stuck,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as filler,
