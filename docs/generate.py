@@ -24,6 +24,7 @@ from runwire_engine.settings import EngineSettings
 from runwire_engine.states import FINAL, INITIAL, TRANSITIONS
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.commands import app
+from runwire_realtime.hub_settings import HubSettings
 from runwire_realtime.settings import ServerSettings
 
 DOCS: Final = Path(__file__).parent
@@ -62,8 +63,8 @@ def written(page: str) -> str:
 # Settings
 
 
-def settings(model: type[BaseSettings]) -> str:
-    """Return a table of the variables of a settings model."""
+def settings(model: type[BaseSettings], without: type[BaseSettings] = BaseSettings) -> str:
+    """Return a table of the variables of a settings model, but for those of another."""
     rows = [
         (
             f"`{variable(name)}`",
@@ -71,6 +72,7 @@ def settings(model: type[BaseSettings]) -> str:
             f"{field.description or ''}{_bounds(field.metadata)}",
         )
         for name, field in model.model_fields.items()
+        if name not in without.model_fields
     ]
     return _table(("variable", "default", "meaning"), rows)
 
@@ -338,7 +340,8 @@ def _list(*items: tuple[str, str]) -> str:
 
 
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
-    "server-settings": lambda: settings(ServerSettings),
+    "server-settings": lambda: settings(ServerSettings, without=HubSettings),
+    "hub-settings": lambda: settings(HubSettings),
     "engine-settings": lambda: settings(EngineSettings),
     "commands": command_line,
     "states": states,

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
-from runwire.wire import EVENTS_PATH, SOCKET_PATH, CloseCode
+from runwire.wire import EVENTS_PATH, SOCKET_PATH, ErrorCode
 from runwire_engine.engine import open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.settings import EngineSettings
@@ -38,6 +38,7 @@ from runwire_realtime.api.answer import answer, refusal
 from runwire_realtime.api.operation import Operation, running, services_of
 from runwire_realtime.credentials import Credentials
 from runwire_realtime.edge import Edge
+from runwire_realtime.errors import RefusedError
 from runwire_realtime.openapi import describe
 from runwire_realtime.pages import dashboard
 from runwire_realtime.realtime import Realtime
@@ -46,6 +47,7 @@ from runwire_realtime.services import Services
 from runwire_realtime.settings import ServerSettings
 from runwire_realtime.sign_in import SignIn
 from runwire_realtime.tokens import Tokens
+from runwire_realtime.websocket import turn_away
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *health.OPERATIONS,
@@ -104,7 +106,10 @@ async def open_services(settings: ServerSettings) -> AsyncGenerator[Services]:
         credentials = Credentials(master, environments.verify_key)
         environment_id = await environments.ensure(settings.environment)
         async with Realtime(
-            engine, credentials.grant, allowed_origins=settings.allowed_origins
+            engine,
+            credentials.grant,
+            allowed_origins=settings.allowed_origins,
+            limits=settings.limits(),
         ) as realtime:
             yield Services(
                 settings=settings,
@@ -155,7 +160,8 @@ def _realtime_routes() -> list[BaseRoute]:
     async def socket(websocket: WebSocket) -> None:
         services = services_of(websocket)
         if services is None:
-            await websocket.close(CloseCode.GOING_AWAY)
+            error = RefusedError(ErrorCode.UNAVAILABLE, "the server is not running")
+            await turn_away(websocket, error)
             return
         await services.realtime.websocket_endpoint(websocket)
 

@@ -52,7 +52,6 @@ class Connection:
         self._due_at = 0.0
         # Since when a frame is being sent; None: none is.
         self._sending_since: float | None = None
-        self._is_stuck = False
         self._limits = hub.limits
         self._frames = frames
         self._loading = loading
@@ -61,10 +60,6 @@ class Connection:
         # Of asyncio, as they are cleared and used again with every frame.
         self._woken = asyncio.Event()
         self._room = asyncio.Event()
-
-    @property
-    def is_stranger(self) -> bool:
-        return self.subscriber.phase is Phase.STRANGER
 
     @property
     def subscriptions(self) -> int:
@@ -86,6 +81,7 @@ class Connection:
         code to speak of, once there are no subscriptions.
         """
         closing: Closing | None = None
+        is_gone = False
         try:
             async with anyio.create_task_group() as self._tasks:
                 if token is not None:
@@ -96,11 +92,11 @@ class Connection:
                 closing = await self._write(send, ends_when_done=ends_when_done)
                 self._tasks.cancel_scope.cancel()
         except* OSError:
-            pass  # the client is gone
+            is_gone = True
         finally:
             self.subscriber.close()
             self._room.set()
-        return (CloseCode.SLOW, "the socket does not drain") if self._is_stuck else closing
+        return None if is_gone else closing or self.outbox.closing
 
     async def authenticate(self, token: str) -> None:
         """Verify a credential and go on with it."""
@@ -118,6 +114,16 @@ class Connection:
         """Close it from this side."""
         self.outbox.close(code, reason)
 
+    def end(self, code: int, reason: str) -> None:
+        """Close it once everything that can be said was said."""
+        self.outbox.end(code, reason)
+
+    def cut_off(self, code: int, reason: str) -> None:
+        """Close it now, whatever it is doing."""
+        self.outbox.close(code, reason)
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
     def wake(self) -> None:
         """Have the writer look."""
         self._woken.set()
@@ -127,9 +133,8 @@ class Connection:
         if now >= self._due_at:
             self.wake()
         since = self._sending_since
-        if since is not None and now >= since + self._limits.send_seconds and self._tasks:
-            self._is_stuck = True
-            self._tasks.cancel_scope.cancel()
+        if since is not None and now >= since + self._limits.send_seconds:
+            self.cut_off(CloseCode.SLOW, "the socket does not drain")
 
     async def _read(self, receive: Receive) -> None:
         assert self._tasks is not None

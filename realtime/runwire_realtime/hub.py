@@ -5,24 +5,30 @@ events, bells and what was read, it marks the readers concerned; what they write
 topics when their socket has room. It never waits and never reads: what it lacks stands in `wants`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from runwire.wire import CloseCode
 from runwire_engine.bells import ChunkRow, StreamMoved
 from runwire_engine.followed import FollowedRun, StreamHead
 from runwire_realtime import messages
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.follower import Follower
 from runwire_realtime.limits import HubLimits
+from runwire_realtime.outbox import Outbox
 from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_topic import RunTopic, Step, step_of
+from runwire_realtime.scope import Grant
 from runwire_realtime.stream_reader import StreamReader
 from runwire_realtime.stream_topic import StreamTopic
 from runwire_realtime.subscription import BatchTarget, RunsTarget, TagsTarget
 from runwire_realtime.wants import StreamName, Wants
 
 RunKey = tuple[int, str]
+# An environment and a `jti`; API keys have none.
+TokenKey = tuple[int, str | None]
 StreamKey = tuple[int, str, str]
 Key = TypeVar("Key")
 
@@ -53,6 +59,11 @@ class Hub:
         self.runs: dict[RunKey, RunTopic] = {}
         self.streams: dict[StreamKey, StreamTopic] = {}
         self.followers: set[Follower] = set()
+        # Connections that have shown no credential yet, the oldest first.
+        self.strangers: dict[Outbox, None] = {}
+        # Connections of each environment, and of each public token.
+        self._tenants: Counter[int] = Counter()
+        self._tokens: Counter[TokenKey] = Counter()
         # "stale" since when, in the words of the wire; None: in touch with the database.
         self.stale_since: str | None = None
         self._tag_feeds: dict[tuple[int, str], set[FeedMembers]] = {}
@@ -67,15 +78,46 @@ class Hub:
 
     # Connections
 
+    def knocked(self, outbox: Outbox) -> None:
+        """Take a connection of which nothing is known; the oldest such makes room for it.
+
+        Not the newest: whoever means to show a credential does so at once.
+        """
+        self.strangers[outbox] = None
+        if len(self.strangers) > self.limits.strangers:
+            oldest = next(iter(self.strangers))
+            del self.strangers[oldest]
+            oldest.close(CloseCode.OVERLOADED, "too many wait to show a credential")
+
+    def has_room_for(self, grant: Grant, held: Grant | None) -> bool:
+        """Say whether another connection may use a credential; `held` is what it used before."""
+        if held is None and self._tenants[grant.environment_id] >= self.limits.tenant_connections:
+            return False
+        is_other = held is None or held.jti != grant.jti
+        if grant.jti is None or not is_other:
+            return True
+        return self._tokens[_token(grant)] < self.limits.token_connections
+
     def enter(self, follower: Follower) -> None:
         """Serve a connection that has shown its credential."""
+        self.strangers.pop(follower.outbox, None)
         self.followers.add(follower)
+        self._tenants[follower.environment_id] += 1
+        self._tokens[_token(follower.grant)] += 1
         if self.stale_since is not None:
             follower.outbox.say(messages.state("stale", self.stale_since))
 
     def leave(self, follower: Follower) -> None:
         follower.leave()
         self.followers.discard(follower)
+        _count_down(self._tenants, follower.environment_id)
+        _count_down(self._tokens, _token(follower.grant))
+
+    def regrant(self, follower: Follower, grant: Grant) -> None:
+        """Go on with a fresh credential."""
+        _count_down(self._tokens, _token(follower.grant))
+        self._tokens[_token(grant)] += 1
+        follower.regrant(grant)
 
     def say_state(self, word: str, since: str) -> None:
         """Tell everybody whether the database can be reached."""
@@ -450,3 +492,13 @@ def _reads_streams(topic: RunTopic) -> bool:
 def _drop_empty(index: dict[Key, set[FeedMembers]], key: Key) -> None:
     if not index.get(key):
         index.pop(key, None)
+
+
+def _token(grant: Grant) -> TokenKey:
+    return grant.environment_id, grant.jti
+
+
+def _count_down(counter: Counter[Key], key: Key) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

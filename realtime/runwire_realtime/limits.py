@@ -13,7 +13,10 @@ from runwire.wire import (
 
 @dataclass(frozen=True)
 class HubLimits:
-    """Every bound of the hub; the defaults are for production, tests make them small."""
+    """Every bound of the hub; the defaults are for production, tests make them small.
+
+    What an operator may turn is in `hub_settings`.
+    """
 
     subscriptions: int = MAX_SUBSCRIPTIONS
     client_frame_bytes: int = MAX_CLIENT_FRAME_BYTES
@@ -58,7 +61,13 @@ class HubLimits:
     # Runs read with one statement.
     rows_per_read: int = 50
     connections: int = 10_000
-    # Of one environment.
+    # Of one environment, and of one public token.
     tenant_connections: int = 5_000
+    token_connections: int = 100
     # Sockets that have not shown a credential yet.
     strangers: int = 1_000
+    # New connections a second, and at once.
+    connect_rate: float = 200.0
+    connect_burst: float = 1_000.0
+    # A stopping server spreads its farewells over so long.
+    drain_seconds: float = 10.0

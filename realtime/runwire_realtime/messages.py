@@ -9,13 +9,13 @@ from typing import Final
 
 import orjson
 
-from runwire.wire import HEARTBEAT, PROTOCOL, ErrorCode, GapReason, Json
+from runwire.wire import PROTOCOL, ErrorCode, GapReason, Json
 
 PONG: Final = b'{"type":"pong"}'
 
 
-def ready(epoch: str) -> bytes:
-    return _message("ready", protocol=PROTOCOL, epoch=epoch, heartbeat=HEARTBEAT)
+def ready(epoch: str, heartbeat: float) -> bytes:
+    return _message("ready", protocol=PROTOCOL, epoch=epoch, heartbeat=heartbeat)
 
 
 def snapshot(sub: str, runs: Sequence[bytes], *, cursor: str | None, more: bool) -> bytes:

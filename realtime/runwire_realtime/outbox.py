@@ -36,6 +36,8 @@ class Outbox:
     def __init__(self, wake: Callable[[], None], limits: HubLimits) -> None:
         # Why the connection is to be closed, once that is decided.
         self.closing: tuple[int, str] | None = None
+        # The same, for when there is nothing left to say.
+        self._ending: tuple[int, str] | None = None
         self._wake = wake
         self._limits = limits
         self._control: deque[bytes] = deque()
@@ -66,6 +68,11 @@ class Outbox:
         """Close the connection after what is on the control lane; the first reason stands."""
         if self.closing is None:
             self.closing = (code, reason)
+        self._wake()
+
+    def end(self, code: int, reason: str) -> None:
+        """Close the connection as soon as there is nothing left that could be said."""
+        self._ending = self._ending or (code, reason)
         self._wake()
 
     @property
@@ -105,7 +112,7 @@ class Outbox:
     def frame(self) -> list[bytes]:
         """Return the messages of the next frame; empty when there is nothing to say now."""
         messages: list[bytes] = []
-        room = self._limits.frame_bytes
+        room = self._limits.frame_bytes - len(b"[]")
         message = self._next(room)
         while message is not None:
             if messages and len(message) > room:
@@ -116,6 +123,8 @@ class Outbox:
             if room <= 0:
                 break
             message = self._next(room)
+        if not messages and self._ending is not None:
+            self.close(*self._ending)
         return messages
 
     def _next(self, room: int) -> bytes | None:

@@ -12,6 +12,7 @@ each other.
 """
 
 import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -23,11 +24,12 @@ import anyio
 from starlette.requests import Request
 from starlette.websockets import WebSocket
 
-from runwire.wire import CloseCode, ErrorCode
+from runwire.wire import CloseCode
 from runwire_engine.database import Database
 from runwire_engine.engine import Engine
 from runwire_engine.following import Following
 from runwire_realtime import sse, websocket
+from runwire_realtime.admission import Admission
 from runwire_realtime.connection import Authenticate, Connection
 from runwire_realtime.credentials import bearer
 from runwire_realtime.errors import ForbiddenError, RefusedError
@@ -45,8 +47,10 @@ _POOL_SIZE: Final = 12
 _TICK: Final = 0.25
 # Before a service that failed starts again.
 _PAUSE: Final = 0.2
-# How long a stopping server gives its connections to hear of it.
-_DRAIN_SECONDS: Final = 5.0
+# Few connections are no herd: they need not be sent away more slowly than that, a second.
+_SLOWEST_FAREWELLS: Final = 20.0
+# Of the time to drain; the rest is for the last ones to hear of it.
+_FAREWELLS: Final = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Statistics:
     is_stale: bool
     # Bells are heard; otherwise the poll alone tells what is new.
     is_listening: bool
+    is_draining: bool
 
 
 class Realtime:
@@ -90,7 +95,7 @@ class Realtime:
         self._loading = FeedLoading(self._hub, following)
         self._frames = Frames()
         self._connections: set[Connection] = set()
-        self._is_draining = False
+        self._admission = Admission(limits, time.monotonic())
         self._running = AsyncExitStack()
 
     async def __aenter__(self) -> "Realtime":
@@ -136,14 +141,30 @@ class Realtime:
                 connection.close(CloseCode.INSUFFICIENT_STATE, "the server lost its place")
             await anyio.sleep(_PAUSE)
 
-    async def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
-        """Take no more connections, and let those there are go, to resume elsewhere."""
-        self._is_draining = True
-        for connection in list(self._connections):
-            connection.close(CloseCode.GOING_AWAY, "the server stops")
+    async def drain(self, seconds: float | None = None) -> None:
+        """Take no more connections, and send those there are elsewhere, one after the other.
+
+        Each is told what there is to be told before it is closed. Whoever has not gone when the
+        time is over is cut off; none given: the time of the settings.
+        """
+        self._admission.is_draining = True
+        seconds = self._limits.drain_seconds if seconds is None else seconds
         with anyio.move_on_after(seconds):
+            await self._send_away(seconds * _FAREWELLS)
             while self._connections:  # noqa: ASYNC110 -- once in a process
                 await anyio.sleep(0.02)
+        for connection in list(self._connections):
+            connection.cut_off(CloseCode.GOING_AWAY, "the server stops")
+
+    async def _send_away(self, seconds: float) -> None:
+        """Spread over the time, so that they do not all arrive at the next server at once."""
+        connections = list(self._connections)
+        random.shuffle(connections)
+        pace = min(seconds / max(1, len(connections)), 1 / _SLOWEST_FAREWELLS)
+        began = anyio.current_time()
+        for count, connection in enumerate(connections):
+            await anyio.sleep_until(began + count * pace)
+            connection.end(CloseCode.GOING_AWAY, "the server stops")
 
     def statistics(self) -> Statistics:
         """Return what /readyz and the metrics tell."""
@@ -156,6 +177,7 @@ class Realtime:
             position=hub.position,
             is_stale=hub.stale_since is not None,
             is_listening=self._feed.is_listening,
+            is_draining=self._admission.is_draining,
         )
 
     async def websocket_endpoint(self, socket: WebSocket) -> None:
@@ -164,31 +186,24 @@ class Realtime:
             await socket.close()  # 403, before anything is accepted
         elif not websocket.speaks_protocol(socket):
             await websocket.refuse(socket, CloseCode.UNSUPPORTED_PROTOCOL, "speak runwire.v1")
-        elif not self._has_room():
-            code = CloseCode.GOING_AWAY if self._is_draining else CloseCode.OVERLOADED
-            await websocket.refuse(socket, code, "no room for another connection")
         else:
+            try:
+                self._admission.admit(len(self._connections), time.monotonic())
+            except RefusedError as error:
+                await websocket.turn_away(socket, error)
+                return
             with self._connection(is_browser="origin" in socket.headers) as connection:
                 await websocket.serve(socket, connection)
 
     async def events_endpoint(self, request: Request) -> sse.EventStream:
         """Return the response to a request for server-sent events. Raises RefusedError."""
+        self._admission.admit(len(self._connections), time.monotonic())
         token = bearer(request.headers.get("authorization"))
         grant = await self._authenticate(token)
         if grant.api_key and "origin" in request.headers:
             raise ForbiddenError("an API key does not belong into a browser; use a public token")
         asked = await sse.read_requests(request, self._limits)
-        if not self._has_room():
-            raise RefusedError(ErrorCode.UNAVAILABLE, "no room for another connection")
         return sse.EventStream(self._connection, token, asked)
-
-    def _has_room(self) -> bool:
-        strangers = sum(each.is_stranger for each in self._connections)
-        return (
-            not self._is_draining
-            and len(self._connections) < self._limits.connections
-            and strangers < self._limits.strangers
-        )
 
     @contextmanager
     def _connection(self, *, is_browser: bool = False) -> Generator[Connection]:

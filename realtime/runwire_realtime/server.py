@@ -19,6 +19,7 @@ from runwire_realtime.app import create_app
 from runwire_realtime.errors import StartError
 from runwire_realtime.services import Services
 from runwire_realtime.settings import ServerSettings
+from runwire_realtime.socket_protocol import SocketProtocol
 
 _BACKLOG: Final = 2048
 # Sockets were told to go before; what is left is requests in flight.
@@ -62,6 +63,9 @@ async def serve(
     listener: socket.socket,
     stop: anyio.Event,
     drain: Callable[[], Awaitable[None]] | None = None,
+    *,
+    ping_interval: float = 20.0,
+    ping_timeout: float = 20.0,
 ) -> None:
     """Answer on the listener until `stop` is set.
 
@@ -74,9 +78,12 @@ async def serve(
             loop="none",
             http="auto",
             # wsproto inflates before it looks at the size; deflate costs memory for each socket.
-            ws="websockets-sansio",
+            # This one reads a message at a time, and the next when that was taken.
+            ws=SocketProtocol,
             ws_per_message_deflate=False,
             ws_max_size=MAX_CLIENT_FRAME_BYTES,
+            ws_ping_interval=ping_interval,
+            ws_ping_timeout=ping_timeout,
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -114,7 +121,14 @@ async def run_server(settings: ServerSettings, say: Callable[[str], None]) -> No
                 tasks.start_soon(stop_on_signal)
                 say(f"Runwire answers at http://{settings.host}:{port_of(listener)}")
                 services: Services = app.state.services
-                await serve(app, listener, stop, services.realtime.drain)
+                await serve(
+                    app,
+                    listener,
+                    stop,
+                    services.realtime.drain,
+                    ping_interval=settings.ping_interval,
+                    ping_timeout=settings.ping_timeout,
+                )
                 tasks.cancel_scope.cancel()
     finally:
         listener.close()

@@ -4,24 +4,16 @@ import os
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runwire.wire import Json
 from runwire_realtime.errors import StartError
+from runwire_realtime.hub_settings import HubSettings
 from runwire_realtime.origins import ANY, LOOPBACK, loopback_hosts
 from runwire_realtime.tokens import check_secret
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(HubSettings):
     """The server's settings. Secrets show as stars wherever the object is printed."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="RUNWIRE_",
-        env_ignore_empty=True,
-        frozen=True,
-        extra="ignore",
-        hide_input_in_errors=True,
-    )
 
     database_url: SecretStr = Field(description="The Postgres to use, as a connection URL.")
     listen_database_url: SecretStr | None = Field(

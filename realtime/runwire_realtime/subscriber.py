@@ -26,6 +26,7 @@ from runwire.wire import (
     Unsubscribe,
 )
 from runwire_realtime import messages
+from runwire_realtime.allowance import Allowance
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.follower import Follower
@@ -67,13 +68,13 @@ class Subscriber:
         self._is_browser = is_browser
         self._began = now
         self._written_at = now
-        # Inbound messages that may still come at once, and since when that is counted.
-        self._allowance = self._limits.inbound_burst
-        self._counted_at = now
+        # Of inbound messages.
+        self._allowance = Allowance(self._limits.inbound_rate, self._limits.inbound_burst, now)
         self._expires_at: float | None = None
         self._is_warned = False
         # What is due, and when, may have changed.
         self._is_restless = True
+        hub.knocked(outbox)
 
     # Messages
 
@@ -135,7 +136,7 @@ class Subscriber:
 
     def _read(self, frame: str | bytes, now: float) -> JsonObject | None:
         """Return the object in a frame; what is none ends the connection."""
-        if not self._spend(now):
+        if not self._allowance.spend(now):
             self.outbox.close(CloseCode.RATE_LIMITED, "too many messages")
             return None
         if isinstance(frame, bytes):
@@ -153,13 +154,6 @@ class Subscriber:
             self._hang_up("a message is a JSON object")
             return None
         return cast(JsonObject, body)
-
-    def _spend(self, now: float) -> bool:
-        limits = self._limits
-        earned = (now - self._counted_at) * limits.inbound_rate
-        self._allowance = min(limits.inbound_burst, self._allowance + earned) - 1.0
-        self._counted_at = now
-        return self._allowance >= 0.0
 
     def _hang_up(self, why: str) -> None:
         self.outbox.say(messages.error(ErrorCode.MALFORMED, why))
@@ -192,26 +186,23 @@ class Subscriber:
             self.outbox.say(messages.error(ErrorCode.FORBIDDEN, text))
             self.outbox.close(CloseCode.FORBIDDEN, text)
             return
+        held = None if self.follower is None else self.follower.grant
+        if held is not None and grant.environment_id != held.environment_id:
+            self.refused(ErrorCode.UNAUTHORIZED, "the new token is of another environment")
+            return
+        if not self._hub.has_room_for(grant, held):
+            self.outbox.close(CloseCode.OVERLOADED, "too many connections with this credential")
+            return
         self._is_restless = True
         self._expires_at = None if grant.expires_at is None else now + grant.expires_at - wall
         self._is_warned = False
+        self.outbox.say(messages.ready(self._hub.epoch, self._limits.heartbeat_seconds))
         if self.follower is None:
-            self._enter(grant)
-        elif grant.environment_id != self.follower.grant.environment_id:
-            self.refused(ErrorCode.UNAUTHORIZED, "the new token is of another environment")
+            self.phase = Phase.READY
+            self.follower = Follower(self._hub, grant, self.outbox, self._load)
+            self._hub.enter(self.follower)
         else:
-            self.outbox.say(messages.ready(self._hub.epoch))
-            self.follower.regrant(grant)
-
-    def _enter(self, grant: Grant) -> None:
-        tenants = sum(f.environment_id == grant.environment_id for f in self._hub.followers)
-        if tenants >= self._limits.tenant_connections:
-            self.outbox.close(CloseCode.OVERLOADED, "too many connections")
-            return
-        self.phase = Phase.READY
-        self.follower = Follower(self._hub, grant, self.outbox, self._load)
-        self.outbox.say(messages.ready(self._hub.epoch))
-        self._hub.enter(self.follower)
+            self._hub.regrant(self.follower, grant)
 
     def refused(self, code: ErrorCode, text: str) -> None:
         """End the connection: its credential is not good."""
@@ -281,6 +272,8 @@ class Subscriber:
 
     def close(self) -> None:
         """Note that the connection is gone."""
+        is_first = self.phase is not Phase.CLOSED
         self.phase = Phase.CLOSED
-        if self.follower is not None:
+        self._hub.strangers.pop(self.outbox, None)
+        if self.follower is not None and is_first:
             self._hub.leave(self.follower)

@@ -10,8 +10,10 @@ from typing import Final
 import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from runwire.wire import BEARER_PREFIX, PROTOCOL
+from runwire.wire import BEARER_PREFIX, PROTOCOL, CloseCode
+from runwire_realtime.api.answer import refusal
 from runwire_realtime.connection import Connection
+from runwire_realtime.errors import RefusedError
 from runwire_realtime.frames import Frame
 from runwire_realtime.origins import may_use_origin, own_origin
 
@@ -35,6 +37,14 @@ def is_welcome(websocket: WebSocket, allowed_origins: Sequence[str]) -> bool:
 def speaks_protocol(websocket: WebSocket) -> bool:
     """Say whether the client offers our protocol."""
     return PROTOCOL in _offered(websocket)
+
+
+async def turn_away(websocket: WebSocket, error: RefusedError) -> None:
+    """Answer the handshake with a status; accept and close where the server below us cannot."""
+    if "websocket.http.response" in websocket.scope.get("extensions", {}):
+        await websocket.send_denial_response(refusal(error))
+    else:
+        await refuse(websocket, CloseCode.OVERLOADED, error.message)
 
 
 async def refuse(websocket: WebSocket, code: int, reason: str) -> None:

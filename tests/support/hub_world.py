@@ -437,8 +437,8 @@ class Client:
         if not held.has_begun:
             return {}
         if run_id is None:
-            cursor = {"cursor": held.cursor} if held.cursor else {}
-            return {**cursor, "positions": self._positions(held)}
+            place = {"cursor": held.cursor} if held.cursor else {}
+            return {**place, "positions": self._positions(held)}
         streams = dict(held.streams)
         for owner, key in self.chunks:
             request = streams.get(key) or streams.get("*")

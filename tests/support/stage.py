@@ -47,9 +47,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(dsn: str, **changes: Any) -> AsyncGenerator[Stage]:
+async def open_stage(dsn: str, **settings: Any) -> AsyncGenerator[Stage]:
     """Run a server of a test's own, with a worker that only claims."""
-    async with running_realtime(dsn, **changes) as server:
+    async with running_realtime(dsn, **settings) as server:
         stage = Stage(server)
         announcement = TaskAnnouncement(id="task", queue="task/task")
         await stage.engine.catalogue.announce(stage.env, [announcement])

@@ -1,6 +1,7 @@
 """HTTP answers: JSON bodies, and one place where an error becomes a status and a sentence."""
 
 import logging
+import random
 from collections.abc import Mapping
 from typing import Final
 
@@ -26,6 +27,7 @@ from runwire_realtime.errors import RefusedError, ScopeError, UnauthorizedError
 
 logger = logging.getLogger("runwire.api")
 
+_LONGEST_RETRY: Final = 5  # seconds
 _STATUS_CODES: Final = {
     400: ErrorCode.MALFORMED,
     404: ErrorCode.NOT_FOUND,
@@ -55,7 +57,8 @@ def refusal(error: Exception) -> Response:
     if refused.status == 401:
         headers["www-authenticate"] = "Bearer"
     if refused.status == 503:
-        headers["retry-after"] = "1"
+        # Spread out: whoever was refused together need not come back together.
+        headers["retry-after"] = str(random.randint(1, _LONGEST_RETRY))
     if refused.retry is not None:
         headers["x-should-retry"] = "true" if refused.retry else "false"
     if isinstance(error, HTTPException):

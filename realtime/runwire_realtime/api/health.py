@@ -55,7 +55,10 @@ async def reasons_not_ready(services: Services) -> list[str]:
     with anyio.move_on_after(_PATIENCE):
         problem = await problem_with(database) or await _refusal_to_write(database)
     reasons = [] if problem is None else [problem]
-    if services.realtime.statistics().is_stale:
+    statistics = services.realtime.statistics()
+    if statistics.is_draining:
+        reasons.append("the server stops")
+    if statistics.is_stale:
         reasons.append("the hub has not caught up with the database")
     return reasons
 

@@ -1,0 +1,30 @@
+"""uvicorn's websocket protocol, but a connection that was given up ends, whatever its peer does.
+
+A transport that is closed waits until what it holds has been taken. A peer that takes nothing, or
+is gone without a word, would keep the connection, its buffers and its descriptor until the kernel
+gives up, a quarter of an hour later.
+"""
+
+from typing import Final
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+# For a close frame to leave, and its answer to come, on a slow link.
+_FAREWELL_SECONDS: Final = 5.0
+_GONE: Final = 1006
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """One websocket."""
+
+    async def run_asgi(self) -> None:
+        try:
+            await super().run_asgi()
+        finally:
+            self.loop.call_later(_FAREWELL_SECONDS, self.transport.abort)
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        # Else the application would learn of it when it sends the next time.
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": _GONE})
+        self.transport.abort()
