@@ -16,7 +16,7 @@ from runwire import (
     Run,
     Runwire,
     UnauthorizedError,
-    _reconnect,
+    _connection,
     metadata,
     streams,
     task,
@@ -387,7 +387,7 @@ async def test_a_subscription_goes_on_in_another_process_by_its_cursor(
 async def test_many_followers_see_the_same_through_a_network_that_breaks(
     server: TestRealtime, client: AsyncRunwire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reconnect, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(_connection, "FIRST_WAIT", 0.02)
     dice = random.Random(7)
     handle = await client.tasks.trigger(story, Prompt(topic="a", words=60, pause=0.02))
     told: dict[int, list[Event]] = {}

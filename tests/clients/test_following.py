@@ -10,11 +10,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from runwire import AsyncRunwire, Event, Runwire, _reconnect, auth, runs, sync
+from runwire import AsyncRunwire, Event, Runwire, _connection, auth, runs, sync
 from runwire.errors import (
     ConfigurationError,
     ForbiddenError,
-    MalformedError,
     NotFoundError,
     SubscriptionError,
     UnauthorizedError,
@@ -126,7 +125,6 @@ async def test_reading_one_stream_yields_its_chunks(server: ScriptedServer, kind
         (HTTPStatus.UNAUTHORIZED, UnauthorizedError),
         (HTTPStatus.FORBIDDEN, ForbiddenError),
         (HTTPStatus.NOT_FOUND, NotFoundError),
-        (HTTPStatus.BAD_REQUEST, MalformedError),
     ],
 )
 async def test_a_handshake_that_is_refused_is_an_error_at_once(
@@ -422,7 +420,7 @@ async def test_the_blocking_module_functions_work_from_any_thread(
 async def test_a_connection_may_break_at_any_byte(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reconnect, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(_connection, "FIRST_WAIT", 0.01)
     await server.write(*range(8))
     await server.finish()
     async with fault_proxy(("127.0.0.1", server.port)) as proxy:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from runwire._connection import STABLE, Act, Phase, backoff
 from runwire._items import ChunkItem, CursorItem, EofItem, Item, Request, RunItem
 from runwire._progress import Progress, Taken
-from runwire._reconnect import LONGEST_WAIT, STABLE, backoff
 from runwire._session import Session
-from runwire._states import TRANSITIONS, Event, State
+from runwire._states import State
 from runwire._subscription import MAX_QUEUED, Subscription
 from runwire.errors import (
     ApiError,
@@ -25,7 +25,6 @@ from runwire.wire import SILENCE, CloseCode, JsonObject
 VECTORS: list[JsonObject] = json.loads(
     (Path(__file__).parent.parent / "wire" / "subscription.json").read_text()
 )["vectors"]
-AWAY = {State.CONNECTING, State.AUTHENTICATING, State.WAITING}
 
 
 def request(to: JsonObject | None = None, **options: Any) -> Request:
@@ -69,15 +68,27 @@ class Client:
         self.session = Session(is_refreshable=self.is_refreshable)
         self.subscription = self.session.add(self.request, self.now)
 
-    def connect(self, epoch: str = "e1") -> list[JsonObject]:
-        if self.session.reconnect.due is not None:
-            self.now = self.session.reconnect.due
+    def open(self) -> None:
+        """Come to where the token was shown."""
+        due = self.session.connection.deadline
+        if self.session.connection.phase is Phase.WAITING and due is not None:
+            self.now = due
             self.session.tick(self.now, 0.5)
-        self.session.connecting(self.now)
-        self.session.opened("token", self.now)
-        assert self.sent() == [{"type": "auth", "token": "token"}]
+        self.session.did(Act.HANG_UP)
+        assert self.order() is Act.FETCH_TOKEN
+        self.session.token("token", self.now)
+        assert self.order() is Act.OPEN
+        self.session.opened(self.now)
+
+    def order(self) -> Act | None:
+        return self.session.order
+
+    def connect(self, epoch: str = "e1") -> list[JsonObject]:
+        self.open()
+        auth, *sent = self.sent()
+        assert auth == {"type": "auth", "token": "token"}
         self.receive({"type": "ready", "protocol": "runwire.v1", "epoch": epoch, "heartbeat": 15})
-        return self.sent()
+        return sent + self.sent()
 
     def receive(self, *messages: JsonObject) -> bool:
         named = json.loads(json.dumps(messages).replace("$sub", self.subscription.name))
@@ -91,10 +102,7 @@ class Client:
         self.session.lost(code, "", self.now, 0.5)
 
     def sent(self) -> list[JsonObject]:
-        messages: list[JsonObject] = []
-        while (message := self.session.outgoing()) is not None:
-            messages.append(message)
-        return messages
+        return self.session.outgoing()
 
     def took(self) -> list[Item]:
         items: list[Item] = []
@@ -198,57 +206,19 @@ def test_the_shared_vectors_hold(vector: JsonObject) -> None:
             bare = [{k: v for k, v in message.items() if k != "sub"} for message in sent]
             assert bare == step["send"]
         if "state" in step:
-            state = client.subscription.state
-            assert step["state"] == ("away" if state in AWAY else state.value)
-
-
-def test_every_state_says_what_every_event_does_and_only_the_end_is_final() -> None:
-    assert set(TRANSITIONS) == set(State)
-    for state, row in TRANSITIONS.items():
-        assert set(row) == set(Event)
-        assert row[Event.ENDED] is State.CLOSED
-        assert (set(row.values()) == {State.CLOSED}) == (state is State.CLOSED)
-
-
-def test_every_socketless_state_and_only_it_leads_on_by_opening_or_waiting() -> None:
-    moves = {
-        (state, event)
-        for state, row in TRANSITIONS.items()
-        for event, target in row.items()
-        if target is not state and event is not Event.ENDED
-    }
-    assert moves == {
-        (State.CONNECTING, Event.OPENED),
-        (State.CONNECTING, Event.LOST),
-        (State.AUTHENTICATING, Event.READY),
-        (State.AUTHENTICATING, Event.LOST),
-        (State.SYNCING, Event.LIVE),
-        (State.SYNCING, Event.LOST),
-        (State.LIVE, Event.STALE),
-        (State.LIVE, Event.GAP),
-        (State.LIVE, Event.LOST),
-        (State.STALE, Event.LIVE),
-        (State.STALE, Event.GAP),
-        (State.STALE, Event.LOST),
-        (State.WAITING, Event.DUE),
-    }
-
-
-def test_the_wait_between_tries_doubles_with_full_jitter_up_to_half_a_minute() -> None:
-    assert [backoff(failures, 1.0) for failures in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert backoff(3, 0.25) == 1.0
-    assert backoff(10_000, 1.0) == LONGEST_WAIT
+            assert step["state"] == client.subscription.state.value
 
 
 def test_a_socket_that_was_stable_starts_the_waits_again() -> None:
     client = Client(request())
+    client.connect()
     for failures in range(4):
         client.lose()
-        assert client.session.reconnect.due == client.now + backoff(failures, 0.5)
+        assert client.session.connection.deadline == client.now + backoff(failures, 0.5)
         client.connect()
     client.now += STABLE
     client.lose()
-    assert client.session.reconnect.due == client.now + backoff(0, 0.5)
+    assert client.session.connection.deadline == client.now + backoff(0, 0.5)
 
 
 def test_a_socket_without_a_word_for_too_long_is_dropped() -> None:
@@ -256,12 +226,24 @@ def test_a_socket_without_a_word_for_too_long_is_dropped() -> None:
     client.start()
     assert client.session.next_tick() == client.now + SILENCE
     client.now += SILENCE - 1
-    assert not client.session.tick(client.now, 0.5)
+    client.session.tick(client.now, 0.5)
     client.receive({"type": "hb", "t": "2026-11-23T20:00:00.000Z"})
     client.now += SILENCE - 1
-    assert not client.session.tick(client.now, 0.5)
+    client.session.tick(client.now, 0.5)
+    assert client.session.order is None
     client.now += 1
-    assert client.session.tick(client.now, 0.5)
+    client.session.tick(client.now, 0.5)
+    assert client.session.order is Act.HANG_UP
+    assert client.subscription.visible_state == "waiting"
+
+
+def test_the_heartbeat_that_the_server_tells_decides_how_long_silence_lasts() -> None:
+    client = Client(request())
+    client.open()
+    client.receive({"type": "ready", "protocol": "runwire.v1", "epoch": "e1", "heartbeat": 2})
+    assert client.session.next_tick() == client.now + 5
+    client.receive({"type": "hb", "t": "2026-11-23T20:00:00.000Z"})
+    assert client.session.next_tick() == client.now + 5
 
 
 def test_a_server_that_stays_away_past_the_deadline_ends_the_subscription() -> None:
@@ -289,18 +271,21 @@ def test_without_a_deadline_it_tries_for_ever() -> None:
         assert due is not None
         client.now = due
         client.session.tick(client.now, 0.5)
-    assert client.subscription.state is State.CONNECTING
+    assert client.subscription.state is State.AWAY
 
 
 def test_a_token_refused_once_is_asked_for_again_and_then_it_is_an_error() -> None:
     client = Client(request(), is_refreshable=True)
+    client.open()
     client.lose(CloseCode.INVALID_TOKEN)
-    assert client.subscription.state is State.WAITING
+    assert client.subscription.visible_state == "waiting"
     client.connect()
     client.lose(CloseCode.TOKEN_EXPIRED)
-    assert client.subscription.state is State.WAITING
+    assert client.subscription.visible_state == "waiting"
+    client.open()
     client.lose(CloseCode.INVALID_TOKEN)
-    assert client.subscription.state is State.WAITING
+    assert client.subscription.visible_state == "waiting"
+    client.open()
     client.lose(CloseCode.INVALID_TOKEN)
     assert isinstance(client.subscription.error, UnauthorizedError)
 
@@ -309,8 +294,8 @@ def test_a_fresh_token_is_sent_when_the_old_one_is_about_to_end() -> None:
     client = Client(request(), is_refreshable=True)
     client.start()
     client.receive({"type": "token_expiring", "in": 30.0})
-    assert client.session.wants_token
-    client.session.authenticate("fresh")
+    assert client.session.order is Act.FETCH_TOKEN
+    client.session.token("fresh", client.now)
     client.receive({"type": "ready", "protocol": "runwire.v1", "epoch": "e1", "heartbeat": 15})
     assert client.sent() == [{"type": "auth", "token": "fresh"}]
     assert client.subscription.state is State.LIVE
@@ -320,7 +305,7 @@ def test_an_error_that_passes_is_asked_again_without_disturbing_the_socket() -> 
     client = Client(request(deadline=60.0))
     client.connect()
     client.receive({"type": "error", "sub": "$sub", "code": "unavailable", "message": "later"})
-    assert client.session.is_open
+    assert client.session.connection.phase is Phase.READY
     assert client.subscription.state.value == "waiting"
     due = client.session.next_tick()
     assert due is not None
@@ -395,7 +380,7 @@ def test_a_subscription_that_nobody_reads_is_left_and_taken_up_where_it_stopped(
     client.receive(chunks(MAX_QUEUED, "not yet"))
     values = [item.value for item in client.took() if isinstance(item, ChunkItem)]
     assert values == list(range(MAX_QUEUED))
-    client.session.drained(client.subscription)
+    client.session.drained(client.subscription, client.now)
     [subscribe] = client.sent()
     assert subscribe["streams"] == {"log": {"from": MAX_QUEUED}}
     # A frame from before the server read this must not pass for a hole.

@@ -72,8 +72,8 @@ class Following(Generic[T]):
 
     @property
     def state(self) -> str:
-        """connecting, authenticating, syncing, live, stale, waiting or closed."""
-        return self._subscription.state.value if self._subscription is not None else "connecting"
+        """connecting, authenticating, syncing, live, stale, waiting, paused or closed."""
+        return self._subscription.visible_state if self._subscription is not None else "connecting"
 
     @property
     def cursor(self) -> str:

@@ -4,6 +4,7 @@ import math
 import random
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -16,7 +17,6 @@ from pydantic import TypeAdapter, ValidationError
 from runwire._settings import Settings, token_of
 from runwire.errors import (
     ApiError,
-    ConfigurationError,
     RateLimitedError,
     UnreachableError,
     api_error,
@@ -37,7 +37,9 @@ class Http:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pool = httpx.AsyncClient(base_url=settings.api_url, timeout=TIMEOUT)
+        # No bound of its own on connections: each subscription by events may keep one.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        self._pool = httpx.AsyncClient(base_url=settings.api_url, timeout=TIMEOUT, limits=limits)
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> httpx.Response:
         return await self._request("GET", path, params=params)
@@ -54,6 +56,12 @@ class Http:
         body = content if content is not None or json is None else orjson.dumps(json)
         sent = {"content-type": content_type, **(headers or {})}
         return await self._request("POST", path, content=body, sent=sent)
+
+    def stream(
+        self, path: str, content: bytes, headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        """Post once and read the answer as it comes, for as long as it takes."""
+        return self._pool.stream("POST", path, content=content, headers=headers, timeout=None)
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -81,7 +89,8 @@ class Http:
         fixed = {**(sent or {}), "x-trigger-request-idempotency-key": str(uuid.uuid4())}
         started = anyio.current_time()
         for attempt in range(TRIES):
-            headers = {**fixed, "authorization": f"Bearer {await self._token()}"}
+            token = await token_of(self._settings.access_token)
+            headers = {**fixed, "authorization": f"Bearer {token}"}
             last = attempt == TRIES - 1
             try:
                 response = await self._pool.request(
@@ -98,14 +107,6 @@ class Http:
                 raise _refusal(response)
             await anyio.sleep(_wait(attempt, response))
         raise AssertionError("the last try returns or raises")
-
-    async def _token(self) -> str:
-        token = await token_of(self._settings.access_token)
-        if token is None:
-            raise ConfigurationError(
-                "no credential: set RUNWIRE_API_KEY or RUNWIRE_ACCESS_TOKEN, or pass one"
-            )
-        return token
 
     def _unreachable(self, error: httpx.TransportError, started: float) -> UnreachableError:
         return UnreachableError(

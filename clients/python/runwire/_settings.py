@@ -5,7 +5,9 @@ import os
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from runwire.errors import ConfigurationError
 
 DEFAULT_API_URL = "http://127.0.0.1:8420"
 
@@ -53,9 +55,18 @@ def configure(choice: Choice) -> None:
     _process["choice"] = choice
 
 
-async def token_of(access_token: AccessToken | None) -> str | None:
-    """Return the token itself, asking the callable where there is one."""
-    if access_token is None or isinstance(access_token, str):
+async def token_of(access_token: AccessToken | None) -> str:
+    """Return the token itself, asking the callable where there is one. Raises ConfigurationError
+    when there is none, and what the callable raises."""
+    if access_token is None:
+        raise ConfigurationError(
+            "no credential: set RUNWIRE_API_KEY or RUNWIRE_ACCESS_TOKEN, or pass one"
+        )
+    if isinstance(access_token, str):
         return access_token
-    answer = access_token()
-    return await answer if inspect.isawaitable(answer) else answer
+    answer: Any = access_token()
+    token: Any = await answer if inspect.isawaitable(answer) else answer
+    if not isinstance(token, str) or not token:
+        kind = type(token).__name__
+        raise ConfigurationError(f"the access token callable returned no token but {kind}")
+    return token

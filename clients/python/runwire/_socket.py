@@ -1,102 +1,92 @@
-"""The socket under every subscription of a credential: what `_session` decides, carried out.
+"""The connection under every subscription of a credential: what `_session` decides, carried out.
 
-There is no task behind it. Whoever waits for its next item reads the socket, for everybody; when it
+There is no task behind it. Whoever waits for its next item reads the link, for everybody; when it
 leaves, one of those who still wait reads on. So nothing runs while nobody waits, and nothing is
-left behind when the last subscription ends: the socket is closed then.
+left behind when the last subscription ends: the link is closed then. Only what must not be canceled
+with a reader has a task, which ends with the link at the latest: a fresh token being fetched, and
+the response that an event link reads.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator
-from typing import Any, Final, cast
+from contextlib import suppress
+from typing import Final
 
 import anyio
-import orjson
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
-from websockets.typing import Subprotocol
+import httpx
 
+from runwire._connection import TOKEN_TIMEOUT, Act, Carrier, Phase
+from runwire._event_link import EventLink
+from runwire._http import Http
 from runwire._items import Item, Request
-from runwire._session import Session, encoded
+from runwire._link import ABNORMAL, Link, LostError
+from runwire._session import Session
 from runwire._settings import Settings, token_of
 from runwire._states import State
 from runwire._subscription import Subscription
-from runwire.errors import ConfigurationError, RunwireError, api_error
-from runwire.wire import (
-    MAX_MESSAGE_BYTES,
-    MAX_SUBSCRIPTIONS,
-    PROTOCOL,
-    SOCKET_PATH,
-    CloseCode,
-    JsonObject,
-)
+from runwire._websocket import open_websocket
+from runwire.errors import ApiError, ConfigurationError, RunwireError, UnreachableError
+from runwire.wire import MAX_SUBSCRIPTIONS, CloseCode, JsonObject
 
-OPEN_TIMEOUT: Final = 10.0  # seconds
-CLOSE_TIMEOUT: Final = 1.0
-# The longest frame is one message alone; some room for its array and for a newer server.
-MAX_FRAME: Final = 2 * MAX_MESSAGE_BYTES
-ABNORMAL: Final = 1006  # no close frame came
 # A frame may be here already although nobody has read for long: look before calling it silence.
 SHORTEST_WAIT: Final = 0.05
-
-_WORD_OF_STATUS: Final = {401: "unauthorized", 403: "forbidden", 404: "not_found"}
-_PASSING_STATUS: Final = frozenset({408, 425, 429})
+SEND_TIMEOUT: Final = 10.0
+# Who wakes so much later than asked for was asleep, with the whole process.
+SLEPT: Final = 5.0
 
 
 class Socket:
-    """Carries any number of subscriptions over one websocket, and over those that replace it."""
+    """Carries any number of subscriptions over one link, and over those that replace it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, http: Http) -> None:
         self._settings = settings
-        self._session: Session | None = None
-        self._connection: ClientConnection | None = None
+        self._http = http
+        self._session = Session(is_refreshable=callable(settings.access_token))
+        self._link: Link | None = None
         self._reader: Subscription | None = None
+        # What the reader is at, whatever it is; and only while it waits for something to happen.
+        self._stepping = anyio.CancelScope()
+        self._resting = anyio.CancelScope()
         self._waiting: dict[Subscription, anyio.Event] = {}
         self._sending = anyio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def follow(self, request: Request) -> AsyncGenerator[tuple[Item, Subscription]]:
         """Yield what the server says; end when it is done, raise when it refuses."""
-        session, subscription = self._begin(request)
+        subscription = self._session.add(request, anyio.current_time())
+        self._interrupt()
         try:
             while True:
-                item = await self._next(session, subscription)
+                item = await self._next(subscription)
                 if item is None:
                     return
                 yield item, subscription
         finally:
             with anyio.CancelScope(shield=True):
-                await self._leave(session, subscription)
+                await self._leave(subscription)
 
     @property
     def is_full(self) -> bool:
         """Whether the server would refuse another subscription here."""
-        session = self._session
-        return session is not None and len(session.subscriptions) >= MAX_SUBSCRIPTIONS
+        return len(self._session.subscriptions) >= MAX_SUBSCRIPTIONS
 
     async def aclose(self) -> None:
-        """End every subscription with ConfigurationError, and close the socket."""
-        if self._session is not None:
-            self._session.refuse(ConfigurationError("this client was closed"))
+        """End every subscription with ConfigurationError, and close the link."""
+        self._session.close(ConfigurationError("this client was closed"), anyio.current_time())
+        self._stepping.cancel()
         self._wake()
-        await self._hang_up()
+        with anyio.CancelScope(shield=True):
+            await self._hang_up()
 
-    def _begin(self, request: Request) -> tuple[Session, Subscription]:
-        session = self._session
-        if session is None or session.state is State.CLOSED:
-            session = Session(is_refreshable=callable(self._settings.access_token))
-            self._session = session
-        return session, session.add(request, anyio.current_time())
+    async def _leave(self, subscription: Subscription) -> None:
+        self._session.remove(subscription, anyio.current_time())
+        if self._session.subscriptions:
+            await self._flush()
+        else:
+            await self._hang_up()
 
-    async def _leave(self, session: Session, subscription: Subscription) -> None:
-        session.remove(subscription)
-        if session is not self._session:
-            return
-        if session.subscriptions:
-            await self._flush(session)
-            return
-        self._session = None
-        await self._hang_up()
-
-    async def _next(self, session: Session, subscription: Subscription) -> Item | None:
+    async def _next(self, subscription: Subscription) -> Item | None:
         try:
             while True:
                 item = subscription.take()
@@ -106,28 +96,36 @@ class Socket:
                     if subscription.error is not None:
                         raise subscription.error
                     return None
-                session.drained(subscription)
+                self._session.drained(subscription, anyio.current_time())
                 if self._reader in (None, subscription):
                     self._reader = subscription
-                    await self._step(session)
+                    with anyio.CancelScope() as self._stepping:
+                        await self._step()
                     self._wake()
                 else:
-                    await self._wait(session, subscription)
+                    await self._wait(subscription)
         finally:
             if self._reader in (None, subscription):
                 self._reader = None
                 self._wake_one()
 
-    async def _wait(self, session: Session, subscription: Subscription) -> None:
+    async def _wait(self, subscription: Subscription) -> None:
         event = self._waiting[subscription] = anyio.Event()
         try:
-            await self._flush(session)
-            with anyio.move_on_after(_until(session.next_tick())):
+            self._interrupt()
+            await self._flush()
+            with anyio.move_on_after(_until(subscription.gives_up_at)):
                 await event.wait()
                 return
-            session.tick(anyio.current_time(), random.random())
+            # After a sleep it is the reader who knows, and who comes first.
+            await anyio.sleep(SHORTEST_WAIT)
+            self._session.expire(subscription, anyio.current_time())
         finally:
             del self._waiting[subscription]
+
+    def _interrupt(self) -> None:
+        """Have the reader look at what is to be done, or at a new time to be kept."""
+        self._resting.cancel()
 
     def _wake(self) -> None:
         for subscription, event in self._waiting.items():
@@ -139,125 +137,136 @@ class Socket:
             event.set()
             return
 
-    async def _step(self, session: Session) -> None:
-        """Do the one thing that is due: connect, wait, or read a frame."""
-        match session.state:
-            case State.CONNECTING:
-                await self._open(session)
-            case State.WAITING:
-                await anyio.sleep(_until(session.next_tick()))
-                session.tick(anyio.current_time(), random.random())
-            case State.CLOSED:
+    async def _step(self) -> None:
+        """Do the one thing that is due, or read a frame."""
+        match self._session.order:
+            case Act.HANG_UP:
                 await self._hang_up()
+            case Act.FETCH_TOKEN if self._session.connection.phase is Phase.TOKEN:
+                with anyio.move_on_after(self._left()):
+                    await self._fetch_token()
+                self._tick()
+            case Act.FETCH_TOKEN:
+                self._session.did(Act.FETCH_TOKEN)
+                self._refreshing = asyncio.create_task(self._refresh())
+            case Act.OPEN:
+                with anyio.move_on_after(self._left()):
+                    await self._open()
+                self._tick()
             case _:
-                await self._read(session)
+                await self._read()
 
-    async def _open(self, session: Session) -> None:
-        session.connecting(anyio.current_time())
-        await self._hang_up()
-        with anyio.move_on_after(min(OPEN_TIMEOUT, _until(session.next_tick()))):
-            try:
-                token = await token_of(self._settings.access_token)
-                if token is None:
-                    raise ConfigurationError(
-                        "no credential: set RUNWIRE_API_KEY or RUNWIRE_ACCESS_TOKEN, or pass one"
-                    )
-                self._connection = await connect(
-                    _address(self._settings.api_url),
-                    subprotocols=[Subprotocol(PROTOCOL)],
-                    compression=None,
-                    open_timeout=None,
-                    close_timeout=CLOSE_TIMEOUT,
-                    ping_interval=None,  # `hb` tells both sides; see SILENCE
-                    max_size=MAX_FRAME,
-                )
-            except InvalidStatus as error:
-                self._refused(session, error.response.status_code)
-                return
-            except InvalidURI:
-                session.refuse(ConfigurationError(f"{self._settings.api_url} is no address"))
-                return
-            except RunwireError as error:
-                session.refuse(error)
-                return
-            except (OSError, InvalidHandshake, ConnectionClosed, EOFError) as error:
-                self._lost(session, ABNORMAL, str(error))
-                return
-            session.opened(token, anyio.current_time())
-            return
-        self._lost(session, ABNORMAL, "the server did not answer in time")
-        session.tick(anyio.current_time(), random.random())
-
-    def _refused(self, session: Session, status: int) -> None:
-        if status == 401 and session.reconnect.is_refreshable:
-            self._lost(session, CloseCode.INVALID_TOKEN, "the server answered 401")
-        elif 400 <= status < 500 and status not in _PASSING_STATUS:
-            word = _WORD_OF_STATUS.get(status, "malformed")
-            message = f"the server refused the socket with status {status}"
-            session.refuse(api_error(status, message, word))
+    async def _fetch_token(self) -> None:
+        try:
+            token = await token_of(self._settings.access_token)
+        except Exception as error:
+            failure, is_final = _trouble_of(error)
+            now = anyio.current_time()
+            self._session.token_failed(failure, is_final=is_final, now=now, random=random.random())
         else:
-            self._lost(session, ABNORMAL, f"the server answered {status}")
+            self._session.token(token, anyio.current_time())
 
-    async def _read(self, session: Session) -> None:
-        connection = self._connection
-        if connection is None:
-            self._lost(session, ABNORMAL, "the socket is gone")
+    async def _refresh(self) -> None:
+        """Get a fresh token while the link goes on. Without one, the server ends it in time."""
+        with anyio.move_on_after(TOKEN_TIMEOUT):
+            await self._fetch_token()
+        self._interrupt()
+        await self._flush()
+
+    async def _open(self) -> None:
+        session = self._session
+        try:
+            if session.connection.carrier is Carrier.SOCKET:
+                self._link = await open_websocket(self._settings.api_url)
+            else:
+                self._link = EventLink(self._http)
+        except LostError as error:
+            self._lost(error)
+        except RunwireError as error:
+            session.refuse(error, anyio.current_time())
+        else:
+            session.opened(anyio.current_time())
+            await self._flush()
+
+    async def _read(self) -> None:
+        await self._flush()
+        if self._session.order is not None:
             return
-        if session.wants_token:
-            session.authenticate(await token_of(self._settings.access_token))
-        await self._flush(session)
-        frame: str | bytes | None = None
-        with anyio.move_on_after(max(SHORTEST_WAIT, _until(session.next_tick()))):
+        frame: list[JsonObject] | None = None
+        with anyio.CancelScope() as self._resting:
             try:
-                frame = await connection.recv()
-            except ConnectionClosed as error:
-                code = error.rcvd.code if error.rcvd is not None else ABNORMAL
-                self._lost(session, code, error.rcvd.reason if error.rcvd is not None else "")
+                frame = await self._frame(max(SHORTEST_WAIT, self._left()))
+                if frame is None:
+                    frame = await self._frame(SHORTEST_WAIT)
+            except LostError as error:
+                self._lost(error)
                 return
+        if frame is None:
+            self._tick()
+        elif self._session.receive(frame, anyio.current_time(), random.random()):
+            self._lost(LostError(CloseCode.INSUFFICIENT_STATE, ""))
+
+    async def _frame(self, seconds: float) -> list[JsonObject] | None:
+        """Return the next frame, or None when none comes in time."""
+        with anyio.move_on_after(seconds):
+            if self._link is not None:
+                return await self._link.receive()
+            await anyio.sleep_forever()
+        return None
+
+    def _left(self) -> float:
+        """Return the seconds until something is due."""
+        return _until(self._session.next_tick())
+
+    def _tick(self) -> None:
+        now, due = anyio.current_time(), self._session.next_tick()
+        if due is not None and now >= due:
+            late = now - due
+            self._session.tick(now, random.random(), slept=late if late >= SLEPT else 0.0)
+
+    def _lost(self, error: LostError) -> None:
         now = anyio.current_time()
-        if frame is not None and session.receive(_messages(frame), now, random.random()):
-            await self._drop(session)
-        elif session.tick(now, random.random()):
-            await self._drop(session)
+        self._session.lost(error.code, error.reason, now, random.random())
 
-    async def _drop(self, session: Session) -> None:
-        await self._hang_up()
-        self._lost(session, CloseCode.INSUFFICIENT_STATE, "")
-
-    def _lost(self, session: Session, code: int, reason: str) -> None:
-        session.lost(code, reason, anyio.current_time(), random.random())
-
-    async def _flush(self, session: Session) -> None:
-        connection = self._connection
-        if connection is None or session is not self._session:
-            return
+    async def _flush(self) -> None:
         async with self._sending:
-            while (message := session.outgoing()) is not None:
-                try:
-                    await connection.send(encoded(message))
-                except ConnectionClosed:
-                    return  # the reader finds out and says why
+            if self._link is None:
+                return
+            # Half of what is to be sent would be a subscription that never begins.
+            with anyio.move_on_after(SEND_TIMEOUT, shield=True) as sending:
+                await self._link.send(self._session.outgoing())
+            if sending.cancelled_caught:
+                self._lost(LostError(ABNORMAL, "the server takes nothing"))
 
     async def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        self._session.did(Act.HANG_UP)
+        link, self._link = self._link, None
+        refreshing, self._refreshing = self._refreshing, None
+        if refreshing is not None:
+            refreshing.cancel()
+            with suppress(asyncio.CancelledError):
+                await refreshing
+        if link is not None:
             with anyio.CancelScope(shield=True):
-                await connection.close()
+                await link.close()
 
 
 def _until(time: float | None) -> float:
     return float("inf") if time is None else max(0.0, time - anyio.current_time())
 
 
-def _address(api_url: str) -> str:
-    scheme, separator, rest = api_url.partition("://")
-    return f"{scheme.replace('http', 'ws', 1)}{separator}{rest}{SOCKET_PATH}"
+def _trouble_of(error: Exception) -> tuple[RunwireError, bool]:
+    """Return why there is no token, and whether asking again cannot help.
 
-
-def _messages(frame: str | bytes) -> list[JsonObject]:
-    """Return the messages of a frame; a frame that is none counts as a broken promise."""
-    try:
-        messages: Any = orjson.loads(frame)
-    except orjson.JSONDecodeError:
-        return [{}]
-    return cast(list[JsonObject], messages) if isinstance(messages, list) else [{}]
+    What the network is to blame for passes. Anything else the application must be told at once.
+    """
+    passes = isinstance(error, (OSError, httpx.TransportError, UnreachableError))
+    if isinstance(error, ApiError):
+        passes = error.status >= 500 or error.status == 429
+    if isinstance(error, RunwireError):
+        return error, not passes
+    trouble = ConfigurationError(
+        f"the access token callable failed: {type(error).__name__}: {error}"
+    )
+    trouble.__cause__ = error
+    return trouble, not passes

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Final
 
+from runwire._connection import Phase
 from runwire._items import CursorItem, Item, Request, RunItem
 from runwire._positions import Positions
 from runwire._states import TRANSITIONS, Event, State
@@ -19,6 +20,17 @@ from runwire.wire import Json, JsonObject
 NEVER_SKIPPED: Final = frozenset(
     {"id", "taskIdentifier", "status", "revision", "createdAt", "updatedAt"}
 )
+
+_STATE_OF_PHASE: Final = {
+    Phase.IDLE: "connecting",
+    Phase.TOKEN: "connecting",
+    Phase.CONNECTING: "connecting",
+    Phase.AUTHENTICATING: "authenticating",
+    Phase.READY: "connecting",
+    Phase.LINGERING: "connecting",
+    Phase.WAITING: "waiting",
+    Phase.CLOSED: "closed",
+}
 
 
 @dataclass
@@ -37,14 +49,15 @@ class Subscription:
     def __init__(self, name: str, request: Request, now: float) -> None:
         self.name = name
         self.request = request
-        self.state = State.CONNECTING
+        self.state = State.AWAY
+        # That of the connection.
+        self.phase = Phase.IDLE
         self.error: RunwireError | None = None
         # Since when the server has not served this; None while it does.
         self.away_since: float | None = now
         # When it is asked for again, after an error that passes.
         self.retry_at: float | None = None
         self.failures = 0
-        self.is_paused = False
         self._asked_again = False
         self.cursor = request.progress.cursor
         run = request.to.get("run")
@@ -62,6 +75,11 @@ class Subscription:
     def move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state][event]
 
+    @property
+    def visible_state(self) -> str:
+        """The state, and while there is no connection the one that is being opened."""
+        return _STATE_OF_PHASE[self.phase] if self.state is State.AWAY else self.state.value
+
     def take(self) -> Item | None:
         """Return what is next for the application, or None."""
         while self._queue:
@@ -73,6 +91,10 @@ class Subscription:
                 del self._newest[entry.item.run]
             return entry.item
         return None
+
+    @property
+    def is_paused(self) -> bool:
+        return self.state is State.PAUSED
 
     @property
     def has_items(self) -> bool:
@@ -92,6 +114,13 @@ class Subscription:
         """Say, once until it is served, that asking anew is worth a try."""
         first, self._asked_again = not self._asked_again, True
         return first
+
+    @property
+    def gives_up_at(self) -> float | None:
+        """When the server has been away for too long, or None."""
+        if self.request.deadline is None or self.away_since is None or self.is_paused:
+            return None
+        return self.away_since + self.request.deadline
 
     # What is asked of the server
 
@@ -120,13 +149,19 @@ class Subscription:
 
     # What the server says
 
+    def begin_anew(self) -> None:
+        """Ask for a snapshot next time: where this is in streams, and what was told, is kept."""
+        self.cursor = None
+        if "run" not in self.request.to:
+            self.members.clear()
+
     def served(self) -> None:
         """Note that the server is at work for this subscription."""
         self.away_since = None
         self.failures = 0
 
     def follows(self, run: str) -> bool:
-        return run in self.members and not self.is_paused and self.state is not State.CLOSED
+        return run in self.members and self.state not in (State.PAUSED, State.CLOSED)
 
     def offer(self, document: JsonObject, touched: frozenset[str] | None) -> None:
         """Queue a state of a run unless it was handed out, or holds nothing that was asked for."""
