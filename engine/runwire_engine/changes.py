@@ -7,10 +7,10 @@ since, whatever order they committed in, and no open transaction of somebody hol
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Final
 
-from runwire_engine.database import Database, Row
+from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.errors import StandbyError
 from runwire_engine.statements import statement
 
@@ -19,6 +19,7 @@ TAIL_LIMIT: Final = 5_000
 RESUME_LIMIT: Final = 20_000
 # A cursor names the transactions that were in progress; with more, it starts before all of them.
 MAX_IN_PROGRESS: Final = 64
+_ADOPTED_AT_ONCE: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +134,67 @@ async def epoch(database: Database) -> str:
     return str(row["epoch"])
 
 
-async def recovery(database: Database) -> str:
-    """Return the name of this life of Postgres: 8 hexadecimal digits.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a database is: in which history, and in which life of Postgres.
 
     A crash forgets transactions whose commit nobody was told of, and gives their ids again. So a
     position of one life may hide events of the next, and must not be read on from.
     """
-    row = await database.one("changes.recovery")
+
+    epoch: str
+    # 8 hexadecimal digits.
+    recovery: str
+    generation: str
+    # How far the log of Postgres is on disk, in bytes; it only grows, unless an older copy of the
+    # database was put in its place.
+    flushed: int
+    # How many days have had their history ended.
+    closed_days: int
+    # Days whose runs are deleted.
+    emptied: frozenset[date]
+
+
+async def place(reader: Database | Transaction) -> Place:
+    """Return where the database is. Raises StandbyError."""
+    row = await reader.one("changes.place")
     assert row is not None
-    return str(row["recovery"])
+    if row["flushed"] is None:
+        raise StandbyError("changes can only be followed on the primary Postgres")
+    return Place(
+        row["epoch"],
+        row["recovery"],
+        str(row["generation"]),
+        int(row["flushed"]),
+        row["closed_days"],
+        frozenset(row["emptied"] or ()),
+    )
+
+
+async def is_cut_off(database: Database, snapshot: str) -> bool:
+    """Say whether events after a position of this epoch may have been dropped.
+
+    Asked after the events were read, it covers what was dropped meanwhile.
+    """
+    row = await database.one("changes.is_cut_off", {"snapshot": snapshot})
+    return row is not None and bool(row["is_cut_off"])
+
+
+async def rotate(reader: Database | Transaction, generation: str) -> None:
+    """Begin another history after a generation, unless somebody else has."""
+    await reader.run("changes.rotate", {"generation": generation})
+
+
+async def begin_history(database: Database) -> str:
+    """Begin another history, as after a restore, and return its epoch.
+
+    Events that came from another database with their transaction ids are made old, so that no tail
+    takes them for news.
+    """
+    while await database.run("changes.adopt_events", {"limit": _ADOPTED_AT_ONCE}):
+        pass
+    await database.run("changes.begin_history")
+    return await epoch(database)
 
 
 def cursor_of(snapshot: str) -> str:

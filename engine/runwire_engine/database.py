@@ -193,8 +193,11 @@ class Database:
         lock_timeout: str = "2s",
         transaction_timeout: str = "30s",
         wait_seconds: float = 10.0,
+        connected: Callable[[Transaction], Awaitable[None]] | None = None,
     ) -> None:
         self.dsn = dsn
+        # Looks at each new connection, before anybody gets it.
+        self._connected = connected
         self._max_size = max_size
         self._name = name
         self._options = (
@@ -383,7 +386,13 @@ class Database:
             name=self._name,
             open=False,
             check=_check,
+            configure=None if self._connected is None else self._configure,
         )
+
+    async def _configure(self, connection: AsyncConnection[Row]) -> None:
+        assert self._connected is not None
+        async with connection.cursor() as cursor:
+            await self._connected(Transaction(cursor, is_autocommit=True))
 
 
 async def _repeated(work: Callable[[], Awaitable[T]]) -> T:

@@ -10,6 +10,7 @@ from typing import Final
 import orjson
 
 from runwire_engine.bells import ChunkRow
+from runwire_engine.changes import is_cut_off
 from runwire_engine.database import Database, Row
 from runwire_engine.followed import FollowedRun, LoggedEvent, Member, StreamHead, Touched
 from runwire_engine.placement import AttemptMark
@@ -130,6 +131,10 @@ class Following:
         """Say whether a snapshot is from this database's future."""
         row = await self._database.one("following.place", {"snapshot": snapshot})
         return row is not None and bool(row["is_ahead"])
+
+    async def is_cut_off(self, snapshot: str) -> bool:
+        """Say whether events after a snapshot may have been dropped; asked once they were read."""
+        return await is_cut_off(self._database, snapshot)
 
     async def since(self, seconds: float) -> datetime:
         """Return the database's time so many seconds ago."""

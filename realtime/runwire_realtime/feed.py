@@ -12,9 +12,9 @@ from typing import Final
 
 import anyio
 
-from runwire.wire import CloseCode
-from runwire_engine.changes import Changes, EventRow, Tail, epoch, recovery
-from runwire_engine.database import Database
+from runwire.wire import CloseCode, ErrorCode
+from runwire_engine.changes import Changes, EventRow, Place, Tail, is_cut_off, place, rotate
+from runwire_engine.database import Database, Transaction
 from runwire_engine.doorbell import Bell, Listener
 from runwire_engine.errors import EngineError, StatementTimeoutError
 from runwire_engine.following import Following
@@ -49,12 +49,30 @@ class Feed:
         self._silent_turns = 0
         # The connection was interrupted: it may be another database that answers now.
         self._is_suspicious = False
+        # Where the database was when it was last looked at; None: not yet.
+        self._place: Place | None = None
+        # A connection found another history, in which the tail has not begun yet.
+        self._is_elsewhere = False
 
     async def start(self) -> None:
         """Begin at now. Raises EngineError when the database cannot be read."""
-        self._hub.epoch = await epoch(self._database)
-        self._hub.recovery = await recovery(self._database)
+        self._take_place(await place(self._database))
         self._hub.position = await self._tail.start()
+
+    async def connected(self, session: Transaction) -> None:
+        """Look at a new connection before anything is read over it.
+
+        Nothing of another history may be taken for the continuation of this one.
+        """
+        if self._place is None:
+            return
+        now = await _in_one_history(session, self._place)
+        if now.epoch != self._place.epoch and now.epoch != self._hub.epoch:
+            logger.warning("a connection leads to another history of the database")
+            self._hub.epoch = now.epoch
+            self._hub.start_over()
+            self._is_elsewhere = self._is_suspicious = True
+            self._tail_wanted.set()
 
     async def run(self) -> None:
         """Feed the hub until cancelled."""
@@ -110,7 +128,7 @@ class Feed:
 
     async def _read_tail(self) -> None:
         if self._is_suspicious:
-            await self._look_at_epoch()
+            await self._look_at_place()
         try:
             changes = await self._tail.read()
         except StatementTimeoutError as error:
@@ -130,28 +148,48 @@ class Feed:
     def _concerns(self, row: EventRow) -> bool:
         return self._hub.follows(row.environment_id, row.run_id, row.tags, row.batch_id)
 
-    async def _look_at_epoch(self) -> None:
+    async def _look_at_place(self) -> None:
+        """Find out whether the tail may read on from where it is, and begin anew where not."""
         self._is_suspicious = False  # what rings from here on makes it look again
-        now, life = await epoch(self._database), await recovery(self._database)
-        if (now, life) != (self._hub.epoch, self._hub.recovery):
-            position = await self._tail.start()
-            if now == self._hub.epoch:
-                logger.warning("Postgres was restarted; everything followed is read again")
-                self._hub.jumped(position)
-                self._hub.recovery = life
-            else:
-                self._start_over(now, life, position)
+        before = self._place
+        assert before is not None
+        now = await _in_one_history(self._database, before)
+        if now.epoch != before.epoch or self._is_elsewhere:
+            await self._start_over(now)
+        elif now.recovery != before.recovery:
+            await self._jump("Postgres was restarted", now)
+        elif now.closed_days != before.closed_days and await is_cut_off(
+            self._database, self._tail.position
+        ):
+            await self._jump("what was missed has been dropped meanwhile", now)
+        else:
+            self._take_place(now)
 
-    def _start_over(self, now: str, life: str, position: str) -> None:
-        logger.warning("the database is another one than before; subscribers start over")
-        self._hub.epoch, self._hub.recovery, self._hub.position = now, life, position
-        for follower in list(self._hub.followers):
-            follower.outbox.close(CloseCode.INSUFFICIENT_STATE, "the history is another one")
+    async def _jump(self, why: str, now: Place) -> None:
+        position = await self._tail.start()
+        logger.warning("%s; everything followed is read again", why)
+        # Feeds go on from cursors of the life they are of.
+        self._hub.jumped(position)
+        self._take_place(now)
+
+    async def _start_over(self, now: Place) -> None:
+        position = await self._tail.start()
+        logger.warning("the history of the database is another one; subscribers start over")
+        self._is_elsewhere = False
+        self._hub.start_over()
+        self._take_place(now)
+        self._hub.position = position
+
+    def _take_place(self, now: Place) -> None:
+        self._place = now
+        self._hub.epoch, self._hub.recovery = now.epoch, now.recovery
+        self._hub.take_emptied(now.emptied)
 
     # The poll
 
     async def _poll(self) -> None:
         while True:
+            self._is_suspicious = True
             self._tail_wanted.set()
             self._scan()
             await self._look_at_batches()
@@ -168,6 +206,9 @@ class Feed:
             except EngineError:
                 return  # the tail tells; the next turn looks again
             if found is None:
+                for feed in feeds:
+                    text = "the batch is not kept any more"
+                    feed.follower.refuse(feed.subscription, ErrorCode.GONE, text)
                 continue
             is_sealed, members = found
             for feed in feeds:
@@ -204,3 +245,17 @@ def _event(row: EventRow) -> RunEvent:
         tags=row.tags,
         batch_id=row.batch_id,
     )
+
+
+async def _in_one_history(reader: Database | Transaction, before: Place) -> Place:
+    """Return where the database is now; an older copy of it gets a history of its own.
+
+    A copy that was put in the place of the database knows nothing of that, but its log is shorter
+    than what was on disk before, which a crash cannot do.
+    """
+    now = await place(reader)
+    if now.epoch == before.epoch and now.flushed < before.flushed:
+        logger.warning("the database is an older copy of itself; another history begins")
+        await rotate(reader, now.generation)
+        now = await place(reader)
+    return now

@@ -101,10 +101,15 @@ class _Load:
         cursor = feed.subscription.cursor
         if isinstance(cursor, FeedCursor):
             reason = await self._gap(cursor)
-            if reason is None and await self._told(cursor):
-                return
-            if cursor.epoch == self._hub.history or reason is not None or feed.wants_every:
-                feed.follower.outbox.say(messages.gap(feed.sub, reason or GapReason.OVERFLOW))
+            feed.subscription.broken = reason
+            is_silent = False
+            if reason is None:
+                reason = await self._missing(cursor)
+                if reason is None:
+                    return
+                is_silent = cursor.epoch != self._hub.history and not feed.wants_every
+            if not is_silent:
+                feed.follower.outbox.say(messages.gap(feed.sub, reason))
             feed.subscription.cursor = None
         members = await self._members(is_open=False)
         if members is None:
@@ -138,37 +143,44 @@ class _Load:
             self._feed.page(runs, cursor=position if is_last else None, more=not is_last)
             self._check()
 
-    async def _told(self, cursor: FeedCursor) -> bool:
-        """Write what a client with this cursor lacks; return False when a snapshot has to do.
+    async def _missing(self, cursor: FeedCursor) -> GapReason | None:
+        """Write what a client with this cursor lacks; say why when a snapshot has to do instead.
 
         The cursor may be from before a crash of Postgres, and says nothing then: who wants each
         revision is told all of them again, and for others the snapshot makes up for everything.
         """
         if cursor.epoch == self._hub.history:
             return await self._resumed(cursor)
-        return self._feed.wants_every and await self._retold()
+        return await self._retold() if self._feed.wants_every else GapReason.OVERFLOW
 
-    async def _retold(self) -> bool:
+    async def _retold(self) -> GapReason | None:
         feed, size = self._feed, self._hub.limits.rows_per_read
         members = await self._members(is_open=False)
         if members is None or len(members) >= self._hub.limits.feed_runs:
-            return False
+            return GapReason.OVERFLOW
         feed.is_resumed = True
         ids = [member.run_id for member in members]
         for at in range(0, len(ids), size):
             part = ids[at : at + size]
             created = await self._read(self._following.creations(self._environment_id, part))
-            feed.resumed([run for run in await self._rows(part) if run.row.id in created], created)
+            runs = await self._rows(part)
+            if any(run.row.id not in created for run in runs):
+                feed.start_over(GapReason.RETENTION)
+            self._check()
+            feed.resumed(runs, created)
             self._check()
         feed.complete()
-        return True
+        return None
 
-    async def _resumed(self, cursor: FeedCursor) -> bool:
-        """Write what happened since the cursor; return False when that is too much."""
+    async def _resumed(self, cursor: FeedCursor) -> GapReason | None:
+        """Write what happened since the cursor, if all of that is there and not too much."""
         feed = self._feed
         touched = await self._read(self._touched(cursor.snapshot))
+        # In this order: a day that is dropped from here on was there to be read.
+        if await self._read(self._following.is_cut_off(cursor.snapshot)):
+            return GapReason.RETENTION
         if len(touched) > RESUME_LIMIT:
-            return False
+            return GapReason.OVERFLOW
         held = await self._members(is_open=True)
         if held is None:
             _refuse(feed, ErrorCode.NOT_FOUND, "there is no such batch")
@@ -184,7 +196,7 @@ class _Load:
             feed.held(await self._rows(rest[at : at + size]))
             self._check()
         feed.complete()
-        return True
+        return None
 
     def _touched(self, snapshot: str) -> Awaitable[dict[str, Touched]]:
         tags: Sequence[str] = ()

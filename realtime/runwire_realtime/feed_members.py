@@ -206,6 +206,13 @@ class FeedMembers:
             reader.leave(self.subscription)
         self._say_removed(run_id)
 
+    def run_vanished(self, run_id: str) -> None:
+        """Let a run go that was deleted."""
+        if run_id in self.members:
+            self.open_runs.discard(run_id)
+            self._remove(run_id)
+            self.look_done()
+
     def _say_removed(self, run_id: str) -> None:
         self.subscription.is_moved = True
         self.follower.is_restless = True

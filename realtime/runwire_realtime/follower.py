@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from runwire.wire import ErrorCode
+from runwire.wire import ErrorCode, GapReason
 from runwire_engine.followed import FollowedRun
 from runwire_realtime import messages
 from runwire_realtime.cursors import feed_cursor, run_cursor
@@ -114,6 +114,18 @@ class Follower:
         feed = self.feeds.get(subscription.sub)
         if feed is not None:
             feed.final_written(run_id)
+
+    def start_over(self, subscription: Subscription, reason: GapReason) -> None:
+        """Have a feed say why it cannot go on, and begin with a fresh snapshot."""
+        feed = self.feeds.get(subscription.sub)
+        if feed is not None:
+            feed.start_over(reason)
+
+    def run_vanished(self, subscription: Subscription, run_id: str) -> None:
+        """Note that a run of a feed was deleted."""
+        feed = self.feeds.get(subscription.sub)
+        if feed is not None:
+            feed.run_vanished(run_id)
 
     def regrant(self, grant: Grant) -> None:
         """Take a fresh credential of the same environment; what it does not cover is ended."""

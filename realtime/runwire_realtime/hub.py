@@ -8,11 +8,13 @@ topics when their socket has room. It never waits and never reads: what it lacks
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TypeVar
 
 from runwire.wire import CloseCode
 from runwire_engine.bells import ChunkRow, StreamMoved
 from runwire_engine.followed import FollowedRun, StreamHead
+from runwire_engine.ids import day_of
 from runwire_realtime import messages
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.follower import Follower
@@ -75,6 +77,25 @@ class Hub:
         # has been quiet for longest is emptied first.
         self._rings: dict[StreamKey, StreamTopic] = {}
         self._ring_bytes = 0
+        # Days whose runs are deleted.
+        self._emptied: frozenset[date] = frozenset()
+
+    def is_past(self, run_id: str) -> bool:
+        """Say whether a run by that id would be of a day whose runs are deleted."""
+        return day_of(run_id) in self._emptied
+
+    def take_emptied(self, days: frozenset[date]) -> None:
+        """Note the days whose runs are deleted, and have those of them looked at."""
+        fresh, self._emptied = days - self._emptied, days
+        for topic in list(self.runs.values()) if fresh else ():
+            if topic.bucket in fresh:
+                self.wants.row(topic)
+
+    def start_over(self) -> None:
+        """Send everybody away to resume, and forget what is known: it may not be so any more."""
+        for follower in list(self.followers):
+            follower.outbox.close(CloseCode.INSUFFICIENT_STATE, "the history is another one")
+            self.leave(follower)
 
     # Connections
 
@@ -310,6 +331,7 @@ class Hub:
             topic.waiting.clear()
             topic.considered_by |= self._candidates.pop(topic.key, set())
             topic.makes_up, topic.has_missed = topic.has_missed, False
+            topic.was_there = topic.bucket is not None
         return topics
 
     def rows_failed(self, topics: Iterable[RunTopic]) -> None:
@@ -336,6 +358,9 @@ class Hub:
         for reader in readers:
             if reader in topic.readers:
                 reader.row_read(run)
+        if run is None and topic.was_there:
+            for reader in list(topic.readers):
+                reader.vanished()
         self._drop_if_unused(topic)
 
     def learn(self, topic: RunTopic, run: FollowedRun) -> None:

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.websockets import WebSocket
 
 from runwire.wire import CloseCode
-from runwire_engine.database import Database
+from runwire_engine.database import Database, Transaction
 from runwire_engine.engine import Engine
 from runwire_engine.following import Following
 from runwire_realtime import sse, websocket
@@ -84,7 +84,11 @@ class Realtime:
         self._origins = allowed_origins
         self._limits = limits
         self._database = Database(
-            engine.database.dsn, max_size=_POOL_SIZE, name="runwire-hub", statement_timeout="10s"
+            engine.database.dsn,
+            max_size=_POOL_SIZE,
+            name="runwire-hub",
+            statement_timeout="10s",
+            connected=self._connected,
         )
         following = Following(self._database)
         self._hub = Hub(limits)
@@ -110,6 +114,9 @@ class Realtime:
         trace: TracebackType | None,
     ) -> bool | None:
         return await self._running.__aexit__(kind, error, trace)
+
+    async def _connected(self, session: Transaction) -> None:
+        await self._feed.connected(session)
 
     @asynccontextmanager
     async def _run(self) -> AsyncGenerator[None]:

@@ -181,12 +181,27 @@ class RunReader:
         elif subscription.stage is Stage.ASKED:
             subscription.stage = Stage.ALLOWED
             subscription.awaited_until = None
+            if isinstance(subscription.cursor, RunCursor):
+                subscription.broken = self._gap_of(subscription.cursor, run.row.revision)
             self.streams.add(subscription)
 
     def _refuse(self, subscription: Subscription) -> None:
+        if self._follower.hub.is_past(self.topic.run_id):
+            self._follower.refuse(
+                subscription, ErrorCode.GONE, "runs of so long ago are not kept any more"
+            )
+            return
         self._follower.refuse(
             subscription, ErrorCode.NOT_FOUND, "there is no such run, or the token may not read it"
         )
+
+    def vanished(self) -> None:
+        """Let everybody go: the run was there, and has been deleted."""
+        for subscription in list(self.subscriptions.values()):
+            if subscription.is_feed:
+                self._follower.run_vanished(subscription, self.topic.run_id)
+            elif subscription not in self._openings:
+                self._follower.refuse(subscription, ErrorCode.GONE, "the run is not kept any more")
 
     @property
     def _is_blocked(self) -> bool:
@@ -406,8 +421,10 @@ class RunReader:
 
     def _lose_history(self) -> None:
         """Start over from a snapshot: the log does not reach back so far."""
-        for subscription in self.subscriptions.values():
-            if subscription.stage is Stage.LIVE and not subscription.is_feed:
+        for subscription in list(self.subscriptions.values()):
+            if subscription.is_feed:
+                self._follower.start_over(subscription, GapReason.RETENTION)
+            elif subscription.stage is Stage.LIVE:
                 self._follower.outbox.say(messages.gap(subscription.sub, GapReason.RETENTION))
                 subscription.cursor = subscription.live_at = None
                 subscription.stage = Stage.ALLOWED

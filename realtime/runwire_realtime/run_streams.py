@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from runwire.wire import StreamRequest
+from runwire.wire import StreamRequest, StreamStart
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.stream_reader import StreamReader
 from runwire_realtime.subscription import Stage, Subscription
@@ -97,10 +97,12 @@ class RunStreams:
         request = self._request(subscription, key)
         if request is None:
             return
-        held = self._held.get(subscription.sub)
-        place = None if held is None else held.get(key, 0)
-        if place is not None:
-            request = request.model_copy(update={"start": place})
+        broken = subscription.broken
+        if broken is not None and _is_position(request.start):
+            # A seq of another history says nothing here.
+            request = request.model_copy(update={"start": 0})
+        else:
+            broken = None
         reader = self._readers.get(key)
         if reader is None:
             reader = self._follower.hub.join_stream(self._run, key)
@@ -109,9 +111,11 @@ class RunStreams:
             subscription.sub,
             request,
             # One number of a feed stands for the streams of many runs, some of them shorter.
-            is_lenient=subscription.is_feed and place is None,
+            is_lenient=subscription.is_feed and subscription.sub not in self._held,
             is_new=subscription.sub in self._listed | self._news,
         )
+        if broken is not None:
+            reader.say_gap(subscription.sub, broken, 0)
 
     def close_unwritten(self, reason: str) -> None:
         """End the streams that were asked for by name and that nobody ever wrote to."""
@@ -132,6 +136,14 @@ class RunStreams:
         """Whether a subscription was told which streams there are: others are new to it."""
         return sub in self._listed
 
-    @staticmethod
-    def _request(subscription: Subscription, key: str) -> StreamRequest | None:
-        return subscription.streams.get(key) or subscription.streams.get("*")
+    def _request(self, subscription: Subscription, key: str) -> StreamRequest | None:
+        """Return how to read a stream, from where the client stands if it said so."""
+        request = subscription.request_for(key)
+        held = self._held.get(subscription.sub)
+        if request is None or held is None:
+            return request
+        return request.model_copy(update={"start": held.get(key, 0)})
+
+
+def _is_position(start: StreamStart) -> bool:
+    return isinstance(start, int) and start > 0

@@ -8,6 +8,7 @@ large as the run, the run itself, which is read from its row.
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Final, cast
 
 import orjson
@@ -83,6 +84,10 @@ class RunTopic:
         # Events were missed: the next row will say how far the run is; the one being read does.
         self.has_missed = False
         self.makes_up = False
+        # The row being read is of a run that is known to be there, or to have been.
+        self.was_there = False
+        # The day the run was created; None until its row was read.
+        self.bucket: date | None = None
         self.stream_keys: set[str] = set()
         # Every stream of the final run is known.
         self.is_sealed = False
@@ -122,6 +127,7 @@ class RunTopic:
 
     def learn(self, run: FollowedRun) -> None:
         """Take what a row says, which may be ahead of the changes."""
+        self.bucket = run.row.bucket
         if self.status is None or run.row.revision >= self.revision:
             self._learn_status(run.row.status, run.row.revision)
 

@@ -108,9 +108,13 @@ class StreamReader:
 
     def _gap(self, reason: GapReason, next_seq: int) -> None:
         for sub in sorted(self.subs):
-            self._outbox.say(
-                messages.stream_gap(sub, reason, self.topic.run_id, self.topic.key, next_seq)
-            )
+            self.say_gap(sub, reason, next_seq)
+
+    def say_gap(self, sub: str, reason: GapReason, next_seq: int) -> None:
+        """Tell a subscription that its position does not hold, and where it goes on."""
+        self._outbox.say(
+            messages.stream_gap(sub, reason, self.topic.run_id, self.topic.key, next_seq)
+        )
 
     def mark(self) -> None:
         """Note that there may be news of the stream."""

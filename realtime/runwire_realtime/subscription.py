@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from runwire.wire import Mode, StreamRequest, StreamStart
+from runwire.wire import GapReason, Mode, StreamRequest, StreamStart
 from runwire_realtime.cursors import FeedCursor, RunCursor
 
 
@@ -65,6 +65,8 @@ class Subscription:
     cursor: RunCursor | FeedCursor | None = None
     # Where the client stands, by run and stream: what is not named is news; None: it begins.
     positions: Mapping[str, Mapping[str, int]] | None = None
+    # Its positions are of another history: nothing is read on from them.
+    broken: GapReason | None = None
     # Until when (monotonic) to wait for a run that does not exist; None: not at all.
     awaited_until: float | None = None
     stage: Stage = Stage.ASKED
@@ -74,6 +76,10 @@ class Subscription:
     is_moved: bool = False
     cursor_at: float = 0.0
     cursor_sent: str = ""
+
+    def request_for(self, key: str) -> StreamRequest | None:
+        """Return how a stream was asked for, by name or by "*"."""
+        return self.streams.get(key) or self.streams.get("*")
 
     @property
     def is_feed(self) -> bool:

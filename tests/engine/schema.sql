@@ -42,6 +42,17 @@ CREATE FUNCTION runwire.epoch_v1() RETURNS text
       from pg_control_system() s, pg_control_checkpoint() c, pg_database d, runwire.generations g
      where d.datname = current_database()
 $$;
+CREATE FUNCTION runwire.epoch_v2() RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select left(md5(concat_ws('/', s.system_identifier,
+                              case when pg_is_in_recovery() then c.timeline_id
+                                   else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))
+                                        ::bit(32)::integer end,
+                              d.oid, g.generation)), 16)
+      from pg_control_system() s, pg_control_checkpoint() c, pg_database d, runwire.generations g
+     where d.datname = current_database()
+$$;
 CREATE FUNCTION runwire.guard_final_v1() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -183,7 +194,7 @@ CREATE TABLE runwire.batches (
 );
 CREATE TABLE runwire.closed_days (
     bucket date NOT NULL,
-    epoch text DEFAULT runwire.epoch_v1() NOT NULL,
+    epoch text DEFAULT runwire.epoch_v2() NOT NULL,
     last_txid xid8,
     closed_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
     dropped_at timestamp with time zone,

@@ -19,13 +19,45 @@ commit;
 
 -- epoch --
 -- The name of this database's history.
-select runwire.epoch_v1() as epoch;
+select runwire.epoch_v2() as epoch;
 
--- recovery --
--- Tells one life of Postgres from the next: changes when it starts, and when it recovers from the
--- crash of a process without starting anew (which resets its statistics).
-select left(md5(concat_ws('/', pg_postmaster_start_time(), a.stats_reset)), 8) as recovery
-  from pg_stat_archiver a;
+-- place --
+-- Which history this is, which life of Postgres, and how far its log is on disk. The life changes
+-- when Postgres starts, and when it recovers from the crash of a process without starting anew
+-- (which resets its statistics).
+select runwire.epoch_v2() as epoch, g.generation,
+       left(md5(concat_ws('/', pg_postmaster_start_time(), a.stats_reset)), 8) as recovery,
+       case when not pg_is_in_recovery() then pg_current_wal_flush_lsn() - '0/0' end as flushed,
+       (select count(*) from runwire.closed_days) as closed_days,
+       (select array_agg(bucket) from runwire.closed_days where emptied_at is not null) as emptied
+  from pg_stat_archiver a, runwire.generations g;
+
+-- rotate --
+-- Begins another history, unless somebody has.
+update runwire.generations
+   set generation = gen_random_uuid()
+ where generation = %(generation)s::uuid;
+
+-- begin_history --
+-- Begins another history in any case, and returns its name.
+update runwire.generations set generation = gen_random_uuid();
+
+-- adopt_events --
+-- Takes events whose transactions are of another database's future for old ones; a few at once.
+update runwire.run_events e
+   set txid = '3'
+  from (select environment_id, run_id, revision, bucket
+          from runwire.run_events
+         where txid > pg_current_xact_id()
+         limit %(limit)s) as foreign_event
+ where e.environment_id = foreign_event.environment_id and e.run_id = foreign_event.run_id
+   and e.revision = foreign_event.revision and e.bucket = foreign_event.bucket;
+
+-- is_cut_off --
+-- Whether events that are not visible in a snapshot may have been dropped.
+select exists (select from runwire.closed_days
+                where epoch = runwire.epoch_v2()
+                  and last_txid >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)) as is_cut_off;
 
 -- now --
 -- Where a tail begins.

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from runwire.values import check_text, encode
-from runwire.wire import MAX_CHUNK_BYTES, ErrorCode, Json, JsonObject
+from runwire.wire import MAX_CHUNK_BYTES, ErrorCode, GapReason, Json, JsonObject
 from runwire_engine.run_row import RunRow
 from runwire_engine.streams import Append, ChunkRow, StreamPage, StreamRow
 from runwire_realtime.api.answer import answer
@@ -54,9 +54,17 @@ class ChunkBody(BaseModel):
     writer: str | None = None
 
 
+class StreamGap(BaseModel):
+    """Chunks that were asked for are not there: read on from `next`."""
+
+    reason: GapReason
+    next: int
+
+
 class StreamBody(BaseModel):
     """A page of a stream. `eof` is set once nothing will ever follow; `next` is how many chunks
-    there are then. Ask again from the last seq + 1 while that is below `next`.
+    there are then. Ask again from the last seq + 1 while that is below `next`. `gap` says that the
+    chunks from where it was asked are past retention, and where it goes on.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
@@ -66,6 +74,7 @@ class StreamBody(BaseModel):
     next: int
     eof: str | None = None
     created_at: str | None = None
+    gap: StreamGap | None = None
     chunks: list[ChunkBody]
 
 
@@ -99,7 +108,7 @@ async def read(call: Call) -> Response:
     )
     if page.stream is None:
         raise NotFoundError("the run has no such stream")
-    return answer(_stream(row.id, key, page, page.stream))
+    return answer(_stream(row.id, key, page, page.stream, query.start))
 
 
 def _target(row: RunRow, target: str) -> str:
@@ -142,13 +151,16 @@ def _text(body: bytes) -> str:
         raise _refused("the body is not UTF-8 text") from None
 
 
-def _stream(run_id: str, key: str, page: StreamPage, stream: StreamRow) -> JsonObject:
+def _stream(run_id: str, key: str, page: StreamPage, stream: StreamRow, start: int) -> JsonObject:
+    place = page.chunks[0].seq if page.chunks else stream.next_seq
+    is_lost = place > start
     body = {
         "runId": run_id,
         "key": key,
         "next": stream.next_seq,
         "eof": stream.eof_reason,
         "createdAt": wire_time(stream.created_at),
+        "gap": {"reason": GapReason.RETENTION, "next": place} if is_lost else None,
         "chunks": [_chunk_body(chunk) for chunk in page.chunks],
     }
     return {name: value for name, value in body.items() if value is not None}

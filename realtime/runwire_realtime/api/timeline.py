@@ -7,7 +7,7 @@ from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from runwire.values import decode
-from runwire.wire import JsonObject
+from runwire.wire import GapReason, JsonObject
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
 from runwire_realtime.api.operation import Operation
@@ -28,9 +28,18 @@ class TimelineEvent(BaseModel):
     delta: JsonObject
 
 
-class Timeline(BaseModel):
-    """Oldest first."""
+class TimelineGap(BaseModel):
+    """Why there is no history."""
 
+    reason: GapReason
+
+
+class Timeline(BaseModel):
+    """Oldest first. `gap` says that the history of the run is past retention; the run itself is
+    there.
+    """
+
+    gap: TimelineGap | None = None
     data: list[TimelineEvent]
 
 
@@ -39,8 +48,11 @@ async def read(call: Call) -> Response:
     row = await readable_run(call)
     view = view_of(call.grant.visibility(), [None], is_feed=True)
     events = await call.services.engine.runs.events(call.environment_id, row.id)
+    # A run's history lives and dies whole, and its creation is its first event.
+    gap = None if events else TimelineGap(reason=GapReason.RETENTION)
     return answer(
         Timeline(
+            gap=gap,
             data=[
                 TimelineEvent(
                     revision=event.revision,
@@ -49,7 +61,7 @@ async def read(call: Call) -> Response:
                     delta=visible_delta(decode(event.delta), view),
                 )
                 for event in events
-            ]
+            ],
         )
     )
 

@@ -1,5 +1,21 @@
--- History ends: a day's events and chunks are dropped once all its runs are over and old enough, its
--- runs some time later.
+-- History ends, and another one may begin.
+
+-- As v1, but a standby that was promoted shows its new timeline at once, not only after its next
+-- checkpoint. At any other time both are the same, so that old and new processes agree.
+create function runwire.epoch_v2() returns text
+language sql stable
+as $$
+    select left(md5(concat_ws('/', s.system_identifier,
+                              case when pg_is_in_recovery() then c.timeline_id
+                                   else ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))
+                                        ::bit(32)::integer end,
+                              d.oid, g.generation)), 16)
+      from pg_control_system() s, pg_control_checkpoint() c, pg_database d, runwire.generations g
+     where d.datname = current_database()
+$$;
+
+-- A day's events and chunks are dropped once all its runs are over and old enough, its runs some time
+-- later.
 --
 -- A day is closed first: from then on nothing can be written to it, and what may be missing from now
 -- on is known. Only then its partitions are detached and dropped, by any process, in steps that the
@@ -8,7 +24,7 @@
 create table runwire.closed_days (
     bucket date primary key,
     -- Transaction ids mean something within one epoch only.
-    epoch text not null default runwire.epoch_v1(),
+    epoch text not null default runwire.epoch_v2(),
     -- The last transaction that wrote to the day's history; null: none did. The cursor of a feed
     -- that does not see it as past can no longer be resumed from.
     last_txid xid8,
