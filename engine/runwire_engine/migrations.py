@@ -124,6 +124,7 @@ async def require_schema(dsn: str) -> None:
 
 async def check_schema(database: Database) -> None:
     """Do the same over a database that is open."""
+    await _refuse_unfit_server(database)
     try:
         rows = await database.all("migrations.applied")
     except DatabaseUnavailableError:

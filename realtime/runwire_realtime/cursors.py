@@ -61,6 +61,14 @@ def _feed(epoch: str, oldest: int, end: int, in_progress: str) -> FeedCursor | N
     ids = [int(text) for text in in_progress.split("_")] if in_progress else []
     is_ordered = all(before < after for before, after in zip(ids, ids[1:], strict=False))
     is_within = all(oldest <= id < end for id in ids)
-    if not (0 < oldest <= end < 2**63 and is_ordered and is_within and len(ids) <= MAX_IN_PROGRESS):
+    # The lower half of an id is never nothing.
+    are_ids = all(id % 2**32 for id in (oldest, end, *ids))
+    if not (
+        0 < oldest <= end < 2**63
+        and is_ordered
+        and is_within
+        and are_ids
+        and len(ids) <= MAX_IN_PROGRESS
+    ):
         return None
     return FeedCursor(epoch, f"{oldest}:{end}:{','.join(map(str, ids))}")

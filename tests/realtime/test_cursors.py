@@ -46,6 +46,7 @@ def test_a_feeds_cursor_with_many_in_progress_starts_before_them_all() -> None:
         "f1.ab.5-9-9",
         "f1.ab.5-9-6_6",
         f"f1.ab.1-{2**63}-",
+        f"f1.ab.{2**32}-{2**32 + 5}-",
         "f1.ab.1-2-'; drop table runwire.runs; --",
         "f1." + "a" * 100 + ".1-1-",
     ],

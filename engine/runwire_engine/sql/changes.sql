@@ -43,12 +43,13 @@ update runwire.generations
 update runwire.generations set generation = gen_random_uuid();
 
 -- adopt_events --
--- Takes events whose transactions are of another database's future for old ones; a few at once.
+-- Makes events old that came from another database with transaction ids not yet given out in this
+-- one; a few at once. No event that was written here is visible before its id was.
 update runwire.run_events e
    set txid = '3'
   from (select environment_id, run_id, revision, bucket
           from runwire.run_events
-         where txid > pg_current_xact_id()
+         where txid >= pg_snapshot_xmax(pg_current_snapshot())
          limit %(limit)s) as foreign_event
  where e.environment_id = foreign_event.environment_id and e.run_id = foreign_event.run_id
    and e.revision = foreign_event.revision and e.bucket = foreign_event.bucket;

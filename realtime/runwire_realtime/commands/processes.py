@@ -1,4 +1,4 @@
-"""`runwire dev`, `server`, `worker` and `migrate`."""
+"""`runwire dev`, `server`, `worker`, `migrate` and `rotate-epoch`."""
 
 import logging
 import os
@@ -33,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("server")(server)
     app.command("worker")(worker)
     app.command("migrate")(migrate)
+    app.command("rotate-epoch")(rotate_epoch)
 
 
 def dev(
@@ -101,6 +102,27 @@ def migrate() -> None:
     async def run() -> None:
         applied = await migrate_database(dsn)
         _say(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+
+    _run(run)
+
+
+def rotate_epoch() -> None:
+    """Begin another history, after the database was restored: every subscriber starts over."""
+    from runwire_engine.changes import begin_history
+    from runwire_engine.database import Database
+    from runwire_realtime.schema import require_schema
+    from runwire_realtime.settings import database_address
+
+    dsn = database_address()
+
+    async def run() -> None:
+        await require_schema(dsn)
+        database = Database(dsn, max_size=1, name="runwire-rotate", statement_timeout="10min")
+        await database.open()
+        try:
+            _say(f"the epoch is {await begin_history(database)} now")
+        finally:
+            await database.close()
 
     _run(run)
 
