@@ -18,6 +18,8 @@ from runwire_engine.run_row import run_row
 
 # Where a feed without a beginning begins.
 _ALWAYS: Final = "-infinity"
+# Chunks of a text read with one statement.
+_CHUNKS_OF_TEXT: Final = 10_000
 _BODIES: Final = ("payload", "output", "metadata")
 
 
@@ -188,6 +190,37 @@ class Following:
             )
             pages.setdefault(row["stream_id"], []).append(chunk)
         return pages
+
+    async def text(
+        self, stream_id: int, bucket: date, before: int, limit_bytes: int
+    ) -> tuple[int, str]:
+        """Return how many chunks from the start are strings and fit, and what they say together.
+
+        As JSON text, without its quotes. Read in stretches, so that neither side holds many rows.
+        """
+        pieces: list[str] = []
+        count = 0
+        while count < before:
+            stretch = min(_CHUNKS_OF_TEXT, before - count)
+            row = await self._database.one(
+                "following.text",
+                {
+                    "stream_id": stream_id,
+                    "bucket": bucket,
+                    "from_seq": count,
+                    "before_seq": count + stretch,
+                    "limit_bytes": limit_bytes,
+                },
+            )
+            if row is None or row["first"] != count:
+                break
+            text: str = row["text"]
+            pieces.append(text)
+            count += row["count"]
+            limit_bytes -= len(text.encode())
+            if row["count"] < stretch:
+                break
+        return count, "".join(pieces)
 
 
 def _run(row: Row) -> FollowedRun:

@@ -7,6 +7,7 @@ from runwire.wire import (
     HEARTBEAT,
     MAX_CLIENT_FRAME_BYTES,
     MAX_FRAME_BYTES,
+    MAX_MESSAGE_BYTES,
     MAX_SUBSCRIPTIONS,
 )
 
@@ -46,8 +47,10 @@ class HubLimits:
     # Recent chunks kept for the readers of a stream, and of all streams; older ones are in the log.
     ring_bytes: int = 256 * 1024
     rings_bytes: int = 64 * 1024 * 1024
-    # The text so far in one piece; more goes on as chunks.
-    text_bytes: int = 768 * 1024
+    # The text so far in one piece, with room for the message around it; more goes on as chunks.
+    text_bytes: int = MAX_MESSAGE_BYTES - 4 * 1024
+    # Such texts, read from the log and not put into a frame yet, of all connections.
+    texts_held: int = 8
     # Whole runs that wait to be written to one connection.
     rows_held: int = 16
     # Runs in the snapshot of a tag or runs feed, the newest.

@@ -57,10 +57,10 @@ def chunks_around(
     return head, named + b',"data":['
 
 
-def text(run_id: str, key: str, up_to: int, bodies: Sequence[bytes]) -> bytes:
-    """Join chunks that are JSON strings into one string."""
+def text(run_id: str, key: str, up_to: int, value: bytes) -> bytes:
+    """`value` is JSON text, without its quotes."""
     head = b'{"type":"text",' + _rest(run=run_id, stream=key, upTo=up_to)[:-1]
-    return b"".join((head, b',"value":"', *(body[1:-1] for body in bodies), b'"}'))
+    return b"".join((head, b',"value":"', value, b'"}'))
 
 
 def attempt(run_id: str, key: str, number: int, from_seq: int) -> bytes:

@@ -15,6 +15,7 @@ import anyio
 from runwire_engine.bells import ChunkRow
 from runwire_engine.errors import EngineError
 from runwire_engine.following import Following
+from runwire_realtime import messages
 from runwire_realtime.hub import Hub
 from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_topic import RunTopic, step_of
@@ -43,13 +44,17 @@ class Reads:
         self._wanted: list[anyio.Event] = []
         self._busy = 0
         # Pages being read, and who else wants the same.
-        self._pages: dict[tuple[int, int, int], list[StreamReader]] = {}
+        self._pages: dict[tuple[int, int], list[StreamReader]] = {}
+        self._texts: dict[tuple[int, int], list[StreamReader]] = {}
+        self._texts_held = anyio.CapacityLimiter(hub.limits.texts_held)
         self._wants.wake = self._wake
 
     async def run(self) -> None:
         """Read until cancelled."""
         self._wanted.clear()
         self._pages.clear()
+        self._texts.clear()
+        self._texts_held = anyio.CapacityLimiter(self._hub.limits.texts_held)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             for turn in (self._rows, self._heads, self._fills, self._catch_up):
@@ -140,6 +145,9 @@ class Reads:
         for reader in list(self._wants.pages):
             del self._wants.pages[reader]
             self._read_page(reader)
+        for reader in list(self._wants.texts):
+            del self._wants.texts[reader]
+            self._read_text(reader)
         for run in list(self._wants.steps):
             del self._wants.steps[run]
             self._tasks.start_soon(self._history, run)
@@ -149,21 +157,23 @@ class Reads:
         if topic.id is None or reader.next is None:
             reader.page_failed()
             return
-        key = (topic.id, reader.next, reader.page_bytes)
+        key = (topic.id, reader.next)
         if key in self._pages:
             self._pages[key].append(reader)
         else:
             self._pages[key] = [reader]
             self._tasks.start_soon(self._page, topic, key)
 
-    async def _page(self, topic: StreamTopic, key: tuple[int, int, int]) -> None:
-        stream_id, seq, size = key
+    async def _page(self, topic: StreamTopic, key: tuple[int, int]) -> None:
+        stream_id, seq = key
         rows: list[ChunkRow] | None = None
         try:
             async with self._limiter:
                 assert topic.bucket is not None
                 wanted = [(stream_id, topic.bucket, seq)]
-                pages = await self._following.chunks(wanted, size, _CHUNKS_PER_PAGE)
+                pages = await self._following.chunks(
+                    wanted, self._hub.limits.turn_bytes, _CHUNKS_PER_PAGE
+                )
                 rows = pages.get(stream_id, [])
         except EngineError as error:
             logger.warning("reading a stream failed: %s", error)
@@ -173,6 +183,41 @@ class Reads:
                 reader.page_failed()
             else:
                 reader.page_read(seq, rows)
+
+    def _read_text(self, reader: StreamReader) -> None:
+        topic = reader.topic
+        if topic.id is None:
+            reader.page_failed()
+            return
+        key = (topic.id, reader.text_before)
+        if key in self._texts:
+            self._texts[key].append(reader)
+        else:
+            self._texts[key] = [reader]
+            self._tasks.start_soon(self._text, topic, key)
+
+    async def _text(self, topic: StreamTopic, key: tuple[int, int]) -> None:
+        """Read the text of a stream, for all who want the same, and wait until nobody holds it."""
+        stream_id, before = key
+        async with self._texts_held:
+            try:
+                async with self._limiter:
+                    assert topic.bucket is not None
+                    limit = self._hub.limits.text_bytes
+                    count, value = await self._following.text(
+                        stream_id, topic.bucket, before, limit
+                    )
+            except EngineError as error:
+                logger.warning("reading a text failed: %s", error)
+                await anyio.sleep(_PAUSE)
+                for reader in self._texts.pop(key):
+                    reader.page_failed()
+                return
+            message = messages.text(topic.run_id, topic.key, count, value.encode())
+            holders = _Holders(self._texts.pop(key))
+            for reader in list(holders.readers):
+                reader.text_read((message, count) if count else None, holders.leaving(reader))
+            await holders.gone.wait()
 
     async def _history(self, run: RunReader) -> None:
         after, topic = run.written, run.topic
@@ -188,6 +233,24 @@ class Reads:
             return
         steps = [step_of(e.revision, e.delta, wire_time(e.created_at)) for e in events]
         run.history_read(after, steps)
+
+
+class _Holders:
+    """Who holds a text that was read; it counts until all of them have used it."""
+
+    def __init__(self, readers: Sequence[StreamReader]) -> None:
+        self.readers = set(readers)
+        self.gone = anyio.Event()
+
+    def leaving(self, reader: StreamReader) -> Callable[[], None]:
+        """Return what is to be called when a reader does not hold it any more."""
+
+        def leave() -> None:
+            self.readers.discard(reader)
+            if not self.readers:
+                self.gone.set()
+
+        return leave
 
 
 def _by_environment(topics: Iterable[RunTopic]) -> list[tuple[int, list[RunTopic]]]:

@@ -1,7 +1,8 @@
 """One stream as one connection reads it: a position, and the next message from there. [core]"""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from runwire.wire import EofReason, GapReason, StreamRequest, StreamStart
@@ -42,6 +43,9 @@ class StreamReader:
         self._is_reading = False
         self._holds_slot = False
         self._page: deque[Chunk] = deque()
+        # The text so far as a message, and the seq after it; to be called once it was used or not.
+        self._text: tuple[bytes, int] | None = None
+        self._text_used: Callable[[], None] | None = None
         # From this mark on, other executions are announced.
         self._announced = 0
         self._ended: int | None = None
@@ -124,9 +128,10 @@ class StreamReader:
         """Read no more."""
         self.is_over = True
         self.topic.readers.discard(self)
-        if self in self._wants.pages:
-            del self._wants.pages[self]
-            self._is_reading = False
+        for wanted in (self._wants.pages, self._wants.texts):
+            if self in wanted:
+                del wanted[self]
+                self._is_reading = False
         self._drop_page()
 
     @property
@@ -161,19 +166,67 @@ class StreamReader:
         return messages.attempt(self.topic.run_id, self.topic.key, mark.attempt, mark.from_seq)
 
     def _chunks(self, seq: int, budget: int) -> bytes | None:
-        wants_text = self._as_text and not self._text_settled
-        available = self._available(seq, self._limits.text_bytes if wants_text else budget)
+        if self.wants_text:
+            return self._text_so_far(seq, budget)
+        available = self._available(seq, budget)
         if not available:
             return None
-        chunks = self._until_mark(available)
-        if wants_text:
-            self._text_settled = True
-            if all(chunk.body.startswith(b'"') for chunk in chunks):
-                return self._text(chunks)
-            chunks = _within(chunks, budget)
-        by_one = _of_one_writer(chunks)
-        self._advance(by_one)
+        by_one = _of_one_writer(self._until_mark(available))
+        self._advance(by_one[-1].seq + 1)
         return self.topic.message(by_one)
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether all the text so far is to come as one piece."""
+        return self._as_text and not self._text_settled
+
+    @property
+    def text_before(self) -> int:
+        """Up to where that reaches: not beyond what is known, nor into another execution's."""
+        marks, end = self.topic.marks, self.topic.end
+        return min(end, marks[self._announced].from_seq) if self._announced < len(marks) else end
+
+    def _text_so_far(self, seq: int, budget: int) -> bytes | None:
+        if self._text is not None:
+            (message, next_seq), self._text = self._text, None
+            self._text_settled = True
+            self._advance(next_seq)
+            self._drop_text()
+            return message
+        if not self.topic.has(seq):
+            if seq < self.topic.first:
+                self._read(self._wants.text)
+            # Else the feed is about to read it into the ring, for everybody.
+            return None
+        self._text_settled = True
+        chunks = self._until_mark(self.topic.chunks_from(seq, self._limits.text_bytes))
+        strings = list(takewhile(_is_string, chunks))
+        if not strings:
+            return self._chunks(seq, budget)
+        next_seq = strings[-1].seq + 1
+        self._advance(next_seq)
+        value = b"".join(chunk.body[1:-1] for chunk in strings)
+        return messages.text(self.topic.run_id, self.topic.key, next_seq, value)
+
+    def text_read(self, text: tuple[bytes, int] | None, used: Callable[[], None]) -> None:
+        """Take the text so far: a message, and the seq after it. None: there is no such text.
+
+        `used` is called once it is not held any more.
+        """
+        self._is_reading = False
+        if self.is_over or self.next != 0 or not self.wants_text or text is None:
+            self._text_settled = self._text_settled or text is None
+            used()
+            self._drop_page()
+        else:
+            self._text, self._text_used = text, used
+        self._outbox.mark(self)
+
+    def _drop_text(self) -> None:
+        self._text = None
+        used, self._text_used = self._text_used, None
+        if used is not None:
+            used()
 
     def _available(self, seq: int, budget: int) -> list[Chunk]:
         if self._page:
@@ -181,7 +234,7 @@ class StreamReader:
         if self.topic.has(seq):
             return self.topic.chunks_from(seq, budget)
         if seq < self.topic.first:
-            self._read_page()
+            self._read(self._wants.page)
         # Else the feed is about to read it into the ring, for everybody.
         return []
 
@@ -192,14 +245,8 @@ class StreamReader:
         before = [chunk for chunk in chunks if chunk.seq < marks[self._announced].from_seq]
         return before or list(chunks)
 
-    def _text(self, chunks: Sequence[Chunk]) -> bytes:
-        up_to = chunks[-1].seq + 1
-        self._advance(chunks)
-        bodies = [chunk.body for chunk in chunks]
-        return messages.text(self.topic.run_id, self.topic.key, up_to, bodies)
-
-    def _advance(self, chunks: Sequence[Chunk]) -> None:
-        self.next = chunks[-1].seq + 1
+    def _advance(self, next_seq: int) -> None:
+        self.next = next_seq
         while self._page and self._page[0].seq < self.next:
             self._page.popleft()
         if not self._page and not self._is_reading:
@@ -222,19 +269,13 @@ class StreamReader:
         reason = EofReason(topic.eof_reason)
         return messages.eof(topic.run_id, topic.key, self.next, reason)
 
-    def _read_page(self) -> None:
+    def _read(self, want: Callable[["StreamReader"], None]) -> None:
         if self._is_reading:
             return
         if not self._holds_slot and not self._outbox.acquire(self):
             return
         self._holds_slot = self._is_reading = True
-        self._wants.page(self)
-
-    @property
-    def page_bytes(self) -> int:
-        """How much to read at once."""
-        is_text = self._as_text and not self._text_settled
-        return self._limits.text_bytes if is_text else self._limits.turn_bytes
+        want(self)
 
     def page_read(self, from_seq: int, rows: Sequence[ChunkRow]) -> None:
         """Take a page of the log that begins at `from_seq`."""
@@ -263,6 +304,7 @@ class StreamReader:
 
     def _drop_page(self) -> None:
         self._page.clear()
+        self._drop_text()
         if not self._is_reading:
             self._release()
 
@@ -270,6 +312,10 @@ class StreamReader:
         if self._holds_slot:
             self._holds_slot = False
             self._outbox.release()
+
+
+def _is_string(chunk: Chunk) -> bool:
+    return chunk.body.startswith(b'"')
 
 
 def _of_one_writer(chunks: Sequence[Chunk]) -> Sequence[Chunk]:

@@ -26,6 +26,8 @@ class Wants:
         # Streams whose ring is behind.
         self.fills: dict[tuple[int, str, str], StreamTopic] = {}
         self.pages: dict[StreamReader, None] = {}
+        # Readers that begin with all the text so far.
+        self.texts: dict[StreamReader, None] = {}
         self.steps: dict[RunReader, None] = {}
         # Set by the shell: called whenever something was added.
         self.wake: Callable[[], None] = _nobody
@@ -44,6 +46,10 @@ class Wants:
 
     def page(self, reader: "StreamReader") -> None:
         self.pages[reader] = None
+        self.wake()
+
+    def text(self, reader: "StreamReader") -> None:
+        self.texts[reader] = None
         self.wake()
 
     def history(self, reader: "RunReader") -> None:

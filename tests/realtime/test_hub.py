@@ -24,6 +24,7 @@ TIGHT = HubLimits(
     ring_bytes=400,
     rings_bytes=700,
     turn_bytes=60,
+    text_bytes=120,
     frame_bytes=3000,
     rows_held=2,
     finals_kept=1,
@@ -78,10 +79,17 @@ class Walk(RuleBasedStateMachine):
                 operations.append({"type": "set", "key": "big", "value": "m" * 300})
             self.world.change(run_id, {}, operations)
 
-    @rule(run_id=st.sampled_from(RUNS), key=st.sampled_from(KEYS), count=st.integers(1, 5))
-    def append(self, run_id: str, key: str, count: int) -> None:
+    @rule(
+        run_id=st.sampled_from(RUNS),
+        key=st.sampled_from(KEYS),
+        count=st.integers(1, 5),
+        ends_in_number=st.booleans(),
+    )
+    def append(self, run_id: str, key: str, count: int, ends_in_number: bool) -> None:
         if self._is_executing(run_id):
             bodies = [f'"{key}-{"c" * number * 9}"' for number in range(count)]
+            if ends_in_number:
+                bodies[-1] = "7"
             self.bells.append(self.world.append(run_id, key, *bodies))
 
     @rule(run_id=st.sampled_from(RUNS))
@@ -239,6 +247,7 @@ class Walk(RuleBasedStateMachine):
         assert not list(hub.feeds())
         for client in self.clients:
             assert client.outbox.free_slots == TIGHT.rows_held
+        assert self.world.held_texts == 0
 
 
 Walk.TestCase.settings = settings(

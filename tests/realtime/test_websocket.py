@@ -68,6 +68,54 @@ async def test_a_late_reader_gets_the_text_so_far_in_one_piece(stage: Stage) -> 
         assert (await socket.until("chunks"))[-1]["data"] == ["live"]
 
 
+async def test_the_text_of_a_hundred_thousand_chunks_comes_in_one_piece(stage: Stage) -> None:
+    run_id = await stage.trigger()
+    execution = await stage.start(run_id)
+    words = [f"{number % 997} \u00e9" for number in range(100_000)]
+    for at in range(0, len(words), 5_000):
+        await stage.append(run_id, execution, *words[at : at + 5_000])
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id}, streams={"text": {"as": "text"}})
+        text = (await socket.until("text"))[-1]
+        assert (text["value"], text["upTo"]) == ("".join(words), len(words))
+        await stage.append(run_id, execution, "live")
+        live = (await socket.until("chunks"))[-1]
+        assert (live["seq"], live["data"]) == (len(words), ["live"])
+
+
+async def test_a_text_ends_where_a_message_does_or_where_chunks_are_no_strings(
+    stage: Stage,
+) -> None:
+    run_id = await stage.trigger()
+    execution = await stage.start(run_id)
+    long = [f"{number:03} " + "x" * 12_000 for number in range(120)]
+    for at in range(0, len(long), 40):
+        await stage.append(run_id, execution, *long[at : at + 40], key="long")
+    mixed = ["y" * 30_000] * 10 + [{"no": "text"}] + ["z"] * 10
+    await stage.append(run_id, execution, *mixed, key="mixed")
+    await stage.append(run_id, execution, 1, *["y" * 30_000] * 10, key="none")
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id}, streams={"*": {"as": "text"}})
+        for stream, all_of_it in (("long", long), ("mixed", mixed)):
+            text = await piece(socket, stream)
+            up_to = text["upTo"]
+            assert text["value"] == "".join(all_of_it[:up_to]) and up_to < len(all_of_it)
+            assert stream == "mixed" or len(text["value"]) > 1_000_000
+            await until_chunks(socket, stream, all_of_it[up_to:])
+        await until_chunks(socket, "none", [1, *["y" * 30_000] * 10])
+        assert max(len(orjson.dumps(message)) for message in socket.messages) <= 1024 * 1024
+        assert len(of_type(socket.messages, "text")) == 2
+
+
+async def piece(socket: Socket, stream: str) -> JsonObject:
+    """Return the text of a stream."""
+    while True:
+        for message in of_type(socket.messages, "text"):
+            if message["stream"] == stream:
+                return message
+        await socket.next()
+
+
 async def test_a_final_run_is_told_after_its_streams_and_ends(stage: Stage) -> None:
     run_id = await stage.trigger()
     execution = await stage.start(run_id)

@@ -18,6 +18,7 @@ from runwire_engine.bells import ChunkRow, StreamMoved
 from runwire_engine.followed import FollowedRun, StreamHead, Touched
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import RunRow
+from runwire_realtime import messages
 from runwire_realtime.cursors import FeedCursor, feed_cursor
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.hub import Hub, RunEvent, event_of
@@ -106,6 +107,8 @@ class World:
         self.hub.position = self._position()
         self.clients: list[Client] = []
         self.now = 1000.0
+        # Texts that were read and not used yet.
+        self.held_texts = 0
         self._tailed = 0
         self._loads: list[FeedMembers] = []
 
@@ -274,11 +277,32 @@ class World:
             chunks = self.streams[reader.topic.run_id, reader.topic.key].chunks
             pages.append((reader, reader.next, chunks[reader.next : reader.next + 3]))
 
+        texts = [(reader, self._text_of(reader)) for reader in self.hub.wants.texts]
+        self.hub.wants.texts.clear()
+
         def answer() -> None:
             for reader, seq, page in pages:
                 reader.page_read(seq, page)
+            for reader, text in texts:
+                self.held_texts += 1
+                reader.text_read(text, self._text_used)
 
         return answer
+
+    def _text_of(self, reader: StreamReader) -> tuple[bytes, int] | None:
+        topic = reader.topic
+        value, count = "", 0
+        for chunk in self.streams[topic.run_id, topic.key].chunks[: reader.text_before]:
+            if not chunk.body.startswith('"'):
+                break
+            if len(value) + len(chunk.body) - 2 > self.hub.limits.text_bytes:
+                break
+            value, count = value + chunk.body[1:-1], count + 1
+        message = messages.text(topic.run_id, topic.key, count, value.encode())
+        return (message, count) if count else None
+
+    def _text_used(self) -> None:
+        self.held_texts -= 1
 
     def read_history(self) -> Callable[[], None]:
         runs = list(self.hub.wants.steps)
@@ -359,7 +383,8 @@ class World:
 
     def _is_quiet(self) -> bool:
         wants = self.hub.wants
-        return not (wants.rows or wants.fills or wants.pages or wants.steps or self._loads)
+        is_read = not (wants.rows or wants.fills or wants.pages or wants.texts or wants.steps)
+        return is_read and not self._loads
 
     # Clients
 

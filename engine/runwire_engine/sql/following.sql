@@ -133,3 +133,16 @@ select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer, pa
                        limit %(limit_chunks)s) as first) as measured
        where before < %(limit_bytes)s) as page
  order by wanted.stream_id, page.seq;
+
+-- text --
+-- A stretch of a stream as one piece of JSON text, without quotes: from a position on, as far as
+-- its chunks are strings and fit.
+select min(seq) as first, count(*) as count,
+       string_agg(substr(body, 2, length(body) - 2), '' order by seq) as text
+  from (select c.seq, c.body, sum(octet_length(c.body) - 2) over so_far as bytes,
+               bool_and(left(c.body, 1) = '"') over so_far as is_text
+          from runwire.stream_chunks c
+         where c.bucket = %(bucket)s and c.stream_id = %(stream_id)s
+           and c.seq >= %(from_seq)s and c.seq < %(before_seq)s
+        window so_far as (order by c.seq rows unbounded preceding)) as measured
+ where bytes <= %(limit_bytes)s and is_text;
