@@ -7,6 +7,7 @@
 import { ErrorCode, MAX_CLIENT_FRAME_BYTES, MAX_SUBSCRIPTIONS } from "./codes.ts";
 import { type RunwireError, SubscriptionError, subscriptionError } from "./errors.ts";
 import { HeldRuns } from "./runs.ts";
+import { bytesOf } from "./streams.ts";
 import * as subscription from "./subscription.ts";
 import type { Updates } from "./updates.ts";
 import type {
@@ -89,7 +90,7 @@ export class Followers {
     for (const follower of this.#all()) {
       if (follower.state.freshness !== "connecting") continue;
       const request = subscription.request(follower.state);
-      const size = new TextEncoder().encode(JSON.stringify(request)).length;
+      const size = bytesOf(request);
       if (size > MAX_CLIENT_FRAME_BYTES) {
         const message = `what is asked for takes ${size} bytes, over ${MAX_CLIENT_FRAME_BYTES}`;
         this.#drop(follower);

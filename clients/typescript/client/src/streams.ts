@@ -88,6 +88,28 @@ export function resumeOf(
   return known;
 }
 
+/**
+ * Where it stands, run by run, in at most so many bytes of JSON. Streams that may go on come first:
+ * one that is left out comes again from its beginning, and is dropped here.
+ */
+export function placesOf(
+  positions: Positions,
+  maxBytes: number,
+): Record<string, Record<string, number>> {
+  const places: Record<string, Record<string, number>> = {};
+  let room = maxBytes;
+  const all = [...positions.values()].filter(({ next }) => next !== null);
+  for (const isFinished of [false, true]) {
+    for (const { run, stream, next } of all.filter((each) => each.isFinished === isFinished)) {
+      const isNew = !Object.hasOwn(places, run);
+      room -= bytesOf({ [stream]: next }) + (isNew ? bytesOf({ [run]: 0 }) : 0);
+      if (room < 0) return places;
+      places[run] = { ...places[run], [stream]: next as number };
+    }
+  }
+  return places;
+}
+
 /** The lowest position in a stream of that name, over all runs. */
 export function lowestOf(positions: Positions, stream: string): number | null {
   const nexts = [...positions.values()]
@@ -252,6 +274,11 @@ function restarted(position: Position): Position {
 function textEvent(position: Position): SubscriptionEvent {
   const { run, stream, text: whole, next, restarts } = position;
   return { type: "text", runId: run, stream, text: whole, next: next ?? 0, restarts };
+}
+
+/** How many bytes the JSON of a value takes. */
+export function bytesOf(value: object): number {
+  return new TextEncoder().encode(JSON.stringify(value)).length;
 }
 
 function keyOf(at: { run: string; stream: string }): string {

@@ -10,7 +10,7 @@
  * The freshness of a subscription moves by TABLE only; the compiler wants it total.
  */
 
-import { GapReason } from "./codes.ts";
+import { GapReason, MAX_CLIENT_FRAME_BYTES } from "./codes.ts";
 import type { Freshness, SubscriptionEvent } from "./events.ts";
 import { runOf } from "./runs.ts";
 import * as streams from "./streams.ts";
@@ -67,6 +67,8 @@ export interface Subscription {
   readonly plan: Plan;
   readonly freshness: Freshness;
   readonly cursor: string | null;
+  /** It was told `live` since it began: streams it does not know by then are news. */
+  readonly isBegun: boolean;
   readonly members: Members;
   /** Members named by the pages of a snapshot that is not complete yet. */
   readonly arriving: ReadonlySet<string> | null;
@@ -131,6 +133,9 @@ export const TABLE: Readonly<Record<Freshness, Readonly<Record<Turn, Freshness>>
   },
 };
 
+/** Around the positions: their name, and braces. */
+const POSITIONS_BYTES = 20;
+
 /** Fields that a run is never sent without. */
 const ALWAYS = ["id", "taskIdentifier", "status", "revision", "createdAt", "updatedAt"];
 
@@ -182,6 +187,7 @@ export function begin(plan: Plan): Subscription {
     plan,
     freshness: "connecting",
     cursor: null,
+    isBegun: false,
     members: new Map("run" in plan.to ? [[plan.to.run, -1]] : []),
     arriving: null,
     streams: new Map(),
@@ -192,7 +198,7 @@ export function begin(plan: Plan): Subscription {
 export function request(state: Subscription): Subscribe {
   const { plan } = state;
   const wanted = "run" in plan.to ? ownStreams(state, plan.to.run) : feedStreams(state);
-  return {
+  const asked: Subscribe = {
     type: "subscribe",
     sub: plan.sub,
     to: plan.to,
@@ -202,6 +208,19 @@ export function request(state: Subscription): Subscribe {
     ...(plan.await !== null && { await: plan.await }),
     ...(Object.keys(wanted).length && { streams: wanted }),
   };
+  const positions = positionsOf(state, MAX_CLIENT_FRAME_BYTES - streams.bytesOf(asked));
+  return positions ? { ...asked, positions } : asked;
+}
+
+/**
+ * Where a subscription stands when it goes on, run by run: null when the streams asked for say it
+ * all, each being one run's and read from a place that the server need not make out.
+ */
+function positionsOf({ plan, ...state }: Subscription, room: number): Subscribe["positions"] | null {
+  const isNamed = "run" in plan.to && !isRelative(plan);
+  if (isNamed || !Object.keys(plan.streams).length) return null;
+  const places = streams.placesOf(state.streams, room - POSITIONS_BYTES);
+  return state.isBegun || Object.keys(places).length ? places : null;
 }
 
 function ownStreams(state: Subscription, run: string): NonNullable<Subscribe["streams"]> {
@@ -233,7 +252,7 @@ export function receive(
     case "snapshot":
       return snapshot(state, message, held);
     case "live":
-      return turn(state, "live");
+      return turn({ ...state, isBegun: true }, "live");
     case "joined":
       return tell({ ...state, members: withMember(state.members, message.run) }, held(message.run));
     case "removed":
@@ -346,7 +365,8 @@ function gap(state: Subscription, message: Gap): Outcome {
     return { state: { ...state, streams: positions }, events: [told, ...events] };
   }
   const members = new Map([...state.members.keys()].map((id) => [id, -1] as const));
-  const moved = turn({ ...state, members, cursor: null, arriving: null }, "gap");
+  const again = { ...state, members, cursor: null, isBegun: false, arriving: null };
+  const moved = turn(again, "gap");
   return { state: moved.state, events: [told, ...moved.events] };
 }
 

@@ -54,6 +54,8 @@ export interface Subscribe {
   cursor?: string;
   await?: number;
   streams?: Record<string, StreamRequest>;
+  /** When it goes on: the next seq wanted, by run and key. What is not named is news. */
+  positions?: Record<string, Record<string, number>>;
 }
 export interface Unsubscribe {
   type: "unsubscribe";
