@@ -94,10 +94,7 @@ export class EventsCarrier implements WebSocketLike {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return this.#end(NORMAL, "");
-      for (const data of parser.push(value)) {
-        if (this.#request.signal.aborted) return;
-        this.onmessage?.({ data } as never);
-      }
+      for (const data of parser.push(value)) this.onmessage?.({ data } as never);
     }
   }
 

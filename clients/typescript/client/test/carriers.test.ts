@@ -251,6 +251,7 @@ describe("where websockets do not pass", () => {
     (await server.currentStream()).open("text/html");
     await settle();
     expect(runwire.connection).toBe("reconnecting");
+    expect(server.streams[0]?.isClosed).toBe(true);
     await server.acceptStream();
     server.streams.at(-1)?.sendText("data: nonsense\n\n");
     await settle();

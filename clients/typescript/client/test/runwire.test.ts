@@ -404,6 +404,17 @@ describe("two subscriptions to one stream", () => {
     expect(server.sockets).toHaveLength(1);
   });
 
+  test("need not both be told of a run: one that joined and is not held is asked for", async () => {
+    const told: string[] = [];
+    runwire.subscribeToRuns().on("run", ({ run }) => void told.push(run.id));
+    await server.accept();
+    await server.send({ type: "snapshot", sub: "s1", runs: [], more: false });
+    await server.send({ type: "joined", sub: "s1", run: "run_a" });
+    expect(server.sockets[0]?.take()).toEqual([{ type: "refetch", run: "run_a" }]);
+    await server.send({ type: "run", run: RUN });
+    expect(told).toEqual(["run_a"]);
+  });
+
   test("live on each other's patches", async () => {
     const told: (number | string)[] = [];
     runwire.subscribeToRun("run_a").on("run", ({ run }) => void told.push(run.revision));

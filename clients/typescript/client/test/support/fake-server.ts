@@ -150,7 +150,7 @@ export class FakeEvents {
   isClosed = false;
   #answer!: (response: Response) => void;
   #fail!: (error: Error) => void;
-  #body!: ReadableStreamDefaultController<Uint8Array>;
+  #body: ReadableStreamDefaultController<Uint8Array> | undefined;
 
   constructor(url: string, { headers, body, signal }: RequestInit) {
     this.url = url;
@@ -163,7 +163,13 @@ export class FakeEvents {
     signal?.addEventListener("abort", () => this.lose(signal.reason as Error));
   }
 
+  /** Whether the answer has begun and may go on. */
+  get isOpen(): boolean {
+    return this.#body !== undefined && !this.isClosed;
+  }
+
   open(type = "text/event-stream; charset=utf-8"): void {
+    if (this.#body) return;
     const body = new ReadableStream<Uint8Array>({ start: (control) => void (this.#body = control) });
     this.#answer(new Response(body, { headers: { "content-type": type } }));
   }
@@ -179,7 +185,7 @@ export class FakeEvents {
   }
 
   sendText(text: string): void {
-    this.#body.enqueue(new TextEncoder().encode(text));
+    this.#body?.enqueue(new TextEncoder().encode(text));
   }
 
   /** Break the answer off. */
@@ -193,7 +199,7 @@ export class FakeEvents {
   /** End the answer as the server does once everything is done. */
   end(): void {
     this.isClosed = true;
-    this.#body.close();
+    this.#body?.close();
   }
 }
 
