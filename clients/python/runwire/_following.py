@@ -265,8 +265,8 @@ class Asked(TypedDict, total=False):
     deadline: Duration | None
     # Another token than the client's, or a callable that returns a fresh one.
     access_token: AccessToken
-    # Where to go on: the `cursor` of an earlier subscription to the same.
-    cursor: str
+    # Where to go on: the `cursor` of an earlier subscription to the same; None: at the beginning.
+    cursor: str | None
 
 
 def request(to: JsonObject, asked: Asked, wait: Duration | None = None) -> Request:
