@@ -1,11 +1,13 @@
 """Fixtures every test may ask for."""
 
+import os
 from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
 from runwire_engine.database import Database
 from runwire_engine.environments import Environments
+from tests.support.pooler import pooler
 from tests.support.postgres import ENVIRONMENT, TestServer, opened_database, running_server
 
 
@@ -23,9 +25,16 @@ def postgres() -> Generator[TestServer]:
 
 @pytest.fixture
 def database_url(postgres: TestServer) -> Generator[str]:
-    """A database of the test's own, with all migrations and the environment "dev"."""
+    """A database of the test's own, with all migrations and the environment "dev".
+
+    With RUNWIRE_TEST_POOLER set, it is reached through PgBouncer in transaction mode.
+    """
     dsn = postgres.create_database()
-    yield dsn
+    if os.environ.get("RUNWIRE_TEST_POOLER"):
+        with pooler(dsn) as through:
+            yield through
+    else:
+        yield dsn
     postgres.drop_database(dsn)
 
 

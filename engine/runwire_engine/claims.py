@@ -99,10 +99,13 @@ class Claims:
 
     async def _lost(self, environment_id: int, worker_id: str, since: datetime | None) -> list[Row]:
         """Return what the claim without an answer claimed after all."""
-        return await self._database.all(
-            "claims.lost",
-            {"environment_id": environment_id, "worker_id": worker_id, "since": since},
-        )
+        names = {"environment_id": environment_id, "worker_id": worker_id, "since": since}
+
+        async def work(tx: Transaction) -> list[Row]:
+            await tx.run("claims.wait_for_claim", names)
+            return await tx.all("claims.lost", names)
+
+        return await self._database.retrying(work)
 
     async def _claim(
         self, environment_id: int, worker_id: str, tasks: Mapping[str, int], slots: int

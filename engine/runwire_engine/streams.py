@@ -25,7 +25,7 @@ from runwire_engine.bells import StreamMoved
 from runwire_engine.database import Database, Row
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import LockHeldError
-from runwire_engine.flusher import Flusher
+from runwire_engine.flusher import RETRY_FOR, Flusher
 from runwire_engine.placement import MAX_STREAM_BYTES, Outcome, StreamName, StreamState
 from runwire_engine.placement import Append as Append
 from runwire_engine.placement import AppendAnswer as AppendAnswer
@@ -101,7 +101,12 @@ class Streams:
     """Appends to streams and reads them. `run` belongs into a task group, for appends."""
 
     def __init__(
-        self, database: Database, bell: Doorbell, *, stream_limit: int = MAX_STREAM_BYTES
+        self,
+        database: Database,
+        bell: Doorbell,
+        *,
+        stream_limit: int = MAX_STREAM_BYTES,
+        retry_for: float = RETRY_FOR,
     ) -> None:
         self._database = database
         self._bell = bell
@@ -109,7 +114,7 @@ class Streams:
         self._writer = Writer(database, "chunks")
         self._known: dict[int, set[StreamName]] = {}
         self._flusher: Flusher[_Item, _Promised] = Flusher(
-            "chunks", numbered=self._flush, size=_weight
+            "chunks", numbered=self._flush, size=_weight, retry_for=retry_for
         )
         self._lanes: dict[tuple[int, str, str], Flusher[_Item, AppendAnswer]] = {}
         self._tasks: TaskGroup | None = None

@@ -21,6 +21,7 @@ from runwire_engine.errors import (
     DataRefusedError,
     EngineError,
     StatementError,
+    StatementTimeoutError,
     TransitionRefusedError,
 )
 from tests.support.faultproxy import fault_proxy
@@ -37,6 +38,7 @@ STATEMENTS = {
     "count": "select count(*)::integer as count from marker",
     "cast": "select %(note)s::integer",
     "sleep": "select pg_sleep(30)",
+    "nap": "select pg_sleep(0.02)",
     "pid": "select pg_backend_pid() as pid",
     "waiting": "select count(*)::integer as count from pg_locks where not granted",
     "refuse_transition": "do $$ begin raise 'run % is final', 'x' using errcode = 'RW002'; end $$",
@@ -315,10 +317,30 @@ async def test_sessions_are_bounded_and_in_utc(database_url: str) -> None:
             "lock_timeout": "2s",
             "idle_in_transaction_session_timeout": "10s",
             "TimeZone": "UTC",
+            **(
+                {"transaction_timeout": "30s"}
+                if session.connection.info.server_version >= 170_000
+                else {}
+            ),
         }.items():
             cursor = await session.connection.execute("select current_setting(%s) as v", (name,))
             row = await cursor.fetchone()
             assert row is not None and row["v"] == value
+
+
+async def test_what_takes_too_long_is_cut_off_and_may_be_tried_again(database_url: str) -> None:
+    impatient = Database(database_url, statement_timeout="100ms", transaction_timeout="400ms")
+    await impatient.open()
+    with pytest.raises(StatementTimeoutError):
+        await impatient.one("test.sleep")
+    async with impatient.session() as session:
+        if session.connection.info.server_version >= 170_000:
+            with pytest.raises(DatabaseUnavailableError):
+                async with impatient.transaction() as tx:
+                    for _ in range(100):
+                        await tx.one("test.nap")
+    assert await impatient.one("test.pid") is not None
+    await impatient.close()
 
 
 @asynccontextmanager

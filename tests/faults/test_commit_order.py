@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from runwire._async import AsyncRunwire
+from runwire_engine import changes
 from tests.support.engines import query
 from tests.support.history import ClientLog, check, read_ledger
 from tests.support.postgres import opened_database
@@ -123,6 +124,31 @@ async def test_more_changes_at_once_than_a_tail_reads_reach_everybody(
             await stage.engine.runs.cancel(stage.env, ids[0])
         assert any(len(log.runs[ids[1]]) > 2_100 for log in logs)
     assert "too much changed at once" in caplog.text, "the tail did not jump"
+
+
+async def test_a_tail_that_takes_too_long_is_made_up_for(
+    database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, slow = changes.statement, [True]
+
+    def lookup(name: str) -> str:
+        if name == "changes.tail" and slow:
+            slow.clear()
+            return "select pg_sleep(30)"
+        return original(name)
+
+    async with open_stage(database_url) as stage:
+        ids = [await stage.trigger(TAG) for _ in range(3)]
+        async with watched(stage, ids) as logs:
+            monkeypatch.setattr(changes, "statement", lookup)
+            for run_id in ids:
+                await query(stage.engine.database, MOVE, stage.env, run_id)
+            late = await stage.trigger(TAG)
+            for log in logs:
+                if log.name.endswith("by tag"):
+                    log.follows(late)
+            await stage.engine.runs.cancel(stage.env, ids[0])
+    assert not slow and "everything followed is read again" in caplog.text
 
 
 async def test_a_strangers_open_transaction_delays_nothing_and_is_told(

@@ -166,6 +166,10 @@ select c.*, m.body as metadata
         where m.environment_id = c.environment_id and m.run_id = c.id
         limit 1) as m on true;
 
+-- wait_for_claim --
+-- Waits for a claim of this worker that is still committing.
+select from runwire.workers where id = %(worker_id)s for update;
+
 -- lost --
 -- What a worker holds of a claim that got no answer: claimed after its last answered one.
 select r.*, m.body as metadata
