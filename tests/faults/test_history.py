@@ -9,6 +9,7 @@ import pytest
 from runwire_engine.states import RunStatus
 from tests.support.factories import change_status, make_event, make_run, make_stream
 from tests.support.history import (
+    Break,
     ClientLog,
     Fault,
     Ledger,
@@ -154,7 +155,7 @@ PLANTED: list[tuple[str, Callable[[ClientLog], object], list[tuple[Fault, int | 
     ),
     (
         "a gap",
-        lambda log: log.runs[RUN].insert(2, None),
+        lambda log: log.runs[RUN].insert(2, Break.GAP),
         [(Fault.UNEXPECTED_GAP, None)],
     ),
 ]

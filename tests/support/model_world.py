@@ -1,0 +1,463 @@
+"""Everything below the socket for real, one step at a time: for the model test.
+
+The engine's functions, the tail, the reads and two whole hubs run on a real Postgres. Only three
+things are the test's: bells (it delivers or loses them), the clock of the feeds (no real time
+passes) and the sockets (a `Wire` hands frames to a `ProtocolClient`). Between two steps everything
+is at rest, so the same steps lead to the same history.
+"""
+
+import asyncio
+import heapq
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any, TypeVar
+
+import anyio
+import orjson
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
+
+from runwire_engine.batches import Batches
+from runwire_engine.bells import CHANNELS, Payload, StreamMoved, decode, encode
+from runwire_engine.catalogue import Catalogue, TaskAnnouncement
+from runwire_engine.claims import Claims
+from runwire_engine.database import Database, Row
+from runwire_engine.doorbell import Doorbell, Listener
+from runwire_engine.environments import Environments
+from runwire_engine.following import Following
+from runwire_engine.outcomes import Outcomes
+from runwire_engine.run_metadata import RunMetadata
+from runwire_engine.runs import Runs
+from runwire_engine.streams import Streams
+from runwire_engine.workers import Workers
+from runwire_realtime.feed import Feed
+from runwire_realtime.feed_loading import FeedLoading
+from runwire_realtime.feed_members import FeedMembers
+from runwire_realtime.hub import Hub
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.outbox import Outbox
+from runwire_realtime.reads import Reads
+from runwire_realtime.scope import Grant
+from runwire_realtime.subscriber import Subscriber
+from tests.support.history import Fault, Finding
+from tests.support.protocol_client import ProtocolClient
+
+T = TypeVar("T")
+TASK = "task"
+# Leases end when a test says so.
+LEASE = 86_400.0
+# Turns of the loop without anybody at the database: then nobody has anything left to do.
+_CALM_TURNS = 12
+# Makes the commit of an append fail where a test asks for it, as a full disk would.
+_REFUSALS = """
+create table public.refusals (run_id text primary key);
+create function public.refuse_commit() returns trigger language plpgsql as $$
+begin
+    if exists (select from public.refusals where run_id = new.run_id) then
+        raise exception 'a commit that fails';
+    end if;
+    return null;
+end
+$$;
+create constraint trigger refuse_commit after update on runwire.streams
+    deferrable initially deferred for each row execute function public.refuse_commit();
+"""
+
+
+class Clock:
+    """Stands in for anyio in the feed: time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._sleepers: list[tuple[float, int, asyncio.Event]] = []
+        self._numbers = count()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(anyio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        woken = asyncio.Event()
+        heapq.heappush(self._sleepers, (self.now + seconds, next(self._numbers), woken))
+        await woken.wait()
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        while self._sleepers and self._sleepers[0][0] <= self.now:
+            heapq.heappop(self._sleepers)[2].set()
+
+
+class WatchedDatabase(Database):
+    """Knows whether anybody is at the database."""
+
+    busy = 0
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[AsyncConnection[Row]]:
+        self.busy += 1
+        try:
+            async with super()._connection() as connection:
+                yield connection
+        finally:
+            self.busy -= 1
+
+
+class RecordingBell(Doorbell):
+    """Keeps what rings, for the test to deliver; looks whether it is committed."""
+
+    def __init__(self, dsn: str, found: Callable[[Finding], None]) -> None:
+        super().__init__(dsn)
+        self._found = found
+        self._look = psycopg.connect(dsn, autocommit=True)
+
+    def ring_feed(
+        self, environment_id: int, runs: Iterable[str] = (), streams: Iterable[StreamMoved] = ()
+    ) -> None:
+        moved = list(streams)
+        for each in moved:
+            self._check(environment_id, each)
+        super().ring_feed(environment_id, runs, moved)
+
+    def _check(self, environment_id: int, moved: StreamMoved) -> None:
+        row = self._look.execute(
+            "select next_seq from runwire.streams"
+            " where environment_id = %s and run_id = %s and key = %s",
+            (environment_id, moved.run_id, moved.key),
+        ).fetchone()
+        if row is None or row[0] < moved.next_seq:
+            finding = Finding(
+                Fault.NOT_DURABLE, moved.run_id, stream=moved.key, number=moved.next_seq
+            )
+            self._found(finding)
+
+    def payloads(self) -> list[Payload]:
+        """Return what rang since the last time, as it goes through Postgres."""
+        return [
+            payload
+            for environment_id, ringing in self._ringing.items()
+            for payload in encode(environment_id, ringing.take())
+        ]
+
+    def close(self) -> None:
+        self._look.close()
+
+
+class HandListener(Listener):
+    """Hears what the test delivers."""
+
+    async def _run(self) -> None:
+        self.reconnected()
+        await anyio.sleep_forever()
+
+    def hear(self, payloads: Iterable[Payload]) -> None:
+        for channel, payload in payloads:
+            assert channel in CHANNELS
+            decode(channel, payload, self._ringing)
+        self._rang.set()
+
+    def reconnected(self) -> None:
+        """Look everywhere, as after each reconnect."""
+        self.listening = True
+        self._ringing.scan = True
+        self._rang.set()
+
+
+class GatedFollowing(Following):
+    """Reads at once; while the gate is closed, what was read is handed over later."""
+
+    is_closed = False
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.waiting: list[asyncio.Event] = []
+
+    async def _pass(self, reading: Awaitable[T]) -> T:
+        answer = await reading
+        if self.is_closed:
+            gate = asyncio.Event()
+            self.waiting.append(gate)
+            await gate.wait()
+        return answer
+
+    def release(self, at: int) -> None:
+        self.waiting.pop(at).set()
+
+    def open(self) -> None:
+        self.is_closed = False
+        while self.waiting:
+            self.release(0)
+
+    async def rows(self, *args: Any, **options: Any) -> Any:
+        return await self._pass(super().rows(*args, **options))
+
+    async def tagged(self, *args: Any, **options: Any) -> Any:
+        return await self._pass(super().tagged(*args, **options))
+
+    async def recent(self, *args: Any, **options: Any) -> Any:
+        return await self._pass(super().recent(*args, **options))
+
+    async def touched(self, *args: Any, **options: Any) -> Any:
+        return await self._pass(super().touched(*args, **options))
+
+    async def events(self, *args: Any, **options: Any) -> Any:
+        return await self._pass(super().events(*args, **options))
+
+    async def heads(self, *args: Any, **options: Any) -> Any:
+        return await self._pass(super().heads(*args, **options))
+
+    async def chunks(self, *args: Any, **options: Any) -> Any:
+        return await self._pass(super().chunks(*args, **options))
+
+
+class HubProcess:
+    """What one server process has, without its sockets."""
+
+    def __init__(self, dsn: str, limits: HubLimits) -> None:
+        self.hub = Hub(limits)
+        self.database = WatchedDatabase(dsn, max_size=8)
+        self.following = GatedFollowing(self.database)
+        self.reads = Reads(self.hub, self.following)
+        self.loading = FeedLoading(self.hub, self.following)
+        self.feed = Feed(self.hub, self.reads, self.database)
+        self.unheard: list[Payload] = []
+        # Made by the feed, when it runs.
+        self.listener: HandListener | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        await self.database.open()
+        try:
+            await self.feed.start()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.reads.run)
+                tasks.start_soon(self.loading.run)
+                tasks.start_soon(self.feed.run)
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.database.close()
+
+    def hear(self) -> None:
+        """Hear everything that rang."""
+        assert self.listener is not None
+        payloads, self.unheard = self.unheard, []
+        self.listener.hear(payloads)
+
+    def reconnect_listener(self) -> None:
+        assert self.listener is not None
+        self.listener.reconnected()
+
+
+class Wire:
+    """One connection between a client and a hub."""
+
+    def __init__(self, process: HubProcess, client: ProtocolClient, grant: Grant, clock: Clock):
+        self.process = process
+        self.client = client
+        self._clock = clock
+        self.outbox = Outbox(lambda: None, process.hub.limits)
+        self.subscriber = Subscriber(
+            process.hub, self.outbox, self._load, clock.now, is_browser=False
+        )
+        self.subscriber.authenticated(grant, clock.now, 0.0)
+        self._send(client.requests())
+
+    def _send(self, messages: Iterable[dict[str, Any]]) -> None:
+        for message in messages:
+            self.subscriber.receive(orjson.dumps(message).decode(), self._clock.now)
+
+    def _load(self, feed: FeedMembers) -> None:
+        self.process.loading.begin(feed, self._room)
+
+    async def _room(self) -> None:
+        while not self.outbox.has_room and not self.is_closed:
+            await self._clock.sleep(0.1)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.subscriber.phase == "closed"
+
+    def turn(self) -> bool:
+        """Write one frame, and have the client take it. Return whether there was one."""
+        if self.is_closed:
+            return False
+        frame = self.outbox.frame()
+        if not frame:
+            if self.outbox.closing is not None:
+                self.close()
+                return True
+            self.subscriber.tick(self._clock.now, lambda: "now")
+            frame = self.outbox.frame()
+        if frame:
+            self.subscriber.wrote(self._clock.now)
+            self._send(self.client.receive(orjson.loads(b"[" + b",".join(frame) + b"]")))
+        return bool(frame)
+
+    def close(self) -> None:
+        self.subscriber.close()
+
+
+class World:
+    """The engine, two hubs, and a loop that runs only while a step is made."""
+
+    def __init__(self, dsn: str, limits: Iterable[HubLimits]) -> None:
+        self.dsn = dsn
+        self.clock = Clock()
+        self.findings: list[Finding] = []
+        self.database = WatchedDatabase(dsn, max_size=8)
+        self.bell = RecordingBell(dsn, self.findings.append)
+        self.hubs = [
+            HubProcess(make_conninfo(dsn, application_name=f"hub{number}"), each)
+            for number, each in enumerate(limits)
+        ]
+        self.runs = Runs(self.database, self.bell)
+        self.batches = Batches(self.database, self.bell)
+        self.streams = Streams(self.database, self.bell)
+        self.metadata = RunMetadata(self.database, self.bell)
+        self.outcomes = Outcomes(self.database, self.bell)
+        self.claims = Claims(self.database, self.bell)
+        self.workers = Workers(
+            self.database, self.bell, self.claims, lease=LEASE, cancel_grace=35.0
+        )
+        self._catalogue = Catalogue(self.database, self.bell)
+        self._numbers = count(1)
+        self._ids = count(1)
+        self._patches = pytest.MonkeyPatch()
+        self._runner = asyncio.Runner()
+        self._stop = asyncio.Event()
+        self._runner.run(self._start())
+
+    async def _start(self) -> None:
+        ready = asyncio.Event()
+        self._life = asyncio.get_running_loop().create_task(self._live(ready))
+        while not ready.is_set():
+            await asyncio.sleep(0.001)
+            self._must_live()
+
+    async def _live(self, ready: asyncio.Event) -> None:
+        self._patches.setattr("runwire_realtime.feed.anyio", self.clock)
+        self._patches.setattr("runwire_realtime.feed.Listener", self._listen)
+        for name in ("runs.new_run_id", "batches.new_run_id"):
+            self._patches.setattr(f"runwire_engine.{name}", self.new_run_id)
+        self._patches.setattr("runwire_engine.batches.new_batch_id", self.new_batch_id)
+        try:
+            async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as admin:
+                await admin.execute(_REFUSALS)
+            await self.database.open()
+            async with anyio.create_task_group() as tasks:
+                for part in (self.runs, self.streams, self.metadata, self.outcomes):
+                    tasks.start_soon(part.run)
+                async with self.hubs[0].running(), self.hubs[1].running():
+                    await self.rest()
+                    ready.set()
+                    await self._stop.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._patches.undo()
+            with anyio.CancelScope(shield=True):
+                await self.database.close()
+            self.bell.close()
+
+    def _must_live(self) -> None:
+        if self._life.done():
+            self._life.result()
+            raise AssertionError("the world came to its end")
+
+    def step(self, work: Awaitable[T]) -> T:
+        """Do something and let everybody come to rest; bells wait for the test."""
+
+        async def do() -> T:
+            answer = await work
+            await self.rest()
+            return answer
+
+        answer = self._runner.run(do())
+        self._must_live()
+        payloads = self.bell.payloads()
+        for hub in self.hubs:
+            hub.unheard += payloads
+        return answer
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Do something that does not wait, where everybody lives, and let them come to rest."""
+
+        async def do() -> T:
+            return work()
+
+        return self.step(do())
+
+    async def rest(self) -> None:
+        """Return once nobody has anything to do."""
+        calm = 0
+        databases = [self.database, *(hub.database for hub in self.hubs)]
+        with anyio.fail_after(30):
+            while calm < _CALM_TURNS:
+                if any(each.busy for each in databases):
+                    calm = 0
+                    await asyncio.sleep(0.0003)
+                else:
+                    calm += 1
+                    await asyncio.sleep(0)
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let time pass for the hubs, in small steps."""
+        for _ in range(round(seconds / 0.5)):
+            self.clock.pass_by(0.5)
+            await self.rest()
+
+    async def settle(self, turns: Callable[[], bool]) -> None:
+        """Let everything arrive: time passes, and `turns` writes what there is to write."""
+        quiet = 0
+        for _ in range(300):
+            await self.pass_time(1.0)
+            is_busy = turns()
+            await self.rest()
+            quiet = 0 if is_busy else quiet + 1
+            if quiet == 3:
+                return
+        raise AssertionError("the hubs do not come to rest")
+
+    async def new_environment(self) -> int:
+        """Return a fresh tenant, for one example, in which ids begin anew."""
+        self._ids = count(1)
+        environment_id = await Environments(self.database).ensure(f"model-{next(self._numbers)}")
+        await self._catalogue.announce(environment_id, [TaskAnnouncement(TASK, f"task/{TASK}")])
+        return environment_id
+
+    def _listen(self, dsn: str, **options: Any) -> HandListener:
+        hub = next(hub for hub in self.hubs if hub.database.dsn == dsn)
+        hub.listener = HandListener(dsn, **options)
+        return hub.listener
+
+    def new_run_id(self) -> str:
+        """Return the next id: the same history has the same ids in the same order."""
+        return f"run_{next(self._ids):08d}"
+
+    def new_batch_id(self) -> str:
+        return f"batch_{next(self._ids):08d}"
+
+    async def execute(self, text: str, *parameters: object) -> list[dict[str, Any]]:
+        """Run SQL of the test, committed."""
+        async with self.database.transaction() as tx:
+            cursor = await tx.connection.execute(text.encode(), parameters)
+            return await cursor.fetchall() if cursor.description else []
+
+    async def set_epoch(self) -> None:
+        """Make this another history, as a restore does; everybody lost their connections."""
+        await self.execute("update runwire.generations set generation = gen_random_uuid()")
+        for hub in self.hubs:
+            hub.reconnect_listener()
+
+    def close(self) -> None:
+        async def end() -> None:
+            self._stop.set()
+            await asyncio.wait([self._life])
+
+        try:
+            if not self._life.done():
+                self._runner.run(end())
+        finally:
+            self._runner.close()
