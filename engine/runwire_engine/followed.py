@@ -23,10 +23,11 @@ class FollowedRun:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A run of a feed."""
+    """A run of a feed, and where it stood when that was read."""
 
     run_id: str
     is_final: bool
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)

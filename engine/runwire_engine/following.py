@@ -234,7 +234,8 @@ def _run(row: Row) -> FollowedRun:
 
 def _members(rows: Sequence[Row]) -> list[Member]:
     # A run may stand in a batch twice.
-    return list({row["id"]: Member(row["id"], row["is_final"]) for row in rows}.values())
+    members = [Member(row["id"], row["is_final"], row["revision"]) for row in rows]
+    return list({member.run_id: member for member in members}.values())
 
 
 def _stream(environment_id: int, row: Row) -> StreamHead:

@@ -175,25 +175,28 @@ class _Load:
     async def _resumed(self, cursor: FeedCursor) -> GapReason | None:
         """Write what happened since the cursor, if all of that is there and not too much."""
         feed = self._feed
+        # Members first: what happens between the two reads is in the second, and a member that is
+        # not in it stands where the client holds it.
+        held = await self._members(is_open=True)
+        if held is None:
+            _refuse(feed, ErrorCode.NOT_FOUND, "there is no such batch")
+            raise StartedOverError
         touched = await self._read(self._touched(cursor.snapshot))
         # In this order: a day that is dropped from here on was there to be read.
         if await self._read(self._following.is_cut_off(cursor.snapshot)):
             return GapReason.RETENTION
         if len(touched) > RESUME_LIMIT:
             return GapReason.OVERFLOW
-        held = await self._members(is_open=True)
-        if held is None:
-            _refuse(feed, ErrorCode.NOT_FOUND, "there is no such batch")
-            raise StartedOverError
         feed.is_resumed = True
         size = self._hub.limits.rows_per_read
         ids = list(touched)
         for at in range(0, len(ids), size):
             feed.resumed(await self._rows(ids[at : at + size]), touched)
             self._check()
-        rest = [member.run_id for member in held if member.run_id not in touched]
-        for at in range(0, len(rest), size):
-            feed.held(await self._rows(rest[at : at + size]))
+        rest = {each.run_id: each.revision for each in held if each.run_id not in touched}
+        ids = list(rest)
+        for at in range(0, len(ids), size):
+            feed.held(await self._rows(ids[at : at + size]), rest)
             self._check()
         feed.complete()
         return None

@@ -350,8 +350,8 @@ class FeedMembers:
             return run
         return beginning(run, touched.created) or run
 
-    def held(self, runs: Sequence[FollowedRun]) -> None:
-        """Follow runs that the client holds as they are."""
+    def held(self, runs: Sequence[FollowedRun], revisions: Mapping[str, int]) -> None:
+        """Follow runs that the client holds, at these revisions; their rows may be news by now."""
         for run in runs:
             # Its row is about to say whether the client must be told.
             is_open = run.row.id in self._candidates or run.row.id in self._touched
@@ -361,7 +361,8 @@ class FeedMembers:
                 continue
             self._join(run, is_told=True)
             reader = self.follower.reader(run.row.id)
-            reader.holds(run.row.revision)
+            reader.holds(revisions[run.row.id])
+            self.follower.hub.moved_to(reader.topic, run.row.revision)
             self._catch_up(reader.topic)
 
     def complete(self) -> None:

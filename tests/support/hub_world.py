@@ -359,9 +359,10 @@ class World:
             touched.setdefault(event.run_id, Touched(event.step.revision))
         feed.is_resumed = True
         feed.resumed([run for run in members if run.row.id in touched], touched)
-        feed.held(
-            [run for run in members if run.row.id not in touched and not is_final(run.row.status)]
-        )
+        held = [
+            run for run in members if run.row.id not in touched and not is_final(run.row.status)
+        ]
+        feed.held(held, {run.row.id: run.row.revision for run in held})
 
     def settle(self) -> None:
         """Let everything happen that is still to happen."""

@@ -20,7 +20,7 @@ select r.environment_id, r.id, r.bucket, r.task, r.status, r.revision, r.executi
 
 -- tagged --
 -- The newest runs that carry all these tags, newest first; `first` is the one the index walks.
-select r.id, r.finished_at is not null as is_final
+select r.id, r.finished_at is not null as is_final, r.revision
   from runwire.run_tags t
   join runwire.runs r on r.environment_id = t.environment_id and r.id = t.run_id
  where t.environment_id = %(environment_id)s and t.tag = %(first)s
@@ -31,7 +31,7 @@ select r.id, r.finished_at is not null as is_final
 
 -- recent --
 -- The newest runs of an environment that a filter lets through, newest first.
-select r.id, r.finished_at is not null as is_final
+select r.id, r.finished_at is not null as is_final, r.revision
   from runwire.runs r
  where r.environment_id = %(environment_id)s
    and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
@@ -49,7 +49,7 @@ select sealed
 
 -- batch_runs --
 -- The runs of a batch, in the order of its items.
-select r.id, r.finished_at is not null as is_final
+select r.id, r.finished_at is not null as is_final, r.revision
   from runwire.batch_items i
   join runwire.runs r on r.environment_id = i.environment_id and r.id = i.run_id
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
