@@ -7,7 +7,7 @@ Runs of unlimited queues are picked straight from their index. What was picked i
 with one revision, one execution and one attempt more, if the worker's lease holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, TypeAlias
@@ -23,7 +23,12 @@ ClaimedRun: TypeAlias = RunRow
 # How far past the wanted number of ready runs to look, as other workers hold some of them.
 _REACH: Final = 8
 _LEAST_REACH: Final = 64
+# By the sweep, and by a worker, for which it also bounds how many are ready: at a thousand runs a
+# second a fresh one waits a quarter of a second for them.
 _PROMOTED_AT_ONCE: Final = 500
+_READY_AT_ONCE: Final = 250
+# Seconds until a worker looks again for due runs when enough are ready, or others are at them.
+_LATER: Final = 0.05
 
 
 @dataclass(slots=True)
@@ -73,22 +78,31 @@ class Claims:
             self._bell.ring_feed(environment_id, [row["id"] for row in rows])
         return sorted((run_row(row) for row in rows), key=lambda run: (run.sort_at, run.id))
 
-    async def promote_due(self, environment_id: int) -> float | None:
-        """Queue runs whose time has come; return the seconds until the next, None without one."""
-        rows = await self._database.all(
-            "claims.promote", {"environment_id": environment_id, "limit": _PROMOTED_AT_ONCE}
-        )
-        self.ring_promoted(rows)
+    async def promote_due(self, environment_id: int, tasks: Collection[str] = ()) -> float | None:
+        """Queue runs whose time has come; return the seconds until the next, None without one.
+
+        A worker gives its tasks: while many of theirs are ready it leaves due runs for later, so
+        that a fresh run waits for some of them and not for all.
+        """
+        rows = await self._promote(environment_id, tasks, _READY_AT_ONCE)
         next_due = await self._database.one("claims.next_due", {"environment_id": environment_id})
-        return None if next_due is None else max(0.0, next_due["seconds"])
+        if next_due is None:
+            return None
+        return max(0.0 if rows else _LATER, next_due["seconds"])
 
     async def promote_all(self) -> int:
         """Queue due runs of every environment, a bounded number; return how many."""
+        return len(await self._promote(None, (), _PROMOTED_AT_ONCE))
+
+    async def _promote(
+        self, environment_id: int | None, tasks: Collection[str], limit: int
+    ) -> list[Row]:
         rows = await self._database.all(
-            "claims.promote", {"environment_id": None, "limit": _PROMOTED_AT_ONCE}
+            "claims.promote",
+            {"environment_id": environment_id, "tasks": list(tasks), "limit": limit},
         )
         self.ring_promoted(rows)
-        return len(rows)
+        return rows
 
     def ring_promoted(self, rows: list[Row]) -> None:
         """Tell about runs that became ready."""

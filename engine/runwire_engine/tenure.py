@@ -209,7 +209,7 @@ class Tenure:
     async def _promote_once(self) -> float | None:
         try:
             claims = self._around.engine.claims
-            return await claims.promote_due(self._around.environment_id)
+            return await claims.promote_due(self._around.environment_id, self._max_attempts)
         except EngineError as error:
             logger.warning("delayed runs cannot be queued: %s", error)
             return None

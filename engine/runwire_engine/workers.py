@@ -37,7 +37,8 @@ class Swept:
     @property
     def full(self) -> bool:
         """Whether a bound was reached, so that another pass is due at once."""
-        runs = max(self.lost, self.canceled, self.expired, self.promoted)
+        # Not for what is due: workers make that ready, as fast as they take it.
+        runs = max(self.lost, self.canceled, self.expired)
         return self.dead_workers >= _WORKERS_AT_ONCE or runs >= _RUNS_AT_ONCE
 
 

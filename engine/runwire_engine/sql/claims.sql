@@ -183,7 +183,8 @@ select r.*, m.body as metadata
    and r.claimed_at > coalesce(%(since)s::timestamptz, '-infinity');
 
 -- promote --
--- Queues runs whose time has come, of one environment or of all, a bounded number.
+-- Queues runs whose time has come, of one environment or of all, a bounded number; none while as many
+-- of the given tasks are ready, so that what becomes ready meanwhile need not wait for all that is due.
 with clock as materialized (
     select runwire.now_v1() as now
 ), due as (
@@ -192,7 +193,18 @@ with clock as materialized (
      where r.status = 'DELAYED' and r.delayed_until <= clock.now
        and (%(environment_id)s::integer is null or r.environment_id = %(environment_id)s)
      order by r.delayed_until
-     limit %(limit)s
+     limit %(limit)s - (
+           select count(*)
+             from (select
+                     from unnest(%(tasks)s::text[]) as own (task)
+                    cross join lateral (
+                          select
+                            from runwire.runs q
+                           where q.environment_id = %(environment_id)s and q.task = own.task
+                             and q.status = 'QUEUED' and not q.limited
+                           order by q.sort_at, q.id
+                           limit %(limit)s) as head
+                    limit %(limit)s) as ready)
        for no key update of r skip locked
 ), changed as (
     update runwire.runs r
