@@ -18,6 +18,15 @@ export LD_LIBRARY_PATH="$here/lib:$LD_LIBRARY_PATH" FONTCONFIG_PATH="$here"
 exec "$here/headless_shell" "$@"
 `;
 
+// The package's own names folders of another system; without any font the browser dies.
+const FONTS = `<?xml version="1.0" ?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+  <dir prefix="relative">fonts</dir>
+  <cachedir prefix="xdg">fontconfig</cachedir>
+</fontconfig>
+`;
+
 async function unpack(name, target) {
   const source = createReadStream(join(packed, name));
   await pipeline(source, createBrotliDecompress(), createWriteStream(join(folder, target)));
@@ -30,6 +39,7 @@ for (const name of ["al2023", "swiftshader", "fonts"]) {
   execFileSync("tar", ["-xf", `${name}.tar`, "--no-same-owner"], { cwd: folder, stdio: "inherit" });
   await rm(join(folder, `${name}.tar`));
 }
+await writeFile(join(folder, "fonts.conf"), FONTS);
 // Last and at once: whoever sees it may start it.
 await writeFile(join(folder, "chromium.new"), START, { mode: 0o755 });
 await rename(join(folder, "chromium.new"), join(folder, "chromium"));
