@@ -88,7 +88,8 @@ class Claims:
         next_due = await self._database.one("claims.next_due", {"environment_id": environment_id})
         if next_due is None:
             return None
-        return max(0.0 if rows else _LATER, next_due["seconds"])
+        seconds: float = next_due["seconds"]
+        return max(0.0 if rows else _LATER, seconds)
 
     async def promote_all(self) -> int:
         """Queue due runs of every environment, a bounded number; return how many."""

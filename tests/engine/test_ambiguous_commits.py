@@ -4,7 +4,7 @@ Three ways: the answer is lost, the COMMIT is lost, and the connection is lost w
 still at it, so that whoever looks finds nothing yet.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
@@ -57,7 +57,9 @@ class Lossy:
         self.engine = engine
         self.proxy = proxy
 
-    async def lose(self, way: Way, table: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def lose(
+        self, way: Way, table: str, work: Callable[[], Coroutine[None, None, None]]
+    ) -> None:
         """Do work that writes to a table, and lose what its COMMIT is answered."""
         if way != "still committing":
             self.proxy.cut_next_commit(after=way == "answer lost")

@@ -98,7 +98,7 @@ async def test_a_database_set_to_read_only_is_told_and_can_be_read(database_url:
 
             async def is_told() -> bool:
                 said = await readiness(stage)
-                return said["reasons"] == ["the database is read-only"]
+                return bool(said["reasons"] == ["the database is read-only"])
 
             await until_async(is_told)
             with pytest.raises(ReadOnlyError):

@@ -112,7 +112,7 @@ class Followers:
             self.lost_error = error
 
     @property
-    def chunks(self) -> list[tuple[str | None, int, Any]]:
+    def chunks(self) -> list[tuple[str | None, int | None, Any]]:
         return [(e.gap, e.seq, e.chunk) for e in self.by_run if e.type != "run"]
 
     @property

@@ -220,7 +220,7 @@ class HubProcess:
         self.following = GatedFollowing(self.database)
         self.reads = Reads(self.hub, self.following)
         self.loading = FeedLoading(self.hub, self.following)
-        self.feed = Feed(self.hub, self.reads, self.database)
+        self.feed = Feed(self.hub, self.reads, self.database, listen_dsn=dsn)
         self.unheard: list[Payload] = []
         # Made by the feed, when it runs.
         self.listener: HandListener | None = None

@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from tests.support.history import ClientLog, Fault, FeedLog, Key
 
@@ -425,7 +425,7 @@ def folded(document: JsonObject, operations: Iterable[JsonObject]) -> JsonObject
                 value[key] = [*(before if isinstance(before, list) else kept), given]
             case "remove":
                 if isinstance(before, list):
-                    value[key] = [each for each in cast(list[Any], before) if each != given]
+                    value[key] = [each for each in before if each != given]
             case "increment":
                 is_number = isinstance(before, int | float) and not isinstance(before, bool)
                 value[key] = (before if is_number else 0) + given
