@@ -154,7 +154,8 @@ async def told_of_another_history(stage: Stage, run_id: str, old: dict[str, str]
         assert gaps["text"]["next"] == 0 and None in gaps
         whole = chunks_of(messages, "text")
         assert whole and not any("lost" in str(chunk) for chunk in whole)
-        for sub, to in (("tag", {"tags": ["t"]}), ("all", {"runs": {}})):
+        feeds: dict[str, JsonObject] = {"tag": {"tags": ["t"]}, "all": {"runs": {}}}
+        for sub, to in feeds.items():
             for mode in ("latest", "every"):
                 name = f"{sub}-{mode}"
                 await socket.subscribe(name, to, cursor=old["tag"], mode=mode)
@@ -183,12 +184,13 @@ async def check_two_histories(
     await _remember(stage)
     lost = await stage.trigger("t")
     followers = Followers(stage, run_id, lost)
+    old: dict[str, str] = {}
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(followers.follow)
         await live_on(stage, run_id, execution, "lost", 4)
         await fill_log(stage)
         await until(lambda: len(followers.chunks) == 7 and len(followers.by_tag) > 1, PATIENCE)
-        old = await positions(stage, run_id)
+        old.update(await positions(stage, run_id))
         with caplog.at_level(logging.WARNING, "runwire.feed"):
             await lose()
             await soon(lambda: live_on(stage, run_id, execution, "new", 6))
@@ -431,12 +433,12 @@ async def test_positions_beyond_the_head_are_gaps(database_url: str) -> None:
 
 @pytest.mark.timeout(90)
 async def test_sequences_that_jump_in_a_crash_make_no_gap() -> None:
+    seen: list[Event] = []
     async with clusters() as [postgres], anyio.create_task_group() as tasks:
         tasks.start_soon(postgres.supervise)
         async with stage_on(postgres.dsn) as stage:
             run_id = await stage.trigger("t")
             execution = await stage.start(run_id)
-            seen: list[Event] = []
 
             async def follow() -> None:
                 client = AsyncRunwire(api_url=stage.url, access_token=stage.key)
