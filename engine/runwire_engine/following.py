@@ -39,6 +39,13 @@ class Following:
         )
         return {row["id"]: _run(row) for row in rows}
 
+    async def revisions(self, environment_id: int, ids: Sequence[str]) -> dict[str, int]:
+        """Return how far those of the runs are that there are."""
+        rows = await self._database.all(
+            "following.revisions", {"environment_id": environment_id, "ids": list(ids)}
+        )
+        return {row["id"]: row["revision"] for row in rows}
+
     async def tagged(
         self,
         environment_id: int,

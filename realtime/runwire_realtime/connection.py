@@ -6,9 +6,10 @@ for itself alone. The websocket and the event stream are two carriers of this.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
@@ -31,6 +32,9 @@ Receive: TypeAlias = Callable[[], Awaitable[str | bytes | None]]
 Send: TypeAlias = Callable[[Frame], Awaitable[None]]
 Closing: TypeAlias = tuple[int, str]
 
+# Seconds between two ticks.
+TICK: Final = 0.25
+
 
 class Connection:
     """Drives one subscriber."""
@@ -50,8 +54,9 @@ class Connection:
         )
         # When the writer has to look again though nothing happened.
         self._due_at = 0.0
-        # Since when a frame is being sent; None: none is.
-        self._sending_since: float | None = None
+        # For how many ticks a frame has been being sent; None: none is. Counted in ticks, so that a
+        # loop that was held up does not blame the sockets.
+        self._ticks_sending: int | None = None
         self._limits = hub.limits
         self._frames = frames
         self._loading = loading
@@ -60,6 +65,7 @@ class Connection:
         # Of asyncio, as they are cleared and used again with every frame.
         self._woken = asyncio.Event()
         self._room = asyncio.Event()
+        self._paging = asyncio.Lock()
 
     @property
     def subscriptions(self) -> int:
@@ -132,9 +138,10 @@ class Connection:
         """Wake the writer when something is due, and end what has been stuck for too long."""
         if now >= self._due_at:
             self.wake()
-        since = self._sending_since
-        if since is not None and now >= since + self._limits.send_seconds:
-            self.cut_off(CloseCode.SLOW, "the socket does not drain")
+        if self._ticks_sending is not None:
+            self._ticks_sending += 1
+            if (self._ticks_sending - 1) * TICK >= self._limits.send_seconds:
+                self.cut_off(CloseCode.SLOW, "the socket does not drain")
 
     async def _read(self, receive: Receive) -> None:
         assert self._tasks is not None
@@ -153,9 +160,9 @@ class Connection:
             now = time.monotonic()
             messages = self.outbox.frame() or self._due(now)
             if messages:
-                self._sending_since = now
+                self._ticks_sending = 0
                 await send(self._frames.frame(messages))
-                self._sending_since = None
+                self._ticks_sending = None
                 self.subscriber.wrote(now)
                 if self.outbox.has_room:
                     self._room.set()
@@ -178,12 +185,16 @@ class Connection:
         return messages
 
     def _load(self, feed: FeedMembers) -> None:
-        self._loading.begin(feed, self._wait_for_room)
+        self._loading.begin(feed, self._page_turn)
 
-    async def _wait_for_room(self) -> None:
-        while not self.outbox.has_room and self.subscriber.phase is not Phase.CLOSED:
-            self._room.clear()
-            await self._room.wait()
+    @asynccontextmanager
+    async def _page_turn(self) -> AsyncGenerator[None]:
+        """Wait for room for a page. One at a time: many feeds would all see the same room."""
+        async with self._paging:
+            while not self.outbox.has_room and self.subscriber.phase is not Phase.CLOSED:
+                self._room.clear()
+                await self._room.wait()
+            yield
 
 
 def _wall() -> str:

@@ -20,6 +20,7 @@ from runwire_engine.errors import EngineError, StatementTimeoutError
 from runwire_engine.following import Following
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.reads import Reads
+from runwire_realtime.run_places import RunPlaces
 from runwire_realtime.run_view import wire_time
 
 logger = logging.getLogger("runwire.feed")
@@ -47,6 +48,9 @@ class Feed:
         self._tail = Tail(database)
         self._tail_wanted = anyio.Event()
         self._silent_turns = 0
+        # How often the tail was read, and the place of the followed runs, look by look.
+        self._tails_read = 0
+        self._places = RunPlaces(hub, self._following)
         # The connection was interrupted: it may be another database that answers now.
         self._is_suspicious = False
         # Where the database was when it was last looked at; None: not yet.
@@ -142,6 +146,7 @@ class Feed:
             events = [_event(row) for row in changes.events if self._concerns(row)]
             self._hub.apply(events, changes.snapshot)
         self._silent_turns = 0
+        self._tails_read += 1
         if self._hub.stale_since is not None:
             await self._come_back()
 
@@ -193,6 +198,7 @@ class Feed:
             self._tail_wanted.set()
             self._scan()
             await self._look_at_batches()
+            await self._places.look(self._tails_read)
             await anyio.sleep(_POLL)
 
     async def _look_at_batches(self) -> None:

@@ -6,6 +6,7 @@ may be read at leisure, as the socket has room for them.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Final, TypeVar
 
@@ -27,7 +28,8 @@ logger = logging.getLogger("runwire.feeds")
 
 _PAUSE: Final = 0.2
 T = TypeVar("T")
-Room = Callable[[], Awaitable[None]]
+# Begins when the socket can take another page, and is nobody else's while it is read and queued.
+Turn = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class StartedOverError(Exception):
@@ -48,20 +50,20 @@ class FeedLoading:
         async with anyio.create_task_group() as self._tasks:
             await anyio.sleep_forever()
 
-    def begin(self, feed: FeedMembers, room: Room) -> None:
-        """Bring a feed to life. `room` waits until the socket can take another page.
+    def begin(self, feed: FeedMembers, turn: Turn) -> None:
+        """Bring a feed to life, page by page, each in a turn of its connection.
 
         Not in the connection's own task group: a read that is cancelled costs its connection to
         Postgres, so one that nobody waits for any more is let run out.
         """
         assert self._tasks is not None
-        self._tasks.start_soon(self._load, feed, room)
+        self._tasks.start_soon(self._load, feed, turn)
 
-    async def _load(self, feed: FeedMembers, room: Room) -> None:
+    async def _load(self, feed: FeedMembers, turn: Turn) -> None:
         version = feed.version
         while True:
             try:
-                await _Load(self._hub, self._following, self._limiter, feed, version, room).run()
+                await _Load(self._hub, self._following, self._limiter, feed, version, turn).run()
             except StartedOverError:
                 return
             except DatabaseUnavailableError:
@@ -83,14 +85,14 @@ class _Load:
         limiter: anyio.CapacityLimiter,
         feed: FeedMembers,
         version: int,
-        room: Room,
+        turn: Turn,
     ) -> None:
         self._hub = hub
         self._following = following
         self._limiter = limiter
         self._feed = feed
         self._version = version
-        self._room = room
+        self._turn = turn
         self._environment_id = feed.follower.environment_id
 
     async def run(self) -> None:
@@ -138,10 +140,11 @@ class _Load:
         ids = [member.run_id for member in members]
         size = self._hub.limits.rows_per_read
         for at in range(0, max(1, len(ids)), size):
-            runs = await self._rows(ids[at : at + size])
             is_last = at + size >= len(ids)
-            self._feed.page(runs, cursor=position if is_last else None, more=not is_last)
-            self._check()
+            async with self._turn():
+                runs = await self._rows(ids[at : at + size])
+                self._feed.page(runs, cursor=position if is_last else None, more=not is_last)
+                self._check()
 
     async def _missing(self, cursor: FeedCursor) -> GapReason | None:
         """Write what a client with this cursor lacks; say why when a snapshot has to do instead.
@@ -163,12 +166,13 @@ class _Load:
         for at in range(0, len(ids), size):
             part = ids[at : at + size]
             created = await self._read(self._following.creations(self._environment_id, part))
-            runs = await self._rows(part)
-            if any(run.row.id not in created for run in runs):
-                feed.start_over(GapReason.RETENTION)
-            self._check()
-            feed.resumed(runs, created)
-            self._check()
+            async with self._turn():
+                runs = await self._rows(part)
+                if any(run.row.id not in created for run in runs):
+                    feed.start_over(GapReason.RETENTION)
+                self._check()
+                feed.resumed(runs, created)
+                self._check()
         feed.complete()
         return None
 
@@ -191,13 +195,15 @@ class _Load:
         size = self._hub.limits.rows_per_read
         ids = list(touched)
         for at in range(0, len(ids), size):
-            feed.resumed(await self._rows(ids[at : at + size]), touched)
-            self._check()
+            async with self._turn():
+                feed.resumed(await self._rows(ids[at : at + size]), touched)
+                self._check()
         rest = {each.run_id: each.revision for each in held if each.run_id not in touched}
         ids = list(rest)
         for at in range(0, len(ids), size):
-            feed.held(await self._rows(ids[at : at + size]), rest)
-            self._check()
+            async with self._turn():
+                feed.held(await self._rows(ids[at : at + size]), rest)
+                self._check()
         feed.complete()
         return None
 
@@ -252,7 +258,6 @@ class _Load:
                 return [each for each in members if not (is_open and each.is_final)]
 
     async def _rows(self, ids: Sequence[str]) -> list[FollowedRun]:
-        await self._room()
         self._check()
         found = await self._read(self._following.rows(self._environment_id, ids, LARGE_VALUE_BYTES))
         return [found[id] for id in ids if id in found]

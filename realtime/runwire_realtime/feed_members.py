@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from runwire_realtime.follower import Follower
     from runwire_realtime.hub import RunEvent
 
+# What a page holds beside its runs: a name, a cursor of 64 transactions in progress.
+_AROUND_PAGE = 4 * 1024
+
 
 class FeedMembers:
     """One feed subscription: what it holds, and what it waits for."""
@@ -281,11 +284,12 @@ class FeedMembers:
             if reader is None or not self.is_loading:
                 return
             document = reader.topic.document(run, reader.view)
-            if size + len(document) > self.follower.limits.frame_bytes and documents:
+            room = self.follower.limits.frame_bytes - _AROUND_PAGE
+            if size + len(document) > room and documents:
                 self._say_page(documents, None, more=True)
                 documents, size = [], 0
             documents.append(document)
-            size += len(document)
+            size += len(document) + 1
             reader.holds(run.row.revision)
             self._catch_up(reader.topic)
         # A position from which nothing is missing: not while some are still to join, or while the

@@ -303,6 +303,24 @@ class Hub:
             feed.missed_events()
         self.position = position
 
+    def behind(self, environment_id: int, revisions: Mapping[str, int]) -> dict[RunKey, int]:
+        """Return those of followed runs that are further than was heard here, and how far."""
+        found: dict[RunKey, int] = {}
+        for run_id, revision in revisions.items():
+            topic = self.runs.get((environment_id, run_id))
+            # One whose row is still to be read stands nowhere.
+            is_known = topic is not None and topic.revision > 0 and not topic.has_missed
+            if topic is not None and is_known and topic.revision < revision:
+                found[topic.key] = revision
+        return found
+
+    def make_up(self, key: RunKey) -> None:
+        """Read a followed run again: something of it was missed."""
+        topic = self.runs.get(key)
+        if topic is not None:
+            topic.has_missed = True
+            self.wants.row(topic)
+
     # Rows
 
     def consider(self, feed: FeedMembers, run_id: str) -> None:

@@ -30,7 +30,7 @@ from runwire_engine.engine import Engine
 from runwire_engine.following import Following
 from runwire_realtime import sse, websocket
 from runwire_realtime.admission import Admission
-from runwire_realtime.connection import Authenticate, Connection
+from runwire_realtime.connection import TICK, Authenticate, Connection
 from runwire_realtime.credentials import bearer
 from runwire_realtime.errors import ForbiddenError, RefusedError
 from runwire_realtime.feed import Feed
@@ -39,12 +39,12 @@ from runwire_realtime.frames import Frames
 from runwire_realtime.hub import Hub
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.reads import Reads
+from runwire_realtime.watchdog import Watchdog
 
 logger = logging.getLogger("runwire.realtime")
 
 # Catch-up reads, and the tail, the rows, the heads and the rings beside them.
 _POOL_SIZE: Final = 12
-_TICK: Final = 0.25
 # Before a service that failed starts again.
 _PAUSE: Final = 0.2
 # Few connections are no herd: they need not be sent away more slowly than that, a second.
@@ -225,8 +225,10 @@ class Realtime:
 
     async def _tick(self) -> None:
         """Keep the time for every connection: one timer instead of one for each."""
-        while True:
-            await anyio.sleep(_TICK)
-            now = time.monotonic()
-            for connection in list(self._connections):
-                connection.tick(now)
+        with Watchdog() as watchdog:
+            while True:
+                await anyio.sleep(TICK)
+                watchdog.beat()
+                now = time.monotonic()
+                for connection in list(self._connections):
+                    connection.tick(now)

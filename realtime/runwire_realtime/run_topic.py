@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Encoded patches and rows kept: a few views of the newest change.
 _ENCODED: Final = 32
+# A larger one is mostly payload, which is quicker copied than kept.
+_KEPT_DOCUMENT: Final = 4 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,9 @@ class RunTopic:
         encoded = self._encoded.get(key)
         if encoded is None:
             encoded = run_bytes(run, view)
-            self._remember(key, encoded)
+            # Kept until the run moves, which may be never, by each of ten thousand runs.
+            if len(encoded) <= _KEPT_DOCUMENT:
+                self._remember(key, encoded)
         return encoded
 
     def _remember(self, key: tuple[int, int, View], encoded: bytes) -> None:

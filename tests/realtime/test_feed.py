@@ -6,10 +6,12 @@ import signal
 import anyio
 import pytest
 
+from runwire_engine.changes import EventRow
 from runwire_engine.runs import NewRun
+from runwire_realtime.feed import Feed
 from runwire_realtime.hub import Hub
 from tests.support.engines import query
-from tests.support.sockets import chunks_of, of_type, open_socket
+from tests.support.sockets import chunks_of, of_type, open_socket, until_true
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.anyio
@@ -114,6 +116,52 @@ async def test_too_many_changes_at_once_are_made_up_for(stage: Stage) -> None:
                     seen.add(message["run"])
                 if message["type"] == "run" and message["run"]["revision"] == 6001:
                     seen.add(message["run"]["id"])
+
+
+@pytest.mark.parametrize("mode", ["latest", "every"])
+async def test_an_event_that_was_lost_is_found_and_made_up_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    run_id = await stage.trigger("t")
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("run", {"run": run_id}, mode=mode)
+        await socket.subscribe("tag", {"tags": ["t"]}, mode=mode)
+        await socket.until("live", sub="tag")
+        lost: list[int] = []
+
+        def loses(self: Feed, row: EventRow) -> bool:
+            lost.append(row.revision)
+            return False
+
+        monkeypatch.setattr(Feed, "_concerns", loses)
+        execution = await stage.start(run_id)
+        await stage.set_metadata(run_id, execution, step="one")
+        await until_true(lambda: 3 in lost)
+        monkeypatch.undo()
+        revisions = [2, 3] if mode == "every" else [3]
+        for revision in revisions:
+            message = (await socket.until("run", "patch"))[-1]
+            told = message["run"]["revision"] if message["type"] == "run" else message["revision"]
+            assert told == revision
+    assert [record for record in caplog.records if run_id in record.getMessage()]
+
+
+async def test_runs_that_are_as_far_as_was_heard_are_left_in_peace(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [await stage.trigger("t") for _ in range(3)]
+    realtime = stage.server.services.realtime
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("tag", {"tags": ["t"]})
+        await socket.until("live")
+        assert realtime.statistics().runs == 3
+        for number in range(8):
+            for run_id in runs:
+                await stage.engine.runs.add_tags(stage.env, run_id, [f"n{number}"])
+            await socket.until("patch")
+            # Several looks, each in the middle of changes: they come once a second.
+            await anyio.sleep(0.4)
+    assert not [record for record in caplog.records if "read again" in record.getMessage()]
 
 
 async def test_a_failure_that_nobody_foresaw_makes_everybody_resume(

@@ -25,7 +25,7 @@ TIGHT = HubLimits(
     rings_bytes=700,
     turn_bytes=60,
     text_bytes=120,
-    frame_bytes=3000,
+    frame_bytes=7000,
     rows_held=2,
     finals_kept=1,
 )

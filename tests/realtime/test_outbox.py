@@ -42,7 +42,7 @@ def test_sources_take_turns() -> None:
 
 
 def test_a_frame_is_full_at_its_limit_and_loses_nothing() -> None:
-    outbox = small(frame_bytes=10)
+    outbox = small(frame_bytes=11)
     for message in (b"aaaa", b"bbbb", b"cccc", b"d" * 40, b"e"):
         outbox.say(message)
     frames = [outbox.frame() for _ in range(4)]

@@ -1,7 +1,6 @@
 """The websocket as a client sees it: a real server, a real database, raw messages."""
 
 import time
-from typing import Any
 
 import anyio
 import orjson
@@ -89,10 +88,10 @@ async def test_a_text_ends_where_a_message_does_or_where_chunks_are_no_strings(
 ) -> None:
     run_id = await stage.trigger()
     execution = await stage.start(run_id)
-    long = [f"{number:03} " + "x" * 12_000 for number in range(120)]
+    long: list[Json] = [f"{number:03} " + "x" * 12_000 for number in range(120)]
     for at in range(0, len(long), 40):
         await stage.append(run_id, execution, *long[at : at + 40], key="long")
-    mixed: list[Any] = ["y" * 30_000] * 10 + [{"no": "text"}] + ["z"] * 10
+    mixed: list[Json] = ["y" * 30_000] * 10 + [{"no": "text"}] + ["z"] * 10
     await stage.append(run_id, execution, *mixed, key="mixed")
     await stage.append(run_id, execution, 1, *["y" * 30_000] * 10, key="none")
     async with open_socket(stage.url, stage.key) as socket:

@@ -146,3 +146,9 @@ select min(seq) as first, count(*) as count,
            and c.seq >= %(from_seq)s and c.seq < %(before_seq)s
         window so_far as (order by c.seq rows unbounded preceding)) as measured
  where bytes <= %(limit_bytes)s and is_text;
+
+-- revisions --
+-- How far runs are.
+select r.id, r.revision
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[]);
