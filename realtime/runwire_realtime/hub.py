@@ -470,18 +470,21 @@ class Hub:
 
     def heads_read(self, names: Mapping[StreamName, bool], heads: Sequence[StreamHead]) -> None:
         """Take where streams stand; the names are those of `take_heads`."""
-        listed: dict[RunKey, list[StreamHead]] = {name[:2]: [] for name in names if name[2] is None}
+        # By key: a stream that was also asked for by its name is there twice.
+        listed: dict[RunKey, dict[str, StreamHead]] = {
+            name[:2]: {} for name in names if name[2] is None
+        }
         for head in heads:
             run_key = (head.environment_id, head.run_id)
             if run_key in listed:
-                listed[run_key].append(head)
+                listed[run_key][head.key] = head
             topic = self.streams.get((*run_key, head.key))
             if topic is not None:
                 self._take_head(topic, head)
         for run_key, rows in listed.items():
             run = self.runs.get(run_key)
             if run is not None:
-                self._listed(run, rows, is_final=names[*run_key, None])
+                self._listed(run, list(rows.values()), is_final=names[*run_key, None])
 
     def _take_head(self, topic: StreamTopic, head: StreamHead) -> None:
         if topic.learn(head):

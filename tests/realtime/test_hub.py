@@ -250,6 +250,22 @@ class Walk(RuleBasedStateMachine):
         assert self.world.held_texts == 0
 
 
+def test_a_stream_that_is_asked_for_twice_and_read_by_nobody_disturbs_nothing() -> None:
+    world, run_id = World(TIGHT), RUNS[0]
+    world.create(run_id)
+    world.status(run_id, "EXECUTING")
+    world.append(run_id, "log", '"a"')
+    client = world.connect()
+    client.subscribe("s", {"run": run_id}, mode="latest", streams={"text": {"from": "start"}})
+    world.settle()
+    world.hub.wants.head(1, run_id, None)
+    world.hub.wants.head(1, run_id, "log")
+    world.read_heads()()
+    world.append(run_id, "text", '"b"')
+    world.settle()
+    assert client.chunks == {(run_id, "text"): ["b"]}
+
+
 Walk.TestCase.settings = settings(
     max_examples=60,
     stateful_step_count=60,

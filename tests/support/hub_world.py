@@ -229,11 +229,12 @@ class World:
 
     def read_heads(self) -> Callable[[], None]:
         names = self.hub.take_heads()
+        # As the statement does: once for each name that fits.
         heads = [
-            head
+            self._head(run_id, key, stream)
+            for (_, wanted, wanted_key) in names
             for (run_id, key), stream in self.streams.items()
-            if (ENV, run_id, None) in names or (ENV, run_id, key) in names
-            for head in [self._head(run_id, key, stream)]
+            if run_id == wanted and wanted_key in (None, key)
         ]
         return lambda: self.hub.heads_read(names, heads)
 
