@@ -24,7 +24,7 @@ from runwire_engine.batches import Batches
 from runwire_engine.bells import CHANNELS, Payload, StreamMoved, decode, encode
 from runwire_engine.catalogue import Catalogue, TaskAnnouncement
 from runwire_engine.claims import Claims
-from runwire_engine.database import Database, Row
+from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell, Listener
 from runwire_engine.environments import Environments
 from runwire_engine.following import Following
@@ -214,16 +214,22 @@ class GatedFollowing(Following):
 class HubProcess:
     """What one server process has, without its sockets."""
 
-    def __init__(self, dsn: str, limits: HubLimits) -> None:
+    def __init__(self, dsn: str, limits: HubLimits, listeners: dict[str, HandListener]) -> None:
         self.hub = Hub(limits)
-        self.database = WatchedDatabase(dsn, max_size=8)
+        self.database = WatchedDatabase(dsn, max_size=8, connected=self._connected)
         self.following = GatedFollowing(self.database)
         self.reads = Reads(self.hub, self.following)
         self.loading = FeedLoading(self.hub, self.following)
         self.feed = Feed(self.hub, self.reads, self.database, listen_dsn=dsn)
         self.unheard: list[Payload] = []
-        # Made by the feed, when it runs.
-        self.listener: HandListener | None = None
+        self._listeners = listeners
+
+    @property
+    def _listener(self) -> HandListener:
+        return self._listeners[self.database.dsn]
+
+    async def _connected(self, session: Transaction) -> None:
+        await self.feed.connected(session)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -242,13 +248,11 @@ class HubProcess:
 
     def hear(self) -> None:
         """Hear everything that rang."""
-        assert self.listener is not None
         payloads, self.unheard = self.unheard, []
-        self.listener.hear(payloads)
+        self._listener.hear(payloads)
 
     def reconnect_listener(self) -> None:
-        assert self.listener is not None
-        self.listener.reconnected()
+        self._listener.reconnected()
 
 
 class Wire:
@@ -309,8 +313,16 @@ class World:
         self.findings: list[Finding] = []
         self.database = WatchedDatabase(dsn, max_size=8)
         self.bell = RecordingBell(dsn, self.findings.append)
+        listeners: dict[str, HandListener] = {}
+
+        def listen(dsn: str, **options: Any) -> HandListener:
+            listeners[dsn] = HandListener(dsn, **options)
+            return listeners[dsn]
+
+        self._patches = pytest.MonkeyPatch()
+        self._patches.setattr("runwire_realtime.feed.Listener", listen)
         self.hubs = [
-            HubProcess(make_conninfo(dsn, application_name=f"hub{number}"), each)
+            HubProcess(make_conninfo(dsn, application_name=f"hub{number}"), each, listeners)
             for number, each in enumerate(limits)
         ]
         self.runs = Runs(self.database, self.bell)
@@ -325,7 +337,6 @@ class World:
         self._catalogue = Catalogue(self.database, self.bell)
         self._numbers = count(1)
         self._ids = count(1)
-        self._patches = pytest.MonkeyPatch()
         self._runner = asyncio.Runner()
         self._stop = asyncio.Event()
         self._runner.run(self._start())
@@ -339,7 +350,6 @@ class World:
 
     async def _live(self, ready: asyncio.Event) -> None:
         self._patches.setattr("runwire_realtime.feed.anyio", self.clock)
-        self._patches.setattr("runwire_realtime.feed.Listener", self._listen)
         for name in ("runs.new_run_id", "batches.new_run_id"):
             self._patches.setattr(f"runwire_engine.{name}", self.new_run_id)
         self._patches.setattr("runwire_engine.batches.new_batch_id", self.new_batch_id)
@@ -426,11 +436,6 @@ class World:
         environment_id = await Environments(self.database).ensure(f"model-{next(self._numbers)}")
         await self._catalogue.announce(environment_id, [TaskAnnouncement(TASK, f"task/{TASK}")])
         return environment_id
-
-    def _listen(self, dsn: str, **options: Any) -> HandListener:
-        hub = next(hub for hub in self.hubs if hub.database.dsn == dsn)
-        hub.listener = HandListener(dsn, **options)
-        return hub.listener
 
     def new_run_id(self) -> str:
         """Return the next id: the same history has the same ids in the same order."""

@@ -425,7 +425,7 @@ def folded(document: JsonObject, operations: Iterable[JsonObject]) -> JsonObject
                 value[key] = [*(before if isinstance(before, list) else kept), given]
             case "remove":
                 if isinstance(before, list):
-                    value[key] = [each for each in before if each != given]
+                    value[key] = [each for each in before if each != given]  # pyright: ignore[reportUnknownVariableType]
             case "increment":
                 is_number = isinstance(before, int | float) and not isinstance(before, bool)
                 value[key] = (before if is_number else 0) + given
