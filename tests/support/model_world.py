@@ -262,6 +262,7 @@ class Wire:
         self.process = process
         self.client = client
         self._clock = clock
+        self._paging = anyio.Lock()
         self.outbox = Outbox(lambda: None, process.hub.limits)
         self.subscriber = Subscriber(
             process.hub, self.outbox, self._load, clock.now, is_browser=False
@@ -274,11 +275,14 @@ class Wire:
             self.subscriber.receive(orjson.dumps(message).decode(), self._clock.now)
 
     def _load(self, feed: FeedMembers) -> None:
-        self.process.loading.begin(feed, self._room)
+        self.process.loading.begin(feed, self._page_turn)
 
-    async def _room(self) -> None:
-        while not self.outbox.has_room and not self.is_closed:
-            await self._clock.sleep(0.1)
+    @asynccontextmanager
+    async def _page_turn(self) -> AsyncGenerator[None]:
+        async with self._paging:
+            while not self.outbox.has_room and not self.is_closed:
+                await self._clock.sleep(0.1)
+            yield
 
     @property
     def is_closed(self) -> bool:
