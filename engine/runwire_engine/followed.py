@@ -34,11 +34,21 @@ class Member:
 class Touched:
     """Which part of a run's history is news.
 
-    `first` is its first revision that is; `created` is the delta of revision 1, when that is news.
+    `first` is its first revision that is, `tagged` the first of those that changed its tags;
+    `created` is the delta of revision 1, when that is news.
     """
 
     first: int
     created: str | None = None
+    tagged: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What decided, before a revision, which feeds held a run."""
+
+    tags: tuple[str, ...]
+    status: str
 
 
 @dataclass(frozen=True, slots=True)

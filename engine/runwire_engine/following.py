@@ -3,16 +3,23 @@
 Reads only, each one statement; what changed as it changes is `changes`' affair.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Final
 
 import orjson
 
 from runwire_engine.bells import ChunkRow
-from runwire_engine.changes import is_cut_off
+from runwire_engine.changes import is_cut_off, place
 from runwire_engine.database import Database, Row
-from runwire_engine.followed import FollowedRun, LoggedEvent, Member, StreamHead, Touched
+from runwire_engine.followed import (
+    Before,
+    FollowedRun,
+    LoggedEvent,
+    Member,
+    StreamHead,
+    Touched,
+)
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import run_row
 
@@ -127,7 +134,17 @@ class Following:
                 "limit": limit,
             },
         )
-        return {row["run_id"]: Touched(row["first"], row["created"]) for row in rows}
+        return {row["run_id"]: Touched(row["first"], row["created"], row["tagged"]) for row in rows}
+
+    async def before(self, environment_id: int, revisions: Mapping[str, int]) -> dict[str, Before]:
+        """Return the tags and the status of runs before a revision, which is not their first."""
+        names = {
+            "environment_id": environment_id,
+            "ids": list(revisions),
+            "revisions": list(revisions.values()),
+        }
+        rows = await self._database.all("following.before", names)
+        return {row["run_id"]: Before(tuple(row["tags"]), row["status"]) for row in rows}
 
     async def creations(self, environment_id: int, ids: Sequence[str]) -> dict[str, Touched]:
         """Return runs as if all of their history were news."""
@@ -135,6 +152,10 @@ class Following:
             "following.creations", {"environment_id": environment_id, "ids": list(ids)}
         )
         return {row["run_id"]: Touched(1, row["delta"]) for row in rows}
+
+    async def recovery(self) -> str:
+        """Return which life of Postgres this is: see `changes.Place`."""
+        return (await place(self._database)).recovery
 
     async def is_ahead(self, snapshot: str) -> bool:
         """Say whether a snapshot is from this database's future."""

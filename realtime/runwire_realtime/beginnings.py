@@ -10,13 +10,11 @@ from runwire_engine.followed import FollowedRun
 from runwire_realtime.run_topic import is_reference
 
 
-def beginning(run: FollowedRun, created: str) -> FollowedRun | None:
-    """Return a run at revision 1, from its row as it is now and the delta of its creation.
+def beginning(run: FollowedRun, then: JsonObject) -> FollowedRun | None:
+    """Return a run at revision 1, from its row as it is now and what its creation set.
 
     None when its metadata was too large to stand in the delta: then only the row tells of it.
     """
-    delta: JsonObject = orjson.loads(created)
-    then: JsonObject = delta["set"]
     metadata = then.get("metadata")
     if is_reference(metadata):
         return None

@@ -5,7 +5,7 @@ may be read at leisure, as the socket has room for them.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -94,6 +94,8 @@ class _Load:
         self._version = version
         self._turn = turn
         self._environment_id = feed.follower.environment_id
+        # The feed's cursor is not from before a crash of Postgres.
+        self._is_of_this_life = False
 
     async def run(self) -> None:
         feed = self._feed
@@ -109,7 +111,7 @@ class _Load:
                 reason = await self._missing(cursor)
                 if reason is None:
                     return
-                is_silent = cursor.epoch != self._hub.history and not feed.wants_every
+                is_silent = not self._is_of_this_life and not feed.wants_every
             if not is_silent:
                 feed.follower.outbox.say(messages.gap(feed.sub, reason))
             feed.subscription.cursor = None
@@ -152,12 +154,15 @@ class _Load:
         The cursor may be from before a crash of Postgres, and says nothing then: who wants each
         revision is told all of them again, and for others the snapshot makes up for everything.
         """
-        if cursor.epoch == self._hub.history:
+        self._is_of_this_life = cursor.epoch == self._hub.history
+        if self._is_of_this_life:
             return await self._resumed(cursor)
         return await self._retold() if self._feed.wants_every else GapReason.OVERFLOW
 
     async def _retold(self) -> GapReason | None:
         feed, size = self._feed, self._hub.limits.rows_per_read
+        if feed.has_statuses:
+            return GapReason.OVERFLOW  # what has left it meanwhile, nobody knows
         members = await self._members(is_open=False)
         if members is None or len(members) >= self._hub.limits.feed_runs:
             return GapReason.OVERFLOW
@@ -191,12 +196,18 @@ class _Load:
             return GapReason.RETENTION
         if len(touched) > RESUME_LIMIT:
             return GapReason.OVERFLOW
+        if not cursor.epoch.endswith(await self._read(self._following.recovery())):
+            # Postgres crashed, and the hub has not noticed yet: the cursor may have hidden events.
+            self._is_of_this_life = False
+            return await self._retold() if feed.wants_every else GapReason.OVERFLOW
         feed.is_resumed = True
         size = self._hub.limits.rows_per_read
         ids = list(touched)
         for at in range(0, len(ids), size):
+            part = {id: touched[id] for id in ids[at : at + size]}
+            entered = await self._entered(part)
             async with self._turn():
-                feed.resumed(await self._rows(ids[at : at + size]), touched)
+                feed.resumed(await self._rows(list(part)), part, entered)
                 self._check()
         rest = {each.run_id: each.revision for each in held if each.run_id not in touched}
         ids = list(rest)
@@ -206,6 +217,18 @@ class _Load:
                 self._check()
         feed.complete()
         return None
+
+    async def _entered(self, touched: Mapping[str, Touched]) -> set[str]:
+        """Return those of the runs that were not in the feed before what is news of them."""
+        asked = {
+            run_id: each.first
+            for run_id, each in touched.items()
+            if each.first > 1 and self._feed.may_have_entered(each)
+        }
+        if not asked:
+            return set()
+        before = await self._read(self._following.before(self._environment_id, asked))
+        return {run_id for run_id, then in before.items() if not self._feed.held_then(then)}
 
     def _touched(self, snapshot: str) -> Awaitable[dict[str, Touched]]:
         tags: Sequence[str] = ()

@@ -6,12 +6,14 @@ that no run falls between. Final runs that are written are forgotten beyond a nu
 changes once more simply joins again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
-from runwire.wire import GapReason
-from runwire_engine.followed import FollowedRun, Touched
+import orjson
+
+from runwire.wire import GapReason, JsonObject
+from runwire_engine.followed import Before, FollowedRun, Touched
 from runwire_realtime import messages
 from runwire_realtime.beginnings import beginning
 from runwire_realtime.cursors import FeedCursor
@@ -58,10 +60,12 @@ class FeedMembers:
         self._candidates: set[str] = set()
         # Runs that changed while loading, and how far.
         self._touched: dict[str, int] = {}
-        # Runs that are not members yet and were created since the feed began.
-        self._created: set[str] = set()
-        # The snapshot left out runs that join afterwards.
-        self._has_skipped = False
+        # Runs that are not members yet and were created since the feed began, and how.
+        self._created: dict[str, JsonObject] = {}
+        # Runs that join once the feeds have been resumed that want each revision of them.
+        self._postponed: set[str] = set()
+        # Runs that the snapshot left out and that join afterwards; members, maybe, from before it.
+        self._skipped: set[str] = set()
         # Final members, oldest first.
         self._finals: dict[str, None] = {}
 
@@ -84,9 +88,19 @@ class FeedMembers:
         return self.subscription.mode == "every"
 
     @property
+    def has_statuses(self) -> bool:
+        """Whether runs leave it by what becomes of them."""
+        return isinstance(self.target, RunsTarget) and self.target.statuses is not None
+
+    @property
+    def is_resuming_every(self) -> bool:
+        """Whether it is about to tell each revision since its cursor."""
+        return self.wants_every and self.is_loading and self.subscription.cursor is not None
+
+    @property
     def is_unsettled(self) -> bool:
         """Whether it may lack a run that has entered."""
-        return self.is_loading or bool(self._candidates)
+        return self.is_loading or bool(self._candidates) or bool(self._postponed)
 
     @property
     def is_allowed(self) -> bool:
@@ -102,12 +116,15 @@ class FeedMembers:
         self.members.clear()
         self._candidates.clear()
         self._created.clear()
+        self._postponed.clear()
 
     # Events
 
     def event(self, event: "RunEvent") -> None:
         """Take an event of a run that the feed's target may include."""
         if self.is_loading:
+            if not self._may_be_entered_by(event) and not self._is_left_by(event):
+                return
             before = self._touched.get(event.run_id, 0)
             self._touched[event.run_id] = max(before, event.step.revision)
             self._note_creation(event)
@@ -117,20 +134,22 @@ class FeedMembers:
         elif self._may_be_entered_by(event):
             self._note_creation(event)
             self._consider(event.run_id)
-        elif self.is_resumed:
+        elif self.is_resumed and self._is_left_by(event):
+            # The client may hold it from before.
             self._say_removed(event.run_id)
 
     def _note_creation(self, event: "RunEvent") -> None:
-        if event.step.revision == 1 and self.subscription.streams:
-            self._created.add(event.run_id)
+        if event.step.revision == 1:
+            self._created[event.run_id] = event.step.changes
 
     def _is_left_by(self, event: "RunEvent") -> bool:
         tags, status = event.step.changes.get("tags"), event.step.changes.get("status")
         match self.target:
             case TagsTarget(wanted):
                 return isinstance(tags, list) and not set(wanted) <= set(cast(list[str], tags))
-            case RunsTarget(_, statuses) if statuses is not None:
-                return isinstance(status, str) and status not in statuses
+            case RunsTarget(tasks, statuses) if statuses is not None:
+                is_ours = tasks is None or event.task in tasks
+                return is_ours and isinstance(status, str) and status not in statuses
             case _:
                 return False
 
@@ -155,19 +174,37 @@ class FeedMembers:
         """Decide by its row whether a run joins."""
         self._candidates.discard(run_id)
         if self.is_closed or run is None:
-            self._created.discard(run_id)
+            self._created.pop(run_id, None)
             return
-        is_member, is_included = run_id in self.members, self._includes(run)
-        if is_included and not is_member:
-            self._join(run, is_told=False)
+        is_member, is_included = run_id in self.members, self.includes(run)
+        is_told = is_member and run_id not in self._skipped
+        if is_included and not is_told:
+            if self.follower.is_resuming_every(run, self):
+                self._postponed.add(run_id)
+                return
+            self._join(self._beginning(run, self._created.get(run_id)), is_told=False)
         elif is_member and not is_included:
             self._remove(run_id)
         elif self.is_resumed and not is_included:
             self._say_removed(run_id)
-        self._created.discard(run_id)
+        self._created.pop(run_id, None)
+        self._skipped.discard(run_id)
         self.look_done()
 
-    def _includes(self, run: FollowedRun) -> bool:
+    def recall(self) -> None:
+        """Consider runs again that had to wait for another feed."""
+        postponed, self._postponed = self._postponed, set()
+        for run_id in postponed:
+            self._consider(run_id)
+
+    def _beginning(self, run: FollowedRun, created: JsonObject | None) -> FollowedRun:
+        """Return a run as it began, for who wants each revision and saw it come."""
+        if created is None or not self.follower.wants_every(run):
+            return run
+        return beginning(run, created) or run
+
+    def includes(self, run: FollowedRun) -> bool:
+        """Say whether a run as it is now belongs to the feed."""
         row = run.row
         match self.target:
             case TagsTarget(tags):
@@ -180,6 +217,26 @@ class FeedMembers:
                 )
             case BatchTarget(batch_id):
                 return batch_id in run.batches
+
+    def may_have_entered(self, touched: Touched) -> bool:
+        """Say whether what is news of a run may have brought it into the feed."""
+        match self.target:
+            case TagsTarget():
+                return touched.tagged == touched.first
+            case RunsTarget(_, statuses):
+                return statuses is not None
+            case BatchTarget():
+                return False
+
+    def held_then(self, before: Before) -> bool:
+        """Say whether the feed held a run as it was."""
+        match self.target:
+            case TagsTarget(tags):
+                return set(tags) <= set(before.tags)
+            case RunsTarget(_, statuses):
+                return statuses is None or before.status in statuses
+            case BatchTarget():
+                return True
 
     def _is_recent(self, run: FollowedRun) -> bool:
         return self.since is None or run.row.created_at >= self.since
@@ -264,11 +321,10 @@ class FeedMembers:
     def reload(self) -> None:
         """Read again what the feed holds, from its cursor if it has one."""
         self.close()
-        for known in (self._finals, self.open_runs, self._over, self._touched):
+        for known in (self._finals, self.open_runs, self._over, self._touched, self._skipped):
             known.clear()
         self.version += 1
         self.is_loading, self.is_resumed, self.is_sealed = True, False, False
-        self._has_skipped = False
         self.subscription.stage = Stage.ALLOWED
         self.follower.load(self)
 
@@ -277,7 +333,9 @@ class FeedMembers:
         documents: list[bytes] = []
         size = 0
         for run in runs:
-            if self._would_skip(run):
+            if self._would_skip(run) or self.follower.is_resuming_every(run, self):
+                self._skipped.add(run.row.id)
+                self._touched.setdefault(run.row.id, 0)
                 continue
             self._join(run, is_told=True)
             reader = self.follower.readers.get(run.row.id)
@@ -294,7 +352,7 @@ class FeedMembers:
             self._catch_up(reader.topic)
         # A position from which nothing is missing: not while some are still to join, or while the
         # streams of final runs are still to be read. Then a cursor follows when all is written.
-        is_behind = self._has_skipped or bool(self.subscription.streams)
+        is_behind = bool(self._skipped or self.subscription.streams)
         self._say_page(documents, None if is_behind else cursor, more=more)
 
     def _would_skip(self, run: FollowedRun) -> bool:
@@ -303,11 +361,7 @@ class FeedMembers:
         Such a run joins afterwards, as one that has changed.
         """
         reader = self.follower.readers.get(run.row.id)
-        if reader is None or not reader.is_every or reader.written == run.row.revision:
-            return False
-        self._touched.setdefault(run.row.id, 0)
-        self._has_skipped = True
-        return True
+        return reader is not None and reader.is_every and reader.written != run.row.revision
 
     def _say_page(self, documents: Sequence[bytes], cursor: str | None, *, more: bool) -> None:
         self.follower.outbox.say(messages.snapshot(self.sub, documents, cursor=cursor, more=more))
@@ -316,27 +370,42 @@ class FeedMembers:
         """Note what happened between the reading of a row and now, when it is followed."""
         self.follower.hub.moved_to(topic, self._touched.get(topic.run_id, 0))
 
-    def resumed(self, runs: Sequence[FollowedRun], touched: Mapping[str, Touched]) -> None:
-        """Write runs that changed since the cursor; `touched` says from where on."""
+    def resumed(
+        self,
+        runs: Sequence[FollowedRun],
+        touched: Mapping[str, Touched],
+        entered: Collection[str] = (),
+    ) -> None:
+        """Write runs that changed since the cursor; `touched` says from where on.
+
+        Those `entered` came into the feed after it, though they were there: their client may have
+        nothing of them.
+        """
         for run in runs:
             if self._would_skip(run):
+                self._touched.setdefault(run.row.id, 0)
                 continue
-            if self._includes(run):
-                self._resume(run, touched[run.row.id])
+            if self.includes(run):
+                self._resume(run, touched[run.row.id], has_entered=run.row.id in entered)
             elif run.row.id not in self.members:
                 self._say_removed(run.row.id)
 
-    def _resume(self, run: FollowedRun, touched: Touched) -> None:
+    def _resume(self, run: FollowedRun, touched: Touched, *, has_entered: bool) -> None:
         was_member = run.row.id in self.members
         self._join(run, is_told=True, is_news=touched.first == 1 and not was_member)
         reader = self.follower.readers.get(run.row.id)
         if reader is None or not self.is_loading:
             return
         if not reader.is_written:
-            if self.wants_every and touched.first > 1:
-                reader.holds(touched.first - 1)
+            # Also where another feed wants it that is still to be resumed.
+            if self.follower.wants_every(run):
+                reader.expect_every()
+            if reader.is_every and touched.first > 1 and not has_entered:
+                reader.resumes(touched.first - 1)
             else:
-                whole = self._where_to_begin(run, touched)
+                created = touched.created
+                then: JsonObject | None = orjson.loads(created)["set"] if created else None
+                whole = self._beginning(run, then)
                 document = reader.topic.document(whole, reader.view)
                 self.follower.outbox.say(messages.run(document))
                 reader.holds(whole.row.revision)
@@ -345,27 +414,19 @@ class FeedMembers:
         self._catch_up(reader.topic)
         reader.moved()
 
-    def _where_to_begin(self, run: FollowedRun, touched: Touched) -> FollowedRun:
-        """Return a run that is news as it is; as it began for one who wants each revision.
-
-        The client may have been told of some of them after its cursor.
-        """
-        if not self.wants_every or touched.created is None:
-            return run
-        return beginning(run, touched.created) or run
-
     def held(self, runs: Sequence[FollowedRun], revisions: Mapping[str, int]) -> None:
-        """Follow runs that the client holds, at these revisions; their rows may be news by now."""
+        """Follow runs that the client holds, at these revisions."""
         for run in runs:
             # Its row is about to say whether the client must be told.
             is_open = run.row.id in self._candidates or run.row.id in self._touched
-            if run.row.id in self.members or is_open or not self._includes(run):
+            if run.row.id in self.members or is_open or not self.includes(run):
                 continue
             if self._would_skip(run):
+                self._touched.setdefault(run.row.id, 0)
                 continue
             self._join(run, is_told=True)
             reader = self.follower.reader(run.row.id)
-            reader.holds(revisions[run.row.id])
+            reader.resumes(revisions[run.row.id])
             self.follower.hub.moved_to(reader.topic, run.row.revision)
             self._catch_up(reader.topic)
 
@@ -380,6 +441,7 @@ class FeedMembers:
         for run_id in touched:
             # A member may have left meanwhile, anybody else may have entered.
             self._consider(run_id)
+        self.follower.recall()
         self.look_done()
 
     # Batches

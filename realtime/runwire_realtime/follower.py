@@ -79,6 +79,7 @@ class Follower:
         if feed is not None:
             self.hub.remove_feed(feed)
             feed.close()
+            self.recall()
             return
         reader = self.readers.get(getattr(subscription.target, "run_id", ""))
         if reader is not None:
@@ -108,6 +109,31 @@ class Follower:
         if reader is not None:
             reader.refetch()
         return reader is not None
+
+    def wants_every(self, run: FollowedRun) -> bool:
+        """Say whether somebody here wants each revision of a run, or will once it is loaded."""
+        return any(
+            each.mode == "every" and self._may_include(each, run)
+            for each in self.subscriptions.values()
+        )
+
+    def is_resuming_every(self, run: FollowedRun, feed: FeedMembers) -> bool:
+        """Say whether another feed is about to tell each revision since a cursor."""
+        return any(
+            each is not feed and each.is_resuming_every and each.includes(run)
+            for each in self.feeds.values()
+        )
+
+    def _may_include(self, subscription: Subscription, run: FollowedRun) -> bool:
+        feed = self.feeds.get(subscription.sub)
+        if feed is not None:
+            return feed.includes(run)
+        return getattr(subscription.target, "run_id", None) == run.row.id
+
+    def recall(self) -> None:
+        """Let feeds consider again what had to wait for another one."""
+        for feed in self.feeds.values():
+            feed.recall()
 
     def final_written(self, subscription: Subscription, run_id: str) -> None:
         """Note that a feed's run was written to its end."""

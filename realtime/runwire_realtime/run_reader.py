@@ -45,6 +45,10 @@ class RunReader:
         self._joined: dict[Subscription, bool] = {}
         # The changes are not at hand, or larger than the run: it is sent whole.
         self._needs_whole = False
+        # The client holds the run, but not all that it may see by now.
+        self._has_widened = False
+        # A feed that is still to be resumed will want each revision.
+        self._expects_every = False
         self._row: FollowedRun | None = None
         # Changes read from the log, for the mode `every`.
         self._steps: deque[Step] = deque()
@@ -103,12 +107,17 @@ class RunReader:
     def _look(self) -> None:
         """Decide anew what of the run is shown, and how."""
         followers = list(self.subscriptions.values())
+        shown = self.view if self.written else None
         self.view = view_of(
             self._follower.grant.visibility(),
             [each.fields for each in followers],
             is_feed=all(each.is_feed for each in followers),
         )
-        self.is_every = any(each.mode == "every" for each in followers)
+        wants_every = any(each.mode == "every" for each in followers)
+        self._expects_every = self._expects_every and not wants_every
+        self.is_every = wants_every or self._expects_every
+        if shown is not None and not shown.covers(self.view):
+            self._has_widened = True
 
     @property
     def is_written(self) -> bool:
@@ -127,8 +136,18 @@ class RunReader:
 
     def holds(self, revision: int) -> None:
         """Note that the client was given the run whole at a revision, by other means."""
+        if revision >= self.written:
+            self._needs_whole = self._has_widened = False
         self.written = max(self.written, revision)
-        self._needs_whole = False
+
+    def resumes(self, revision: int) -> None:
+        """Note at which revision the client held the run when it came."""
+        self.written = max(self.written, revision)
+
+    def expect_every(self) -> None:
+        """Skip no revision: a feed that is still to be resumed wants each."""
+        self._expects_every = True
+        self._look()
 
     def refetch(self) -> None:
         """Send the whole run again."""
@@ -225,7 +244,13 @@ class RunReader:
 
     @property
     def _is_settled(self) -> bool:
-        is_waiting = self._openings or self._needs_whole or self._joined or self._is_blocked
+        is_waiting = (
+            self._openings
+            or self._needs_whole
+            or self._has_widened
+            or self._joined
+            or self._is_blocked
+        )
         return not is_waiting and 0 < self.written >= self.topic.revision
 
     def _next(self) -> bytes | None:
@@ -235,7 +260,7 @@ class RunReader:
             message = self._from_row(self._row)
             if message is not None:
                 return message
-        if self._openings or self._needs_whole or self.written == 0:
+        if self._openings or self._needs_whole or self._has_widened or self.written == 0:
             if self._row is None and not self._is_blocked:
                 self._want_row()
             return None
@@ -289,7 +314,7 @@ class RunReader:
         if is_stale or self._is_blocked:
             self._drop_row()
             return None
-        self._resume_openings(revision)
+        self._resume_openings(run)
         if self.is_every and 0 < self.written < revision and not self._needs_whole:
             # First every change up to here, then what was to be said about it.
             change = self._change(revision)
@@ -297,23 +322,26 @@ class RunReader:
                 return change
         document = self.topic.document(run, self.view)
         parts = self._opened(revision, document)
-        if self._needs_whole or self.written == 0:
+        if self._needs_whole or self._has_widened or self.written == 0:
             parts.insert(0, messages.run(document))
             self.holds(revision)
         parts += self._announced()
         self._drop_row()
         return self._with_live(parts)
 
-    def _resume_openings(self, revision: int) -> None:
+    def _resume_openings(self, run: FollowedRun) -> None:
         """Go on with the subscriptions whose clients hold the run as of a cursor."""
+        revision = run.row.revision
         for subscription in list(self._openings):
             cursor = subscription.cursor
             if subscription.stage is not Stage.ALLOWED or not isinstance(cursor, RunCursor):
                 continue
             if self._gap_of(cursor, revision) is None:
-                is_exact = cursor.revision == revision or subscription.mode == "every"
+                is_exact = cursor.revision == revision or self._follower.wants_every(run)
                 if self.written == 0 and is_exact:
                     self.written = cursor.revision
+                    if cursor.revision < revision:
+                        self.expect_every()
                 subscription.live_at = max(revision, self.written)
                 subscription.stage = Stage.LIVE
                 self._openings.remove(subscription)

@@ -44,6 +44,17 @@ class View:
             return False
         return self.fields is None or field in self.fields or field in NEVER_SKIPPED
 
+    def covers(self, other: "View") -> bool:
+        """Say whether it shows all that another one shows."""
+        has_fields = self.fields is None or (
+            other.fields is not None and other.fields <= self.fields
+        )
+        return (
+            has_fields
+            and self.is_internal >= other.is_internal
+            and (self.value_limit >= other.value_limit)
+        )
+
 
 def view_of(
     visibility: Visibility, asked: Iterable[frozenset[str] | None], *, is_feed: bool

@@ -1,6 +1,7 @@
 """The websocket as a client sees it: a real server, a real database, raw messages."""
 
 import time
+from typing import Any
 
 import anyio
 import orjson
@@ -375,6 +376,87 @@ async def test_a_resumed_feed_tells_every_revision_of_a_run_created_since(stage:
     assert "output" not in first and "startedAt" not in first and "metadata" not in first
     assert [patch["revision"] for patch in of_type(told, "patch")] == [2, 3, 4]
     assert applied(first, told[told.index(of_type(told, "run")[0]) + 1 :])["status"] == "COMPLETED"
+
+
+async def test_a_run_that_entered_a_resumed_feed_by_its_tag_comes_whole(stage: Stage) -> None:
+    run_id = await stage.trigger("other")
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["sea"]}, mode="every")
+        cursor = of_type(await socket.until("live"), "snapshot")[0]["cursor"]
+    await _tag(stage, run_id, "sea")
+    await _tag(stage, run_id, "more")
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["sea"]}, mode="every", cursor=cursor)
+        told = await socket.until("live")
+    assert [m["type"] for m in told[:2]] == ["run", "joined"]
+    assert told[0]["run"]["tags"] == ["other", "sea", "more"]
+
+
+async def test_a_resumed_feed_says_nothing_of_runs_that_it_never_held(stage: Stage) -> None:
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"runs": {"task": ["another"]}})
+        cursor = of_type(await socket.until("live"), "snapshot")[0]["cursor"]
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"runs": {"task": ["another"]}}, cursor=cursor)
+        await socket.until("live")
+        run_id = await stage.trigger("sea")
+        await stage.complete(run_id, await stage.start(run_id))
+        await socket.subscribe("b", {"run": run_id})
+        assert not of_type(await socket.until("done", sub="b"), "removed")
+
+
+async def test_every_beats_latest_on_a_resume_too(stage: Stage) -> None:
+    run_id = await stage.trigger("sea")
+    asked: list[tuple[str, dict[str, Any], str]] = [
+        ("a", {"runs": {}}, "latest"),
+        ("b", {"tags": ["sea"]}, "every"),
+    ]
+    async with open_socket(stage.url, stage.key) as socket:
+        cursors: dict[str, Json] = {}
+        for sub, to, mode in asked:
+            await socket.subscribe(sub, to, mode=mode)
+            cursors[sub] = of_type(await socket.until("live"), "snapshot")[0]["cursor"]
+    execution = await stage.start(run_id)
+    for number in range(3):
+        await stage.set_metadata(run_id, execution, step=number)
+    async with open_socket(stage.url, stage.key) as socket:
+        for sub, to, mode in asked:
+            await socket.subscribe(sub, to, mode=mode, cursor=cursors[sub])
+        told = await socket.until("patch", revision=5)
+    assert not of_type(told, "run")
+    assert [patch["revision"] for patch in of_type(told, "patch")] == [2, 3, 4, 5]
+
+
+async def test_every_tells_a_run_from_its_creation_on(stage: Stage) -> None:
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["sea"]}, mode="every")
+        await socket.until("live")
+        run_id = await stage.trigger("sea")
+        execution = await stage.start(run_id)
+        await stage.complete(run_id, execution)
+        told = await socket.until("patch", revision=3)
+    first = of_type(told, "run")[0]["run"]
+    assert (first["id"], first["revision"], first["status"]) == (run_id, 1, "QUEUED")
+    assert [patch["revision"] for patch in of_type(told, "patch")] == [2, 3]
+
+
+async def test_a_subscription_that_wants_more_fields_gets_them(stage: Stage) -> None:
+    run_id = await stage.trigger("sea")
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"runs": {}}, fields=["queue"])
+        await socket.until("live")
+        await socket.subscribe("b", {"tags": ["late"]})
+        await socket.until("live", sub="b")
+        await _tag(stage, run_id, "late")
+        told = await socket.until("joined", sub="b", run=run_id)
+    whole = of_type(told, "run")[-1]["run"]
+    assert whole["tags"] == ["sea", "late"] and whole["payload"] == {"topic": "sea"}
+
+
+async def _tag(stage: Stage, run_id: str, tag: str) -> None:
+    async with stage.server.client() as http:
+        answer = await http.post(f"/api/v1/runs/{run_id}/tags", json={"tags": tag})
+        assert answer.status_code == 200, answer.text
 
 
 async def test_cursors_are_handed_out_once_everything_is_written(stage: Stage) -> None:

@@ -117,7 +117,8 @@ class World:
     def create(self, run_id: str, tags: tuple[str, ...] = ()) -> None:
         self.rows[run_id] = new_row(run_id, tags)
         self.history[run_id] = []
-        self._log(run_id, {})
+        then = {"status": "QUEUED", "tags": list(tags), "queuedAt": wire_time(_BEGAN)}
+        self._log(run_id, {"set": then})
 
     def change(
         self,
@@ -326,6 +327,10 @@ class World:
                 run.history_read(after, steps)
 
         return answer
+
+    def take_load(self) -> FeedMembers:
+        """Return the feed that asked last, for a test to answer."""
+        return self._loads.pop()
 
     def load(self) -> None:
         """Read the snapshots of feeds that have just begun, or what they missed."""

@@ -58,15 +58,16 @@ select r.id, r.finished_at is not null as is_final, r.revision
 
 -- touched --
 -- The runs whose events became visible since a snapshot, of those that a feed may hold, the first
--- revision of each that did, and how it was created when that is among them. Tags of an event are
--- those before and after it.
+-- revision of each that did, the first that changed its tags, and how it was created when that is
+-- among them. Tags of an event are those before and after it.
 select e.run_id, min(e.revision) as first,
+       min(e.revision) filter (where e.type = 'tags') as tagged,
        min(e.delta) filter (where e.revision = 1) as created
-  from (select environment_id, run_id, revision, tags, task, delta
+  from (select environment_id, run_id, revision, type, tags, task, delta
           from runwire.run_events
          where txid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
          union all
-        select environment_id, run_id, revision, tags, task, delta
+        select environment_id, run_id, revision, type, tags, task, delta
           from runwire.run_events
          where txid = any (array(select pg_snapshot_xip(%(snapshot)s::pg_snapshot)))
        ) as e
@@ -80,6 +81,24 @@ select e.run_id, min(e.revision) as first,
  group by e.run_id
  order by e.run_id
  limit %(limit)s;
+
+-- before --
+-- The tags and the status of runs as they were before a revision of each.
+select w.run_id,
+       (select e.delta::json #> '{set,tags}'
+          from runwire.run_events e
+         where e.bucket = r.bucket and e.environment_id = r.environment_id and e.run_id = r.id
+           and e.revision < w.revision and e.type in ('created', 'tags')
+         order by e.revision desc
+         limit 1) as tags,
+       (select e.delta::json #>> '{set,status}'
+          from runwire.run_events e
+         where e.bucket = r.bucket and e.environment_id = r.environment_id and e.run_id = r.id
+           and e.revision < w.revision and e.delta::json #>> '{set,status}' is not null
+         order by e.revision desc
+         limit 1) as status
+  from unnest(%(ids)s::text[], %(revisions)s::bigint[]) as w (run_id, revision)
+  join runwire.runs r on r.environment_id = %(environment_id)s and r.id = w.run_id;
 
 -- creations --
 -- How runs were created.
