@@ -1,4 +1,4 @@
-# setup · run · test · check · bench · faults — `make help` says what each does.
+# setup · run · test · check · bench · faults · autobahn — `make help` says what each does.
 #
 # Everything is installed into the checkout: Python packages in .venv, npm packages in
 # clients/typescript/node_modules, a browser for tests in .runwire/browser where there is none.
@@ -33,7 +33,7 @@ export CHROMIUM
 SOURCES := $(shell find $(TYPESCRIPT) -name node_modules -prune -o -name dist -prune -o -type f -print 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check bench faults wire lock clean
+.PHONY: help setup run test check bench faults autobahn wire lock clean
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
 faults: setup ## Only the tests that kill and stall real processes, the longest one made longer
 	RUNWIRE_SURVIVAL_RUNS=1000 RUNWIRE_SURVIVAL_ROUNDS=5 $(BIN)/python -m pytest -m faults
 
+autobahn: setup ## All cases of Autobahn|Testsuite on server and Python client; needs a Python 2.7
+	$(BIN)/python -m tests.autobahn
+
 wire: $(PYTHON_READY) ## Write the TypeScript constants of the wire from the Python ones
 	$(BIN)/python $(TYPESCRIPT)/codes.py
 
@@ -72,7 +75,7 @@ lock: $(PYTHON_READY) ## Resolve the Python dependencies anew: LOCK_FLAGS=--upgr
 
 clean: ## Remove what setup and the tests made; the data of `make run` stays
 	rm -rf .venv $(TYPESCRIPT)/node_modules $(PEERS)/node_modules $(dir $(DASHBOARD))
-	rm -rf .runwire/browser .runwire/cache .runwire/test-postgres
+	rm -rf .runwire/autobahn .runwire/browser .runwire/cache .runwire/test-postgres
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet $(LOCK_FLAGS)
