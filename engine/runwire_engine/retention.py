@@ -17,8 +17,9 @@ from runwire_engine.errors import DatabaseUnavailableError, LockHeldError, State
 
 logger = logging.getLogger("runwire.retention")
 
-# Deleted by one transaction, so that none of them is long.
+# Deleted by one transaction, so that none of them is long; and how many of those in one pass.
 _RUNS_AT_ONCE: Final = 500
+_ROUNDS: Final = 20
 _BATCHES_AT_ONCE: Final = 5_000
 
 
@@ -45,7 +46,7 @@ class Retention:
             if await self._is_kept(day):
                 continue
             try:
-                row = await self._database.one("retention.close_day", {"day": day, **self._spans})
+                row = await self._patiently("retention.close_day", {"day": day, **self._spans})
             except (LockHeldError, StatementError) as error:
                 logger.info("%s is not closed yet: %s", day, error)
                 continue
@@ -59,10 +60,16 @@ class Retention:
             if row is not None and row["keeps"]:
                 self._kept[day] = known
                 return True
-        keeper = await self._database.one("retention.keeper", {"day": day, **self._spans})
+        keeper = await self._patiently("retention.keeper", {"day": day, **self._spans})
         if keeper is not None:
             self._kept[day] = keeper
         return keeper is not None
+
+    async def _patiently(self, name: str, parameters: Row) -> Row | None:
+        """Run a statement that may have to look at every run of a day."""
+        async with self._database.transaction() as tx:
+            await tx.run("retention.take_time")
+            return await tx.one(name, parameters)
 
     async def drop_days(self) -> None:
         """Take the partitions of closed days out of the logs, and drop them."""
@@ -86,10 +93,14 @@ class Retention:
 
     async def delete_runs(self) -> bool:
         """Delete the oldest runs that have no history any more; say whether there are others."""
+        rounds = 0
         for row in await self._database.all("retention.days_to_empty", self._spans):
-            found = await self._database.retrying(partial(self._delete, row["day"]))
-            if found == _RUNS_AT_ONCE:
-                return True
+            found = _RUNS_AT_ONCE
+            while found == _RUNS_AT_ONCE:
+                if rounds == _ROUNDS:
+                    return True
+                rounds += 1
+                found = await self._database.retrying(partial(self._delete, row["day"]))
             if found:
                 logger.info("deleted the runs of %s", row["day"])
             if await self._database.run("retention.note_emptied", {"day": row["day"]}):

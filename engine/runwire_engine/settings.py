@@ -91,5 +91,5 @@ class EngineSettings(BaseSettings):
     @model_validator(mode="after")
     def _kept_in_order(self) -> Self:
         if self.run_retention < self.retention:
-            raise ValueError("run_retention is less than retention")
+            raise ValueError("RUNWIRE_RUN_RETENTION is less than RUNWIRE_RETENTION")
         return self

@@ -155,12 +155,16 @@ async def test_a_read_of_one_runs_events_touches_one_partition(
 async def test_the_epoch_stands_still_and_moves_with_the_generation(
     connection: Connection, database_url: str
 ) -> None:
-    epoch = await one(connection, "select runwire.epoch_v1()")
+    epoch = await one(connection, "select runwire.epoch_v2()")
     async with await psycopg.AsyncConnection.connect(database_url) as other:
-        assert await one(other, "select runwire.epoch_v1()") == epoch
+        assert await one(other, "select runwire.epoch_v2()") == epoch
 
     await connection.execute("update runwire.generations set generation = gen_random_uuid()")
-    assert await one(connection, "select runwire.epoch_v1()") != epoch
+    assert await one(connection, "select runwire.epoch_v2()") != epoch
+
+
+async def test_old_and_new_processes_agree_on_the_epoch(connection: Connection) -> None:
+    assert await one(connection, "select runwire.epoch_v1() = runwire.epoch_v2()")
 
 
 async def test_another_database_has_another_epoch(
@@ -170,8 +174,8 @@ async def test_another_database_has_another_epoch(
     copy = postgres.create_database()
     try:
         async with await psycopg.AsyncConnection.connect(copy) as other:
-            assert await one(other, "select runwire.epoch_v1()") != await one(
-                connection, "select runwire.epoch_v1()"
+            assert await one(other, "select runwire.epoch_v2()") != await one(
+                connection, "select runwire.epoch_v2()"
             )
     finally:
         postgres.drop_database(copy)

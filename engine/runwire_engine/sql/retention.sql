@@ -1,5 +1,9 @@
 -- What is kept for how long: days of history, and the runs themselves.
 
+-- take_time --
+-- Gives this transaction more time for a statement than those of the hot path have.
+set local statement_timeout = '60s';
+
 -- old_days --
 -- Days that are old enough to be closed, and are not, oldest first.
 select to_date(right(c.relname, 8), 'YYYYMMDD') as day
