@@ -8,7 +8,7 @@ caller may see is decided by its credential alone.
 import secrets
 import time
 
-from runwire_engine.id_days import DIGITS, RANDOM_CHARACTERS, TIME_CHARACTERS
+from runwire_engine.id_format import RANDOM_BITS, spelled
 
 
 def new_run_id() -> str:
@@ -27,10 +27,4 @@ def new_worker_id() -> str:
 
 
 def _fresh() -> str:
-    milliseconds = time.time_ns() // 1_000_000
-    random = secrets.randbits(5 * RANDOM_CHARACTERS)
-    return _base32(milliseconds, TIME_CHARACTERS) + _base32(random, RANDOM_CHARACTERS)
-
-
-def _base32(number: int, characters: int) -> str:
-    return "".join(DIGITS[(number >> (5 * place)) & 31] for place in range(characters - 1, -1, -1))
+    return spelled(time.time_ns() // 1_000_000, secrets.randbits(RANDOM_BITS))

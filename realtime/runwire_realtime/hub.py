@@ -14,7 +14,7 @@ from typing import TypeVar
 from runwire.wire import CloseCode
 from runwire_engine.bells import ChunkRow, StreamMoved
 from runwire_engine.followed import FollowedRun, StreamHead
-from runwire_engine.id_days import day_of
+from runwire_engine.id_format import day_of
 from runwire_realtime import messages
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.follower import Follower

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier, Literal
 
 from runwire.wire import JsonObject
-from runwire_engine.id_days import day_of
+from runwire_engine.id_format import day_of
 from runwire_engine.ids import new_run_id
 from runwire_engine.retention import Retention
 from runwire_realtime.limits import HubLimits
