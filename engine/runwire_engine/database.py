@@ -54,7 +54,7 @@ _TRIES: Final = 5
 _COMMIT_PAUSE: Final = 0.1
 # How long a write that was refused for want of disk space is news: whoever has something to write
 # tries again every two seconds, so that it stays news for as long as it matters.
-_REFUSED_SECONDS: Final = 10.0
+_REFUSED_SECONDS: Final = 5.0
 # The first that has transaction_timeout.
 _BOUNDS_TRANSACTIONS: Final = 170_000
 # How often somebody who waits for a connection asks the pool again: the pool itself doubles its

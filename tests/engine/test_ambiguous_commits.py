@@ -7,7 +7,7 @@ still at it, so that whoever looks finds nothing yet.
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import anyio
 import orjson
@@ -58,7 +58,7 @@ class Lossy:
         self.proxy = proxy
 
     async def lose(
-        self, way: Way, table: str, work: Callable[[], Coroutine[None, None, None]]
+        self, way: Way, table: str, work: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
         """Do work that writes to a table, and lose what its COMMIT is answered."""
         if way != "still committing":

@@ -15,8 +15,7 @@ import psycopg
 import pytest
 
 from runwire._async import AsyncRunwire
-from runwire_engine import changes
-from runwire_engine.statements import statement
+from runwire_engine import changes, statements
 from tests.support.engines import query
 from tests.support.history import ClientLog, check, read_ledger
 from tests.support.postgres import opened_database
@@ -130,7 +129,7 @@ async def test_more_changes_at_once_than_a_tail_reads_reach_everybody(
 async def test_a_tail_that_takes_too_long_is_made_up_for(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, slow = statement, [True]
+    original, slow = statements.statement, [True]
 
     def lookup(name: str) -> str:
         if name == "changes.tail" and slow:

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import httpx
+import psycopg
 import pytest
 
 from runwire_realtime.logs import RedactingFormatter
@@ -243,3 +244,23 @@ async def test_without_its_database_it_is_healthy_but_not_ready(database_url: st
         answer = await http.get("/api/v1/runs")
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert answer.headers["retry-after"]
+
+
+async def test_every_session_with_postgres_is_bounded_in_time(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: dict[str, str] = {}
+    connect = psycopg.AsyncConnection.connect
+
+    async def recorded(*where: Any, **how: Any) -> Any:
+        sessions[how["application_name"]] = how.get("options", "")
+        return await connect(*where, **how)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", recorded)
+    async with running_realtime(database_url) as server, server.client() as http:
+        await _readiness(http, notifications="listening")
+        assert (await http.get("/api/v1/runs")).status_code == 200
+    assert sessions.keys() >= {"runwire", "runwire-bell", "runwire-listen", "runwire-ping"}
+    for name, options in sessions.items():
+        for bound in ("statement", "lock", "idle_in_transaction_session"):
+            assert f"-c {bound}_timeout=" in options, name
