@@ -38,12 +38,15 @@ _SETTLE_SECONDS: Final = 2.0
 class Feed:
     """One process's ear at the database."""
 
-    def __init__(self, hub: Hub, reads: Reads, database: Database, *, listen_dsn: str) -> None:
+    def __init__(
+        self, hub: Hub, reads: Reads, database: Database, *, listen_dsn: str | None = None
+    ) -> None:
+        """Listen at the database's own address, unless another is given."""
         self._hub = hub
         self._reads = reads
         self._database = database
-        self._bells = Listener(listen_dsn)
-        self._listen_dsn = listen_dsn
+        self._listen_dsn = listen_dsn or database.dsn
+        self._bells = Listener(self._listen_dsn)
         self._following = Following(database)
         self._tail = Tail(database)
         self._tail_wanted = anyio.Event()

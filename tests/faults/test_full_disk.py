@@ -12,6 +12,8 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.sql import SQL, Identifier
 
 from runwire_engine.embedded import EmbeddedPostgres
 from runwire_engine.errors import DiskFullError, EmbeddedPostgresError, ReadOnlyError
@@ -37,6 +39,9 @@ end $$;
 create trigger no_room before insert on runwire.stream_chunks
     for each statement execute function no_room()
 """
+
+_READ_ONLY = SQL("alter database {} set default_transaction_read_only = on")
+_WRITABLE = SQL("alter database {} reset default_transaction_read_only")
 
 
 async def readiness(stage: Stage) -> dict[str, Any]:
@@ -84,13 +89,10 @@ async def test_a_chunk_that_finds_no_room_fails_with_the_reason_and_the_rest_goe
 async def test_a_database_set_to_read_only_is_told_and_can_be_read(database_url: str) -> None:
     async with open_stage(database_url) as stage:
         run_id = await stage.trigger("t")
-        name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
-        await query(
-            stage.engine.database,
-            f"alter database {name} set default_transaction_read_only = on",
-        )
+        name = Identifier(str(conninfo_to_dict(database_url)["dbname"]))
         # As a managed service does it: every session begins anew.
         async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as admin:
+            await admin.execute(_READ_ONLY.format(name))
             await admin.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity"
                 " where datname = current_database() and pid <> pg_backend_pid()"
@@ -106,8 +108,7 @@ async def test_a_database_set_to_read_only_is_told_and_can_be_read(database_url:
             async with open_socket(stage.url, stage.key) as socket:
                 await socket.subscribe("a", {"run": run_id})
                 await socket.until("live")
-                await admin.execute("set default_transaction_read_only = off")
-                await admin.execute(f"alter database {name} reset default_transaction_read_only")
+                await admin.execute(_WRITABLE.format(name))
                 await admin.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity"
                     " where datname = current_database() and pid <> pg_backend_pid()"
