@@ -153,6 +153,8 @@ class Connection:
             token = self.subscriber.receive(frame, time.monotonic())
             if token is not None:
                 await self.authenticate(token)
+            # One message a turn: a burst of one client is not everybody's.
+            await asyncio.sleep(0)
 
     async def _write(self, send: Send, *, ends_when_done: bool) -> Closing:
         while True:

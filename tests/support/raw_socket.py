@@ -53,16 +53,13 @@ class RawSocket:
         await self.stream.send(data)
 
     async def close_code(self) -> int | None:
-        """Read to the end and return the code of the close frame; None: there was none."""
-        code: int | None = None
+        """Read until the close frame and return its code; None: there was none."""
         with anyio.fail_after(WAIT):
-            while True:
-                found = await self._frame()
-                if found is None:
-                    return code
+            while (found := await self._frame()) is not None:
                 opcode, payload = found
                 if opcode == CLOSE and len(payload) >= 2:
-                    code = int(struct.unpack("!H", payload[:2])[0])
+                    return int(struct.unpack("!H", payload[:2])[0])
+        return None
 
     async def next(self) -> bytes | None:
         """Return the payload of the next text frame; None: there is none."""
@@ -116,7 +113,5 @@ async def raw_socket(url: str, *headers: str) -> AsyncGenerator[RawSocket]:
             while not answer.endswith(b"\r\n\r\n"):
                 answer += await stream.receive(1)
         assert answer.startswith(b"HTTP/1.1 101"), answer
-        socket = RawSocket(stream)
-        socket_answer = answer.lower()
-        assert b"permessage-deflate" not in socket_answer
-        yield socket
+        assert b"permessage-deflate" not in answer.lower()
+        yield RawSocket(stream)

@@ -1,17 +1,24 @@
 """A server, and runs that a test moves by hand."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
 
 from runwire_engine.catalogue import TaskAnnouncement
+from runwire_engine.engine import Engine, open_engine
+from runwire_engine.environments import Environments
 from runwire_engine.outcomes import Completed
 from runwire_engine.run_metadata import MetadataWrite
 from runwire_engine.runs import NewRun
+from runwire_engine.settings import EngineSettings
 from runwire_engine.streams import Append
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.parts import server_on
+from tests.support.processes import Process, free_port
+from tests.support.server import SECRET, TestRealtime, running_realtime
 
 
 class Stage:
@@ -55,3 +62,39 @@ async def open_stage(dsn: str, **settings: Any) -> AsyncGenerator[Stage]:
         await stage.engine.catalogue.announce(stage.env, [announcement])
         await stage.engine.workers.register(stage.env, "w1")
         yield stage
+
+
+class Outside(Stage):
+    """The same, with the server as a process of its own, so that it can be measured."""
+
+    def __init__(self, url: str, key: str, engine: Engine, env: int, process: Process) -> None:
+        self.url, self.key = url, key
+        self.engine = engine
+        self.env = env
+        self.process = process
+
+    def memory(self) -> int:
+        """Return the server's resident memory, in bytes."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self) -> int:
+        """Return how many descriptors the server has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+@asynccontextmanager
+async def open_outside(dsn: str, **environment: object) -> AsyncGenerator[Outside]:
+    """Run `runwire server` with settings by their names, and an engine beside it."""
+    port = free_port()
+    given = {f"RUNWIRE_{name.upper()}": str(value) for name, value in environment.items()}
+    async with (
+        server_on(dsn, port, SECRET, given) as process,
+        open_engine(EngineSettings(database_url=dsn, pool_size=4)) as engine,
+    ):
+        environments = Environments(engine.database)
+        env = await environments.ensure("dev")
+        key = await environments.create_key(env, "tests")
+        await engine.catalogue.announce(env, [TaskAnnouncement(id="task", queue="task/task")])
+        await engine.workers.register(env, "w1")
+        yield Outside(f"http://127.0.0.1:{port}", key, engine, env, process)
