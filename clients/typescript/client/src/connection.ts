@@ -188,9 +188,14 @@ const fail = (error: RunwireError, actions: Action[] = []): Step => ({
 
 const givenUp = (awaySince: number, at: Circumstances): Step | null => {
   if (at.now - awaySince < at.patience) return null;
-  const after = at.patience / 1000;
-  return fail(new UnreachableError(`the server could not be reached for ${after} s`, { after }));
+  return fail(unreachable(at.patience));
 };
+
+/** The error for a server that stayed away so many milliseconds. */
+export function unreachable(patience: number): UnreachableError {
+  const after = patience / 1000;
+  return new UnreachableError(`the server could not be reached for ${after} s`, { after });
+}
 
 const within = (ms: number, awaySince: number, at: Circumstances): { deadline: number } => ({
   deadline: Math.min(at.now + ms, awaySince + at.patience),

@@ -32,12 +32,23 @@ export interface Verdict {
   readonly refetch?: string;
   /** The server broke a promise: hang up and resume. */
   readonly isBroken?: boolean;
+  /** Something could not be taken for now, for the so-manieth time (from 0): ask again later. */
+  readonly again?: number;
 }
 
 interface Follower {
   readonly updates: Updates;
   state: subscription.Subscription;
+  /** How often in a row the server could not take it, and since when. */
+  refused: { times: number; since: number } | null;
 }
+
+/** What the server cannot do now it may do later. */
+const PASSING: ReadonlySet<string> = new Set([
+  ErrorCode.UNAVAILABLE,
+  ErrorCode.INTERNAL,
+  ErrorCode.RATE_LIMITED,
+]);
 
 const NOTHING: Verdict = {};
 
@@ -62,7 +73,7 @@ export class Followers {
   }
 
   add(plan: subscription.Plan, updates: Updates): void {
-    this.#followers.set(plan.sub, { updates, state: subscription.begin(plan) });
+    this.#followers.set(plan.sub, { updates, state: subscription.begin(plan), refused: null });
   }
 
   /** Returns whether the server knows of it. */
@@ -134,7 +145,16 @@ export class Followers {
     }
   }
 
-  receive(message: FollowersMessage): Verdict {
+  /** End those that the server could not take since that time or longer. */
+  giveUp(since: number, error: RunwireError): void {
+    for (const follower of this.#all()) {
+      if (!follower.refused || follower.refused.since > since) continue;
+      this.#drop(follower);
+      follower.updates.finish(error);
+    }
+  }
+
+  receive(message: FollowersMessage, now: number): Verdict {
     switch (message.type) {
       case "run":
         return this.#put(message.run);
@@ -149,7 +169,7 @@ export class Followers {
       case "state":
         return this.#turn(message.state === "stale");
       case "error":
-        return this.#refused(message);
+        return this.#refused(message, now);
       case "snapshot":
       case "live":
       case "joined":
@@ -222,8 +242,9 @@ export class Followers {
     }
     this.#take(
       follower,
-      subscription.receive(follower.state, message, (id) => this.#runs.get(id)),
+      subscription.receive(follower.state, message, (id) => this.#runs.get(id), this.#isStale),
     );
+    if (message.type === "live") follower.refused = null;
     if (message.type === "joined" && !this.#runs.get(message.run)) return { refetch: message.run };
     if (message.type === "removed") this.#runs.keep((id) => this.#isFollowed(id));
     if (message.type === "done") {
@@ -233,10 +254,16 @@ export class Followers {
     return NOTHING;
   }
 
-  #refused({ sub, code, message }: ErrorMessage): Verdict {
+  #refused({ sub, code, message }: ErrorMessage, now: number): Verdict {
     const follower = sub === undefined ? undefined : this.#followers.get(sub);
     // Without a subscription it is about something that was not understood: the socket lives on.
     if (!follower) return NOTHING;
+    if (PASSING.has(code)) {
+      const { times, since } = follower.refused ?? { times: 0, since: now };
+      follower.refused = { times: times + 1, since };
+      this.#take(follower, subscription.lose(follower.state));
+      return { again: times };
+    }
     this.#drop(follower);
     follower.updates.finish(subscriptionError(code, message));
     return NOTHING;

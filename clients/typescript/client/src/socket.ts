@@ -4,6 +4,7 @@
  * A shell: here are timers and random numbers, and beside it the clock and what carries messages.
  */
 
+import { backoff } from "./backoff.ts";
 import { type CarrierOptions, openCarrier, type WebSocketLike } from "./carriers.ts";
 import { Clock } from "./clock.ts";
 import { CloseCode, HEARTBEAT } from "./codes.ts";
@@ -47,6 +48,9 @@ export class Socket {
   #isNeeded = false;
   #state: ConnectionState = "idle";
   #timer: { at: number; handle: ReturnType<typeof setTimeout> } | null = null;
+
+  /** Until what the server could not take is asked for again. */
+  #again: ReturnType<typeof setTimeout> | null = null;
 
   constructor(options: SocketOptions) {
     this.#options = options;
@@ -133,17 +137,19 @@ export class Socket {
     const { token } = this.#options;
     const asked = this.#asked;
     const fresh = this.#connection.phase === "ready" || this.#connection.attempts > 0;
-    const answer = (event: connection.Event) => {
-      if (asked === this.#asked) this.#dispatch(event);
-    };
     Promise.resolve()
       .then(() => (typeof token === "function" ? token(fresh) : token))
       .then((given: unknown) => {
         if (typeof given !== "string") throw new ConfigurationError("the token is no string");
-        if (asked === this.#asked) this.#token = given;
-        answer({ is: "token" });
+        const isShown = given === this.#token && this.#connection.phase === "ready";
+        // What a source has no other for is not shown again: the server would warn again.
+        if (asked !== this.#asked || isShown) return;
+        this.#token = given;
+        this.#dispatch({ is: "token" });
       })
-      .catch((error: unknown) => answer({ is: "token_failed", ...refusalOf(error) }));
+      .catch((error: unknown) => {
+        if (asked === this.#asked) this.#dispatch({ is: "token_failed", ...refusalOf(error) });
+      });
   }
 
   #open(carrier: connection.Carrier): void {
@@ -179,6 +185,8 @@ export class Socket {
   }
 
   #letGo(): void {
+    if (this.#again) clearTimeout(this.#again);
+    this.#again = null;
     const socket = this.#socket;
     this.#socket = null;
     this.#asked += 1;
@@ -246,7 +254,8 @@ export class Socket {
   }
 
   #hand(message: FollowersMessage): void {
-    const { refetch, isBroken } = this.#followers.receive(message);
+    const { refetch, again, isBroken } = this.#followers.receive(message, this.#clock.now());
+    if (again !== undefined) this.#askAgain(again);
     if (refetch !== undefined) this.#refetch(refetch);
     if (isBroken) this.#lose(CloseCode.INSUFFICIENT_STATE, "a stream had a hole");
     else this.#settle();
@@ -259,6 +268,18 @@ export class Socket {
     }
     this.#followers.askWhole(run);
     this.#dispatch({ is: "needed" });
+  }
+
+  #askAgain(refused: number): void {
+    this.#again ??= setTimeout(() => {
+      this.#again = null;
+      this.#followers.giveUp(
+        this.#clock.now() - this.#options.patience,
+        connection.unreachable(this.#options.patience),
+      );
+      this.#settle();
+      if (this.#isNeeded) this.#dispatch({ is: "needed" });
+    }, backoff(refused, Math.random()));
   }
 
   /** Let go of the socket once nobody needs it. */

@@ -84,7 +84,12 @@ export interface Outcome {
 
 export type Turn = "sent" | "live" | "stale" | "fresh" | "gap" | "lost" | "end";
 
-/** Every freshness with every turn. A hub that has lost its database says so at any time. */
+/**
+ * Every freshness with every turn. A hub that has lost its database says so at any time.
+ *
+ * tests/wire/subscription_states.json says the same for every client; "connecting" is what is said
+ * there of a subscription that is away, or that the server could not take for now.
+ */
 export const TABLE: Readonly<Record<Freshness, Readonly<Record<Turn, Freshness>>>> = {
   connecting: {
     sent: "syncing",
@@ -105,7 +110,7 @@ export const TABLE: Readonly<Record<Freshness, Readonly<Record<Turn, Freshness>>
     end: "closed",
   },
   live: {
-    sent: "syncing",
+    sent: "live",
     live: "live",
     stale: "stale",
     fresh: "live",
@@ -114,7 +119,7 @@ export const TABLE: Readonly<Record<Freshness, Readonly<Record<Turn, Freshness>>
     end: "closed",
   },
   stale: {
-    sent: "syncing",
+    sent: "stale",
     live: "stale",
     stale: "stale",
     fresh: "live",
@@ -167,10 +172,12 @@ function streamsWanted(wanted: SubscriptionOptions["streams"]): Plan["streams"] 
 
 /**
  * Whether two subscriptions can be kept apart on one socket. A start that only the server knows
- * ("latest", -n) cannot where the other one reads the same stream: the lower place serves both.
+ * ("latest", -n) cannot where the other one reads the same stream: the lower place serves both. Nor
+ * can one that wants every revision of a run go on beside one that wants its latest.
  */
 export function mayShare(one: Plan, other: Plan): boolean {
   if ("run" in one.to && "run" in other.to && one.to.run !== other.to.run) return true;
+  if (one.mode !== other.mode) return false;
   const [mine, theirs] = [Object.keys(one.streams), Object.keys(other.streams)];
   const common = mine.some((key) =>
     theirs.some((their) => key === their || key === "*" || their === "*"),
@@ -247,12 +254,14 @@ export function receive(
   state: Subscription,
   message: SubscriptionMessage,
   held: (id: string) => WireRun | undefined,
+  isStale = false,
 ): Outcome {
   switch (message.type) {
     case "snapshot":
       return snapshot(state, message, held);
     case "live":
-      return turn({ ...state, isBegun: true }, "live");
+      // Complete, and yet the state before the server lost its database.
+      return turn({ ...state, isBegun: true }, "live", ...(isStale ? (["stale"] as const) : []));
     case "joined":
       return tell({ ...state, members: withMember(state.members, message.run) }, held(message.run));
     case "removed":
@@ -266,9 +275,9 @@ export function receive(
   }
 }
 
-/** Move the freshness, and say so when it changed. */
-export function turn(state: Subscription, which: Turn): Outcome {
-  const freshness = TABLE[state.freshness][which];
+/** Move the freshness, and say so when it changed in the end. */
+export function turn(state: Subscription, ...turns: readonly Turn[]): Outcome {
+  const freshness = turns.reduce((at, which) => TABLE[at][which], state.freshness);
   if (freshness === state.freshness) return { state, events: [] };
   return { state: { ...state, freshness }, events: [{ type: "freshness", freshness }] };
 }

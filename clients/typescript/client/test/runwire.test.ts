@@ -183,6 +183,63 @@ describe("the socket", () => {
   });
 });
 
+describe("what is told of a subscription", () => {
+  test("is stale, not live, while the server has lost its database", async () => {
+    const told: string[] = [];
+    const updates = runwire.subscribeToRun("run_a");
+    updates.on("freshness", ({ freshness }) => void told.push(freshness));
+    await server.accept();
+    await server.send({ type: "state", state: "stale", since: "" }, ...begun());
+    expect(runwire.connection).toBe("stale");
+    expect(told).toEqual(["syncing", "stale"]);
+    await server.send({ type: "state", state: "live", since: "" });
+    expect(told).toEqual(["syncing", "stale", "live"]);
+    expect(runwire.connection).toBe("live");
+  });
+
+  test.each(["internal", "unavailable", "rate_limited"])(
+    "is no error where the server cannot take it for now (%s): it is asked for again",
+    async (code) => {
+      const errors: unknown[] = [];
+      const updates = runwire.subscribeToRun("run_a");
+      updates.on("error", (error) => void errors.push(error));
+      await server.accept();
+      await server.send(...begun());
+      await server.send({ type: "error", sub: "s1", code, message: "not now" });
+      expect(updates.freshness).toBe("connecting");
+      await vi.advanceTimersByTimeAsync(600);
+      expect(server.sockets[0]?.take()).toMatchObject([{ type: "subscribe", cursor: "c1" }]);
+      await server.send({ type: "live", sub: "s1" });
+      expect(updates.freshness).toBe("live");
+      expect(errors).toEqual([]);
+      expect(server.sockets).toHaveLength(1);
+    },
+  );
+
+  test("is an error where the server cannot take it for longer than the deadline", async () => {
+    runwire = client({ deadline: 20 });
+    const errors: unknown[] = [];
+    runwire.subscribeToRun("run_a").on("error", (error) => void errors.push(error));
+    await server.accept();
+    for (let seconds = 0; seconds < 120 && !errors.length; seconds += 1) {
+      await server.send({ type: "error", sub: "s1", code: "internal", message: "not now" });
+      await vi.advanceTimersByTimeAsync(1_000);
+    }
+    expect(errors).toEqual([expect.any(UnreachableError)]);
+    await vi.advanceTimersByTimeAsync(6_000);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  test("in every revision does not share a socket with what is told the latest", async () => {
+    runwire.subscribeToRuns().on("run", () => undefined);
+    runwire.subscribeToRunsWithTag("x", { mode: "every" }).on("run", () => undefined);
+    runwire.subscribeToBatch("batch_b", { mode: "every" }).on("run", () => undefined);
+    await settle();
+    expect(server.sockets).toHaveLength(2);
+    expect((await server.accept()).map(({ mode }) => mode)).toEqual(["every", "every"]);
+  });
+});
+
 describe("tokens", () => {
   test("are asked for again while the socket is open, before they end", async () => {
     const token = vi.fn((fresh: boolean) => Promise.resolve(fresh ? "new" : "old"));

@@ -133,6 +133,40 @@ function stateOf(freshness: Freshness): string {
 }
 
 describe("the freshness of a subscription", () => {
+  interface StateVector {
+    state: string;
+    event: string;
+    expect: string;
+  }
+  const FRESHNESS: Record<string, Freshness> = {
+    away: "connecting",
+    waiting: "connecting",
+    syncing: "syncing",
+    live: "live",
+    stale: "stale",
+    closed: "closed",
+  };
+  const TURNS: Record<string, Turn> = {
+    asked: "sent",
+    live: "live",
+    stale: "stale",
+    gap: "gap",
+    lost: "lost",
+    failed: "lost",
+    ended: "end",
+  };
+  // What waits to be read is bounded here, and what waits to be asked for again is asked for anew.
+  const told = vectors<{ vectors: StateVector[] }>("subscription_states.json").vectors.filter(
+    ({ state, event }) => state !== "waiting" && state in FRESHNESS && event in TURNS,
+  );
+
+  test.each(told)("is what every client says: $state, when $event", ({ state, event, expect: to }) => {
+    const from = FRESHNESS[state] as Freshness;
+    // Here the end of a synchronisation and the return of the database are two things.
+    const turn = state === "stale" && event === "live" ? "fresh" : (TURNS[event] as Turn);
+    expect(TABLE[from][turn]).toBe(FRESHNESS[to]);
+  });
+
   const states = Object.keys(TABLE) as Freshness[];
   const turns = Object.keys(TABLE.live) as Turn[];
 

@@ -132,6 +132,14 @@ describe("a token that is about to end", () => {
     expect(server.sockets).toHaveLength(1);
   });
 
+  test("is not shown again where its source has no other", async () => {
+    const token = vi.fn(() => "the same");
+    await expiring(token);
+    expect(token).toHaveBeenCalledTimes(2);
+    expect(auths()).toEqual([]);
+    expect(runwire?.connection).toBe("live");
+  });
+
   test("and cannot be replaced is used to its end, then asked for until there is one", async () => {
     let isBack = false;
     const { errors } = await expiring((fresh) => {
