@@ -6,6 +6,7 @@
 
 import { ErrorCode, MAX_CLIENT_FRAME_BYTES, MAX_SUBSCRIPTIONS } from "./codes.ts";
 import { type RunwireError, SubscriptionError, subscriptionError } from "./errors.ts";
+import { mayShare, type Plan } from "./plan.ts";
 import { HeldRuns } from "./runs.ts";
 import { bytesOf } from "./streams.ts";
 import * as subscription from "./subscription.ts";
@@ -67,12 +68,12 @@ export class Followers {
     return this.#isStale;
   }
 
-  haveRoomFor(plan: subscription.Plan): boolean {
-    const shares = this.#all().every(({ state }) => subscription.mayShare(state.plan, plan));
+  haveRoomFor(plan: Plan): boolean {
+    const shares = this.#all().every(({ state }) => mayShare(state.plan, plan));
     return shares && this.size < MAX_SUBSCRIPTIONS;
   }
 
-  add(plan: subscription.Plan, updates: Updates): void {
+  add(plan: Plan, updates: Updates): void {
     this.#followers.set(plan.sub, { updates, state: subscription.begin(plan), refused: null });
   }
 

@@ -22,10 +22,10 @@ export {
 export type * from "./events.ts";
 export type { ListQuery, RequestOptions, RunPage, Triggered, TriggerOptions } from "./http.ts";
 export { applyMetadata } from "./metadata.ts";
+export type { StreamOptions, SubscriptionOptions } from "./plan.ts";
 export type { Run, RunError } from "./runs.ts";
 export { Runwire, type RunwireOptions } from "./runwire.ts";
 export type { ConnectionState, TokenSource } from "./socket.ts";
-export type { StreamOptions, SubscriptionOptions } from "./subscription.ts";
 export { chunkText } from "./text.ts";
 export { Updates } from "./updates.ts";
 export type { Json, JsonObject, Mode, RunFilter, StreamStart } from "./wire.ts";

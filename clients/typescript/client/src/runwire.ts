@@ -4,9 +4,9 @@ import type { WebSocketClass } from "./carriers.ts";
 import type { Carrier } from "./connection.ts";
 import { ConfigurationError } from "./errors.ts";
 import { Http } from "./http.ts";
+import { planOf, type SubscriptionOptions } from "./plan.ts";
 import type { ConnectionState, TokenSource } from "./socket.ts";
 import { Sockets } from "./sockets.ts";
-import { planOf, type SubscriptionOptions } from "./subscription.ts";
 import { Updates } from "./updates.ts";
 import type { RunFilter, Target } from "./wire.ts";
 

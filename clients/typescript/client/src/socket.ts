@@ -12,7 +12,7 @@ import * as connection from "./connection.ts";
 import { ApiError, ConfigurationError, RunwireError } from "./errors.ts";
 import { Followers, type FollowersMessage } from "./followers.ts";
 import { Listeners } from "./listeners.ts";
-import type { Plan } from "./subscription.ts";
+import type { Plan } from "./plan.ts";
 import type { Updates } from "./updates.ts";
 import { type ClientMessage, parseFrame, type Ready, type ServerMessage } from "./wire.ts";
 

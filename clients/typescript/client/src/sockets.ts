@@ -6,8 +6,8 @@
  */
 
 import { Listeners } from "./listeners.ts";
+import type { Plan } from "./plan.ts";
 import { type ConnectionState, Socket, type SocketOptions } from "./socket.ts";
-import type { Plan } from "./subscription.ts";
 import type { Updates } from "./updates.ts";
 
 /** What is said of several sockets: the first of these that one of them is in. */

@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 
 import { MAX_CLIENT_FRAME_BYTES } from "../src/codes.ts";
+import { planOf, type SubscriptionOptions } from "../src/plan.ts";
 import * as subscription from "../src/subscription.ts";
 import type { StreamMessage, Subscribe, Target } from "../src/wire.ts";
 
@@ -8,10 +9,10 @@ const FEED: Target = { tags: ["x"] };
 
 function begun(
   to: Target,
-  streams: subscription.SubscriptionOptions["streams"],
+  streams: SubscriptionOptions["streams"],
   ...messages: StreamMessage[]
 ): subscription.Subscription {
-  const plan = subscription.planOf("s1", to, streams === undefined ? {} : { streams });
+  const plan = planOf("s1", to, streams === undefined ? {} : { streams });
   let state = subscription.turn(subscription.begin(plan), "sent").state;
   for (const run of new Set(messages.map((message) => message.run))) {
     state = subscription.receive(state, { type: "joined", sub: "s1", run }, () => undefined).state;
