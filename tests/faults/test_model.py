@@ -29,6 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+import runwire_engine
 from runwire.errors import FencedError
 from runwire_engine.database import Transaction
 from runwire_engine.endings import Endings
@@ -328,7 +329,20 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.zombies)
     @rule(data=st.data(), key=st.sampled_from(KEYS), what=st.sampled_from(["chunk", "set", "end"]))
     def zombie_writes(self, data: st.DataObject, key: str, what: str) -> None:
-        run_id, execution = data.draw(st.sampled_from(self.zombies))
+        self._write_as_zombie(*data.draw(st.sampled_from(self.zombies)), key, what)
+
+    @precondition(lambda self: self._executing())
+    @rule(data=st.data(), key=st.sampled_from(KEYS), what=st.sampled_from(["chunk", "set", "end"]))
+    def overtaken(self, data: st.DataObject, key: str, what: str) -> None:
+        """A run starts again elsewhere while its old execution still writes."""
+        run = self._pick(data, self._executing())
+        execution = run.execution
+        self.world.step(self.world.outcomes.finish(self.env, _outcome(run, "release")))
+        self._end(run, "release")
+        self.claim(WORKERS[0], 3)
+        self._write_as_zombie(run.id, execution, key, what)
+
+    def _write_as_zombie(self, run_id: str, execution: int, key: str, what: str) -> None:
         run = self.runs[run_id]
         if run.is_held:
             return
@@ -583,6 +597,7 @@ class Model(RuleBasedStateMachine):
         logs = [wire.client.finish() for wire in self.wires]
         findings = [*self.world.findings, *self._wrong(ledger), *check(ledger, logs)]
         for finding in findings[:3]:
+            sys.stdout.write(f"FOUND {finding}\n")
             self._tell(finding)
         assert not findings, "\n".join(map(str, findings[:20]))
         self._check_nothing_is_left()
@@ -732,7 +747,9 @@ def world(postgres: TestServer) -> Generator[None]:
 @pytest.mark.usefixtures("world")
 @pytest.mark.timeout(60 + 3 * EXAMPLES)
 def test_whatever_happens_in_whatever_order_nobody_is_told_wrong_or_too_little() -> None:
-    sys.stdout.write(f"RUNWIRE_FAULTS_SEED={SEED}\n")  # shown when it fails
+    # Shown when it fails.
+    sys.stdout.write(f"RUNWIRE_FAULTS_SEED={SEED}\n")
+    sys.stdout.write(f"runwire_engine of {runwire_engine.__file__}\n")
     run_state_machine_as_test(
         seed(SEED)(Model),
         settings=settings(
