@@ -289,9 +289,9 @@ async def test_families_over_several_workers_end_once_each_though_a_worker_is_ki
     entries = [{"task": "parent", "payload": f'{{"children": {children - 1}}}'}] * families
     batch_id = await _batch(fleet, entries)
     (port, *_) = fleet.ports
+    followed = await fleet.program(port, "follow_batch", batch_id)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_kill_one_in_the_middle, fleet, families)
-        followed = await fleet.program(port, "follow_batch", batch_id)
         assert await followed.wait(PATIENCE) == 0
     await fleet.until_finished(families * (children + 1))
     runs = await fleet.rows(

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ import psycopg
 import pytest
 
 from runwire_engine.catalogue import TaskAnnouncement
+from runwire_engine.environments import Environments
 from runwire_engine.errors import EngineError
-from runwire_engine.runs import NewRun
+from runwire_engine.runs import NewRun, Parent
+from tests.support.faultproxy import fault_proxy
 from tests.support.history import check, read_ledger
-from tests.support.parts import LEASE, SPANS, SWEEP, own_postgres, worker_on
-from tests.support.processes import Process, running, until, until_async
+from tests.support.parts import LEASE, SPANS, SWEEP, own_postgres, server_on, worker_on
+from tests.support.processes import Process, free_port, running, until, until_async
+from tests.support.server import SECRET
+from tests.support.sockets import chunks_of, of_type, open_socket
 from tests.support.working import Bench, error_of, opened_bench
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
@@ -34,8 +40,8 @@ async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
 
 async def announce(bench: Bench) -> None:
     """Make the tasks known before any worker is, so that runs can wait for one."""
-    known = ("hang-once", "zombie", "count", "quick", "poison", "sleep")
-    tasks = [TaskAnnouncement(task, f"task/{task}") for task in known]
+    known = ("hang-once", "zombie", "late-write", "gated", "clock", "count", "quick", "poison")
+    tasks = [TaskAnnouncement(task, f"task/{task}") for task in (*known, "sleep", "keeper")]
     await bench.engine.catalogue.announce(bench.env, tasks)
 
 
@@ -142,6 +148,91 @@ async def test_nothing_of_a_worker_that_comes_back_too_late_is_stored(
     await assert_clean(bench)
 
 
+KINDS = (
+    "chunk",
+    "new stream",
+    "parent's stream",
+    "metadata",
+    "parent's metadata",
+    "child",
+    "batch",
+    "tags",
+    "completion",
+)
+
+
+async def test_no_kind_of_write_of_a_worker_that_comes_back_too_late_is_taken(
+    bench: Bench, tmp_path: Path
+) -> None:
+    parent = await _held_parent(bench)
+    notes = {kind: tmp_path / kind.replace(" ", "-") for kind in KINDS}
+    ids = [
+        await start(bench, "late-write", {"kind": kind, "file": str(notes[kind])}, parent=parent)
+        for kind in KINDS
+    ]
+    async with worker_on(bench.database_url, TASKS) as late:
+        for run_id in ids:
+            await until_written(bench, run_id, "log", 1)
+        late.stall()
+        async with worker_on(bench.database_url, TASKS) as other:
+            rows = [await bench.until(run_id) for run_id in ids]
+            assert {(row.status, row.output, row.attempt) for row in rows} == {
+                ("COMPLETED", '"second"', 2)
+            }
+            before = await _stored(bench)
+            late.resume()
+            await until(lambda: all(note.exists() and note.read_text() for note in notes.values()))
+            told = {kind: note.read_text() for kind, note in notes.items()}
+            assert told == {kind: "fenced" for kind in KINDS[:-1]} | {"completion": "returned"}
+            # It works again, under a new id: then what it did late has long arrived.
+            await _until_leased(bench, 3)
+            other.terminate()
+            assert await other.wait() == 0
+            sent = await start(bench, "quick", 7)
+            assert (await bench.until(sent)).output == "7"
+    after = await _stored(bench)
+    assert {key: value for key, value in after.items() if key[1] != sent} == before
+    await assert_clean(bench)
+
+
+async def _held_parent(bench: Bench) -> Parent:
+    """Return a run that executes for as long as the test takes."""
+    run_id = await start(bench, "keeper")
+    await bench.engine.workers.register(bench.env, "keeper")
+    await bench.sql(
+        "update runwire.workers set expires_at = now() + interval '1 hour' where id = 'keeper'"
+    )
+    (run,) = await bench.engine.claims.claim(bench.env, "keeper", {"keeper": 1}, 1)
+    assert run.id == run_id
+    return Parent(run.id, run.execution)
+
+
+async def _stored(bench: Bench) -> dict[tuple[str, str], str]:
+    """Return every row that belongs to a run, a stream or a batch."""
+    tables = {
+        "runs": "id",
+        "run_events": "run_id",
+        "run_metadata": "run_id",
+        "run_tags": "run_id",
+        "streams": "run_id",
+        "stream_chunks": "stream_id::text",
+        "batches": "id",
+        "batch_items": "run_id",
+        "idempotency_keys": "run_id",
+    }
+    found: dict[tuple[str, str], str] = {}
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        for table, column in tables.items():
+            statement = (
+                f"select {column}, string_agg(t::text, '|' order by t::text)"
+                f" from runwire.{table} t group by 1"
+            )
+            cursor = await connection.execute(statement.encode())
+            async for key, text in cursor:
+                found[table, key] = text
+    return found
+
+
 async def _until_leased(bench: Bench, workers: int) -> None:
     """Wait until so many workers hold a lease."""
 
@@ -155,6 +246,162 @@ async def _until_leased(bench: Bench, workers: int) -> None:
             return row is not None and row[0] == workers
 
     await until_async(look)
+
+
+async def test_a_reader_sees_one_order_and_is_told_of_the_attempt_while_a_zombie_writes(
+    bench: Bench, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    key = await Environments(bench.engine.database).create_key(bench.env, "tests")
+    port = free_port()
+    run_id = await start(bench, "zombie", {"file": str(notes)})
+    async with (
+        server_on(bench.database_url, port, SECRET),
+        worker_on(bench.database_url, TASKS) as late,
+        open_socket(f"http://127.0.0.1:{port}", key) as socket,
+    ):
+        await socket.subscribe("s", {"run": run_id}, mode="every", streams={"*": {}})
+        await socket.until("chunks")
+        late.stall()
+        async with worker_on(bench.database_url, TASKS):
+            await socket.until("attempt")
+            late.resume()
+            await until(lambda: notes.exists() and len(notes.read_text().splitlines()) == 4)
+            assert notes.read_text().splitlines() == ["fenced"] * 4
+            if not of_type(socket.messages, "done"):
+                await socket.until("done")
+            # Whatever were still to come would come before the answer.
+            await socket.send({"type": "ping"})
+            after = await socket.until("pong")
+    assert [message["type"] for message in after] == ["pong"]
+    written = await attempts(bench, run_id)
+    chunks = chunks_of(socket.messages, "log")
+    assert chunks == [text for _, text in written]
+    assert set(chunks) == {"of the first", "of the second"} and chunks[-1] == "of the second"
+    (told,) = of_type(socket.messages, "attempt")
+    assert (told["attempt"], told["fromSeq"]) == (2, len(chunks) - 1)
+    assert of_type(socket.messages, "gap") == []
+
+
+async def test_a_run_whose_worker_dies_before_its_completion_arrives_is_done_again_and_ends_once(
+    bench: Bench, tmp_path: Path
+) -> None:
+    gate = {"go": str(tmp_path / "go"), "gone": str(tmp_path / "gone")}
+    run_id = await start(bench, "gated", gate)
+    async with fault_proxy(bench.database_url) as proxy:
+        async with worker_on(proxy.dsn(bench.database_url), TASKS) as first:
+            await until_written(bench, run_id, "log", 1)
+            proxy.stall()
+            (tmp_path / "go").touch()
+            await until((tmp_path / "gone").exists)
+            first.kill()
+            await first.wait()
+        async with worker_on(bench.database_url, TASKS):
+            row = await bench.until(run_id)
+            assert (row.status, row.attempt, row.output) == ("COMPLETED", 2, '"attempt 2"')
+            # Now what the dead worker had sent arrives as well.
+            proxy.flow()
+            await until(lambda: proxy.connections == 0)
+            assert await bench.row(run_id) == row
+    await assert_clean(bench)
+
+
+async def test_a_run_whose_worker_dies_while_its_completion_waits_in_postgres_ends_once(
+    bench: Bench, tmp_path: Path
+) -> None:
+    gate = {"go": str(tmp_path / "go"), "gone": str(tmp_path / "gone")}
+    run_id = await start(bench, "gated", gate)
+    async with worker_on(bench.database_url, TASKS) as first:
+        await until_written(bench, run_id, "log", 1)
+        async with await psycopg.AsyncConnection.connect(bench.database_url) as locked:
+            await locked.execute("select from runwire.runs where id = %s for update", (run_id,))
+            (tmp_path / "go").touch()
+            await until_async(lambda: _somebody_waits(bench))
+            first.kill()
+            await first.wait()
+    async with worker_on(bench.database_url, TASKS):
+        row = await bench.until(run_id)
+    assert row.status == "COMPLETED"
+    assert (row.attempt, row.output) in {(1, '"attempt 1"'), (2, '"attempt 2"')}
+    await assert_clean(bench)
+
+
+async def _somebody_waits(bench: Bench) -> bool:
+    """Say whether a statement waits for a lock."""
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        cursor = await connection.execute(
+            "select from pg_stat_activity"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        return await cursor.fetchone() is not None
+
+
+# A clock that is wrong --------------------------------------------------------------------------
+
+HOUR = 3600
+
+
+def wrong_clock(seconds: int) -> dict[str, str]:
+    """Return what makes a process believe that it is earlier or later; skip without libfaketime."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("libfaketime is not installed (on Debian: apt install faketime)")
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{seconds:+d}s",
+        # Durations are right also where the time of day is wrong.
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+@pytest.mark.parametrize("skew", [HOUR, -HOUR], ids=["fast", "slow"])
+async def test_a_workers_wrong_clock_changes_neither_leases_nor_order(
+    bench: Bench, skew: int
+) -> None:
+    one_by_one = {**wrong_clock(skew), "RUNWIRE_CONCURRENCY": "1"}
+    ids = [await start(bench, "clock") for _ in range(5)]
+    delayed = await start(bench, "clock", delay=1.5)
+    async with worker_on(bench.database_url, TASKS, environment=one_by_one) as worker:
+        rows = [await bench.until(run_id) for run_id in ids]
+        late = await bench.until(delayed)
+        now = time.time()
+        shown = [float(row.output or 0) for row in (*rows, late)]
+        assert all(abs(at - now - skew) < 60 for at in shown), "its clock is not wrong"
+        assert [row.id for row in sorted(rows, key=lambda row: row.claimed_at or never)] == ids
+        assert late.started_at is not None and late.delayed_until is not None
+        assert late.started_at >= late.delayed_until
+        assert (late.started_at - late.delayed_until).total_seconds() < 5
+        assert abs(late.started_at.timestamp() - now) < 60
+        (left,) = await _leases(bench)
+        assert 0 < left <= LEASE
+
+        hanging = await start(bench, "hang-once")
+        await until_written(bench, hanging, "log", 1)
+        other = wrong_clock(-skew)
+        async with worker_on(bench.database_url, TASKS, environment=other):
+            worker.kill()
+            killed_at = anyio.current_time()
+            with anyio.fail_after(LEASE + SWEEP + 3.0):
+                while (await bench.row(hanging)).execution < 2:
+                    await anyio.sleep(0.02)
+            assert anyio.current_time() - killed_at >= LEASE - 1.0
+            row = await bench.until(hanging)
+    assert (row.status, row.attempt) == ("COMPLETED", 2)
+    await assert_clean(bench)
+
+
+never = datetime.max.replace(tzinfo=UTC)
+
+
+async def _leases(bench: Bench) -> list[float]:
+    """Return how many seconds are left of each lease, by the clock of Postgres."""
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        cursor = await connection.execute(
+            "select extract(epoch from expires_at - now())::float from runwire.workers"
+            " where stopped_at is null"
+        )
+        return [row[0] for row in await cursor.fetchall()]
 
 
 async def test_a_terminated_worker_finishes_what_it_has_and_claims_nothing_more(

@@ -111,27 +111,27 @@ class Watcher:
 
     def _receive(self, message: JsonObject) -> bool:
         """Take a message; False for a patch that does not apply."""
-        match message:
-            case {"type": "ready", "epoch": str(epoch)}:
-                self._epoch = epoch
-            case {"type": "snapshot", "runs": list(runs)}:
-                for run in runs:
+        match message["type"]:
+            case "ready":
+                self._epoch = message["epoch"]
+            case "snapshot":
+                for run in message["runs"]:
                     self._saw(run["revision"], run["status"])
-            case {"type": "run", "run": {"revision": int(revision), "status": str(status)}}:
-                self._saw(revision, status)
-            case {"type": "patch", "from": int(held), "revision": int(revision)}:
-                if held != self._revision and revision > self._revision:
+            case "run":
+                self._saw(message["run"]["revision"], message["run"]["status"])
+            case "patch":
+                if message["from"] != self._revision < message["revision"]:
                     return False
-                self._saw(revision, message["set"].get("status", self._status))
-            case {"type": "chunks", "seq": int(seq), "data": list(data)}:
-                self._read(seq, data)
-            case {"type": "gap"}:
+                self._saw(message["revision"], message["set"].get("status", self._status))
+            case "chunks":
+                self._read(message["seq"], message["data"])
+            case "gap":
                 self.log.saw_gap(self.run_id)
-            case {"type": "live"}:
+            case "live":
                 self.live_at = anyio.current_time()
-            case {"type": "done"}:
+            case "done":
                 self.is_done = True
-            case {"type": "error"}:
+            case "error":
                 raise LostPlaceError(message)
             case _:
                 pass
