@@ -39,23 +39,17 @@ BEHIND_POOLER := $(foreach name,streams run_metadata outcomes triggers batches c
 SOURCES := $(shell find $(TYPESCRIPT) -name node_modules -prune -o -name dist -prune -o -type f -print 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup pooler run test check bench faults autobahn wire lock clean
+.PHONY: help setup run test check bench faults autobahn wire lock clean
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
 setup: $(PYTHON_READY) $(DASHBOARD) $(BROWSER_READY) ## Install everything into the checkout and build the dashboard
 
-# Debian's PgBouncer, for the tests behind it; elsewhere they are skipped and say why.
-pooler:
-	@PATH="$$PATH:/usr/sbin"; command -v pgbouncer >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || exit 0; \
-		command -v pgbouncer >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends pgbouncer; } </dev/null >/dev/null 2>&1 \
-		|| echo "PgBouncer could not be installed; its tests are skipped"
-
 run: $(PYTHON_READY) $(DASHBOARD) ## Start it all with the examples: make run PORT=8420
 	@$(BIN)/runwire dev --port $(PORT) --data .runwire docs.examples.ask docs.examples.import_csv docs.examples.digest_folder
 
-test: setup pooler ## Run every test, Python and TypeScript
+test: setup ## Run every test, Python and TypeScript
 	$(BIN)/python -m pytest
 	npm --prefix $(TYPESCRIPT) test
 
@@ -71,7 +65,7 @@ check: setup ## Everything CI runs: style, types, import rules, tests
 bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
 	$(BIN)/python -m tests.benchmarks
 
-faults: setup pooler ## Only the tests that kill and stall real processes, the longest ones made longer; and more of them behind PgBouncer
+faults: setup ## Only the tests that kill and stall real processes, the longest ones made longer; and more of them behind PgBouncer
 	RUNWIRE_SURVIVAL_RUNS=1000 RUNWIRE_SURVIVAL_ROUNDS=5 RUNWIRE_OUTAGE_SECONDS=10 RUNWIRE_FOREIGN_SECONDS=60 \
 		$(BIN)/python -m pytest -m faults
 	RUNWIRE_TEST_POOLER=1 $(BIN)/python -m pytest $(BEHIND_POOLER)
