@@ -67,6 +67,8 @@ class Follower:
         feed = FeedMembers(self, subscription)
         self.feeds[subscription.sub] = feed
         self.hub.add_feed(feed)
+        if feed.wants_every and subscription.goes_on_unplaced:
+            self.outbox.say(messages.gap(subscription.sub, GapReason.OVERFLOW))
         self.load(feed)
 
     def close(self, subscription: Subscription) -> None:

@@ -82,6 +82,11 @@ class Subscription:
         return self.streams.get(key) or self.streams.get("*")
 
     @property
+    def goes_on_unplaced(self) -> bool:
+        """Whether its client was told something, and has no cursor to say how much."""
+        return self.positions is not None and self.cursor is None
+
+    @property
     def is_feed(self) -> bool:
         return not isinstance(self.target, RunTarget)
 

@@ -794,3 +794,21 @@ async def test_a_stopping_server_says_that_it_goes(stage: Stage) -> None:
     async with open_socket(stage.url, stage.key) as socket:
         await stage.server.services.realtime.drain(seconds=2)
         assert await socket.closed() == 4001
+
+
+@pytest.mark.parametrize("mode", ["every", "latest"])
+async def test_a_feed_that_lost_its_socket_before_its_first_cursor_says_so_in_every(
+    stage: Stage, mode: str
+) -> None:
+    run_id = await stage.trigger("sea")
+    execution = await stage.start(run_id)
+    asked: dict[str, Any] = {"mode": mode, "streams": {"*": {"from": "start"}}}
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["sea"]}, **asked)
+        assert not of_type(await socket.until("live"), "gap")
+    await stage.complete(run_id, execution)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["sea"]}, positions={}, **asked)
+        told = await socket.until("live")
+    assert [each["reason"] for each in of_type(told, "gap")] == ["overflow"] * (mode == "every")
+    assert of_type(told, "snapshot")[0]["runs"][0]["status"] == "COMPLETED"

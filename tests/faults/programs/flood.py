@@ -43,8 +43,8 @@ async def flood(url: str, key: str, number: int) -> None:
             code = first.rcvd.code if isinstance(first, ConnectionClosed) and first.rcvd else None
             say("refused" if code in (None, 4008, 4029) else "unforeseen", code)
         except* InvalidStatus as refused:
-            first = refused.exceptions[0]
-            code = first.response.status_code if isinstance(first, InvalidStatus) else 0
+            answer = refused.exceptions[0]
+            code = answer.response.status_code if isinstance(answer, InvalidStatus) else 0
             say("refused" if code == 503 else "unforeseen", code)
             await anyio.sleep(0.1)  # at once, nearly
 
