@@ -288,6 +288,7 @@ async def test_a_standby_that_lagged_and_was_promoted_is_another_history(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with clusters(2) as [primary, standby]:
+        epoch = await _one(primary, "select runwire.epoch_v2()")
 
         async def follow() -> None:
             """Make the standby, and cut it off from here on."""
@@ -308,6 +309,8 @@ async def test_a_standby_that_lagged_and_was_promoted_is_another_history(
             assert primary.process_id is not None
             os.kill(primary.process_id, signal.SIGKILL)
             assert await _one(standby, "select pg_promote()")
+            # At once, and not only after the next checkpoint.
+            assert await _one(standby, "select runwire.epoch_v2()") != epoch
 
         _remembering.append(follow)
         hosts = f"{primary.socket_directory},{standby.socket_directory}"
