@@ -55,7 +55,7 @@ async def test_a_connection_to_another_history_sends_everybody_away_before_it_is
 ) -> None:
     world = World(HubLimits())
     hub: Hub = world.hub
-    feed = Feed(hub, Reads(hub, Following(database)), database)
+    feed = Feed(hub, Reads(hub, Following(database)), database, listen_dsn=database.dsn)
     await feed.start()
     client = world.connect()
     async with database.session() as session:
