@@ -1,6 +1,7 @@
 """Migrations: applied once, in order, refused when code and database do not fit."""
 
 from collections.abc import AsyncGenerator, Generator
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
@@ -22,7 +23,10 @@ from runwire_engine.migrations import (
     misfit,
     refuse_unfit_server,
 )
-from tests.support.postgres import TestServer
+from runwire_engine.retention import Retention
+from runwire_engine.statements import statement
+from tests.support.engines import query
+from tests.support.postgres import TestServer, opened_database
 
 pytestmark = pytest.mark.anyio
 
@@ -89,13 +93,27 @@ async def test_an_ordinary_role_that_owns_its_database_is_enough(
         ordinary = make_conninfo(empty_url, user=role)
         try:
             assert await migrate(ordinary) != []
-            assert len(await rows(ordinary, "select runwire.epoch_v1()")) == 1
+            for text in ("select runwire.epoch_v1()", statement("changes.place")):
+                assert len(await rows(ordinary, text)) == 1
+            await _retain(ordinary)
         finally:
             await admin.execute(SQL("drop owned by {} cascade").format(Identifier(role)))
             await admin.execute(
                 SQL("alter database {} owner to current_user").format(Identifier(name))
             )
             await admin.execute(SQL("drop role {}").format(Identifier(role)))
+
+
+async def _retain(dsn: str) -> None:
+    """End the history of a day, which takes the rights of its owner."""
+    async with opened_database(dsn) as database:
+        await query(database, "select runwire.make_partitions_v2('2020-01-01', '2020-01-01')")
+        retention = Retention(database, history=timedelta(days=7), runs=timedelta(days=30))
+        await retention.once()
+        ended = await query(
+            database, "select bucket from runwire.closed_days where dropped_at < now()"
+        )
+        assert len(ended) == 1
 
 
 async def test_processes_that_migrate_at_once_take_turns(empty_url: str) -> None:
