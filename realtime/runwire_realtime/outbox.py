@@ -76,6 +76,11 @@ class Outbox:
         self._wake()
 
     @property
+    def waiting_bytes(self) -> int:
+        """How much waits to be put into frames as it is."""
+        return self._control_bytes + len(self._carried or b"")
+
+    @property
     def has_room(self) -> bool:
         """Whether another page of a snapshot may be queued."""
         return self._control_bytes < self._limits.page_room_bytes

@@ -91,12 +91,12 @@ class Realtime:
             connected=self._connected,
         )
         following = Following(self._database)
-        self._hub = Hub(limits)
-        self._reads = Reads(self._hub, following)
+        self.hub = Hub(limits)
+        self._reads = Reads(self.hub, following)
         self._feed = Feed(
-            self._hub, self._reads, self._database, listen_dsn=engine.settings.listen_dsn
+            self.hub, self._reads, self._database, listen_dsn=engine.settings.listen_dsn
         )
-        self._loading = FeedLoading(self._hub, following)
+        self._loading = FeedLoading(self.hub, following)
         self._frames = Frames()
         self._connections: set[Connection] = set()
         self._admission = Admission(limits, time.monotonic())
@@ -175,7 +175,7 @@ class Realtime:
 
     def statistics(self) -> Statistics:
         """Return what /readyz and the metrics tell."""
-        hub = self._hub
+        hub = self.hub
         return Statistics(
             connections=len(self._connections),
             subscriptions=sum(each.subscriptions for each in self._connections),
@@ -215,7 +215,7 @@ class Realtime:
     @contextmanager
     def _connection(self, *, is_browser: bool = False) -> Generator[Connection]:
         connection = Connection(
-            self._hub, self._frames, self._loading, self._authenticate, is_browser=is_browser
+            self.hub, self._frames, self._loading, self._authenticate, is_browser=is_browser
         )
         self._connections.add(connection)
         try:

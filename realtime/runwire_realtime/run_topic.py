@@ -102,6 +102,11 @@ class RunTopic:
     def key(self) -> tuple[int, str]:
         return self.environment_id, self.run_id
 
+    @property
+    def steps_held(self) -> int:
+        """How many changes are kept."""
+        return len(self._steps)
+
     def add(self, step: Step) -> bool:
         """Take the next change. Return whether it was news."""
         if step.revision <= self.revision:

@@ -62,5 +62,6 @@ class Watchdog:
                 logger.warning("the event loop is held up, here:\n%s", self._where())
 
     def _where(self) -> str:
-        frame = sys._current_frames().get(self._watched)
+        frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] -- documented
+        frame = frames.get(self._watched)
         return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame))

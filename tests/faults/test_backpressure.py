@@ -20,7 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from runwire.wire import Json, JsonObject
 from runwire_engine.runs import NewRun
 from tests.support.engines import query
-from tests.support.processes import free_port, running
+from tests.support.faultproxy import fault_proxy
+from tests.support.processes import free_port, running, until
 from tests.support.server import SECRET
 from tests.support.sockets import Socket, chunks_of, of_type, open_socket
 from tests.support.stage import Outside, open_outside
@@ -64,7 +65,8 @@ class Pace:
         while True:
             message = await socket.next()
             if message["type"] == "chunks":
-                for number in message["data"]:
+                numbers: list[int] = message["data"]
+                for number in numbers:
                     self.delays.append(time.monotonic() - self.written[number - 1])
 
     async def p99(self, seconds: float) -> float:
@@ -310,6 +312,44 @@ with made as (
 insert into runwire.run_tags (environment_id, tag, created_at, run_id)
 select %s, 'crowd', created_at, id from made
 """
+
+
+# A link that stalls
+
+
+async def test_a_link_that_stalls_is_noticed_by_the_server_and_nothing_of_it_stays(
+    database_url: str,
+) -> None:
+    # In production a ping comes every 20 s and may take 20 s: 40 s at most.
+    limits = {"ping_interval": 1, "ping_timeout": 1, "send_timeout": 2}
+    async with open_outside(database_url, **limits) as stage:
+        run_id, execution = await started(stage)
+        host, port = stage.url.removeprefix("http://").split(":")
+        async with open_socket(stage.url, stage.key):
+            pass
+        base = stage.descriptors()
+        async with fault_proxy((host, int(port))) as proxy:
+            through = f"http://127.0.0.1:{proxy.port}"
+            async with AsyncExitStack() as stack:
+                options = {"close_timeout": 0.1, "ping_interval": None}
+                sockets = [
+                    await stack.enter_async_context(open_socket(through, stage.key, **options))
+                    for _ in range(10)
+                ]
+                for socket in sockets:
+                    await socket.subscribe("a", {"run": run_id}, streams={"*": {}})
+                    await socket.until("live")
+                assert stage.descriptors() >= base + 10
+                proxy.stall()
+                began = time.monotonic()
+                # Half of the stalled sockets hold a frame that does not leave.
+                await stage.append(run_id, execution, *["x" * 200_000] * 4)
+                await until(lambda: stage.descriptors() <= base + 1, 12)
+                took = time.monotonic() - began
+        measured.info(f"10 stalled sockets gone after {took:.1f} s")
+        async with open_socket(stage.url, stage.key) as socket:
+            await socket.subscribe("a", {"run": run_id}, streams={"*": {}})
+            await until_chunks(socket, "text", 4)
 
 
 # The end, and a loop that is held up

@@ -370,9 +370,9 @@ class World:
         ]
         feed.held(held, {run.row.id: run.row.revision for run in held})
 
-    def settle(self) -> None:
+    def settle(self, rounds: int = 400) -> None:
         """Let everything happen that is still to happen."""
-        for _ in range(400):
+        for _ in range(rounds):
             self.tail()
             self.scan()
             for read in (

@@ -43,8 +43,8 @@ async def flood(url: str, key: str, number: int) -> None:
             code = first.rcvd.code if isinstance(first, ConnectionClosed) and first.rcvd else None
             say("refused" if code in (None, 4008, 4029) else "unforeseen", code)
         except* InvalidStatus as refused:
-            answer = refused.exceptions[0]
-            code = answer.response.status_code if isinstance(answer, InvalidStatus) else 0
+            turned = refused.exceptions[0]
+            code = turned.response.status_code if isinstance(turned, InvalidStatus) else 0
             say("refused" if code == 503 else "unforeseen", code)
             await anyio.sleep(0.1)  # at once, nearly
 
