@@ -262,7 +262,9 @@ async def test_a_snapshot_of_large_runs_comes_in_pages_that_a_slow_reader_can_ta
             body = orjson.dumps(f"{number:04}" + "x" * 16_000).decode()
             await stage.engine.runs.trigger(stage.env, NewRun("task", body, tags=("large",)))
         # Many feeds at once on a socket that nobody reads for a while: it is not closed for it.
-        socket = await stack.enter_async_context(open_socket(stage.url, stage.key, max_queue=1))
+        socket = await stack.enter_async_context(
+            open_socket(stage.url, stage.key, max_queue=1, close_timeout=0.1)
+        )
         for number in range(8):
             await socket.subscribe(f"s{number}", {"tags": ["large"]})
         await anyio.sleep(1.0)  # asleep
