@@ -141,7 +141,7 @@ async def _run_on(
         async with anyio.create_task_group() as tasks:
             stop = anyio.Event()
             drain = partial(services.realtime.drain, _DRAIN_SECONDS)
-            tasks.start_soon(_serve_until, stop, app, listener, drain)
+            tasks.start_soon(_serve_until, stop, app, listener, drain, settings)
             tasks.start_soon(_set_when_cancelled, stop)
             if options.modules:
                 await tasks.start(worker.run)
@@ -156,10 +156,18 @@ async def _serve_until(
     app: Starlette,
     listener: socket.socket,
     drain: Callable[[], Awaitable[None]],
+    settings: ServerSettings,
 ) -> None:
     # It ends by `stop`, within a bound of its own; being cancelled would cut answers off.
     with anyio.CancelScope(shield=True):
-        await serve(app, listener, stop, drain)
+        await serve(
+            app,
+            listener,
+            stop,
+            drain,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+        )
 
 
 async def _set_when_cancelled(stop: anyio.Event) -> None:
