@@ -249,7 +249,7 @@ class FaultProxy:
             raw = stream.raw_socket
         else:
             raw = stream.extra(SocketAttribute.raw_socket)
-        if self.resets:
+        if self.resets and raw.fileno() >= 0:
             # Linger for zero seconds: the kernel sends RST and forgets what was not sent.
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with anyio.CancelScope(shield=True):

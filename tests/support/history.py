@@ -65,7 +65,7 @@ class Fault(StrEnum):
 
 
 # What is no fault while things are still under way.
-_ONLY_SETTLED: Final = frozenset(
+UNSETTLED: Final = frozenset(
     {
         Fault.LOST_CHUNK,
         Fault.NOT_CONVERGED,
@@ -229,7 +229,7 @@ def check(
             findings.extend(_check_members(ledger, client, feed))
         findings.extend(_check_documents(ledger, client))
     if not is_settled:
-        return [finding for finding in findings if finding.fault not in _ONLY_SETTLED]
+        return [finding for finding in findings if finding.fault not in UNSETTLED]
     return findings
 
 

@@ -37,6 +37,8 @@ class Held:
     is_done: bool = False
     # Asked for on the connection that is open now.
     is_asked: bool = False
+    # Asked for with a cursor there.
+    is_resumed: bool = False
     # The runs of a snapshot of which not all pages have come.
     pages: set[str] | None = None
     # Of a feed: the runs it holds.
@@ -79,6 +81,8 @@ class ProtocolClient:
         # The next seq of each stream.
         self._next: dict[Key, int] = {}
         self._eofs: dict[Key, int] = {}
+        # Runs that were asked for again, and are not here yet.
+        self._awaited: set[str] = set()
         self._handlers: dict[str, Callable[[JsonObject], JsonObject | None]] = {
             "ready": self._ready,
             "snapshot": self._snapshot,
@@ -116,9 +120,11 @@ class ProtocolClient:
 
     def requests(self) -> list[JsonObject]:
         """Return what to send on a new connection: every subscription, from where it is."""
+        self._awaited.clear()
         for held in self._held.values():
             held.is_live, held.pages = False, None
             held.is_asked = not held.is_done
+            held.is_resumed = held.cursor is not None
             if held.is_asked and held.run_id is None and held.cursor is None:
                 self._begin_anew(held)
         asked = [
@@ -230,6 +236,8 @@ class ProtocolClient:
         held = self.documents.get(run_id)
         if held is not None and message["revision"] <= held["revision"]:
             return None
+        if run_id in self._awaited:
+            return None
         if held is None or message["from"] != held["revision"]:
             fault = Fault.UNKNOWN_RUN if held is None else Fault.BAD_PATCH
             self.log.found(fault, run_id, number=message["revision"])
@@ -243,6 +251,7 @@ class ProtocolClient:
         return None
 
     def _hold(self, document: JsonObject) -> None:
+        self._awaited.discard(document["id"])
         held = self.documents.get(document["id"])
         if held is None or held["revision"] < document["revision"]:
             self.documents[document["id"]] = document
@@ -255,12 +264,18 @@ class ProtocolClient:
         self.documents.pop(run_id, None)
         self.log.left(run_id)
 
-    def _joined(self, message: JsonObject) -> None:
-        held = self._of(message)
-        if message["run"] not in self.documents:
-            self.log.found(Fault.UNKNOWN_RUN, message["run"])
-        elif held is not None:
-            held.members.add(message["run"])
+    def _joined(self, message: JsonObject) -> JsonObject | None:
+        held, run_id = self._of(message), message["run"]
+        if held is not None:
+            held.members.add(run_id)
+        if run_id in self.documents:
+            return None
+        if held is not None and held.is_resumed and self.log.mode == "every":
+            # It entered while this client was away, and comes as changes of what it never held.
+            self._awaited.add(run_id)
+            return {"type": "refetch", "run": run_id}
+        self.log.found(Fault.UNKNOWN_RUN, run_id)
+        return None
 
     def _removed(self, message: JsonObject) -> None:
         held = self._of(message)
