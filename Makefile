@@ -1,4 +1,4 @@
-# setup · run · test · check · bench · faults · autobahn — `make help` says what each does.
+# setup · run · test · check · bench · faults · soak · autobahn — `make help` says what each does.
 #
 # Everything is installed into the checkout: Python packages in .venv, npm packages in
 # clients/typescript/node_modules, a browser for tests in .runwire/browser where there is none.
@@ -30,6 +30,14 @@ endif
 endif
 export CHROMIUM
 
+# The tests of faults as long as the table in docs/design/delivery.md has them.
+LONG := RUNWIRE_SURVIVAL_RUNS=1000 RUNWIRE_SURVIVAL_ROUNDS=5 RUNWIRE_OUTAGE_SECONDS=10 RUNWIRE_FOREIGN_SECONDS=60 \
+	RUNWIRE_MODEL_EXAMPLES=2000 RUNWIRE_MODEL_STEPS=80 RUNWIRE_MUTANTS_SEED=0 \
+	RUNWIRE_ORACLE_SECONDS=120 RUNWIRE_ORACLE_CLIENTS=200 RUNWIRE_ORACLE_RUNS=1000 \
+	RUNWIRE_HUBS_CLIENTS=500 RUNWIRE_HUBS_ROUNDS=3 RUNWIRE_VERSIONS_RUNS=100 RUNWIRE_RACES=1000 \
+	RUNWIRE_HELD_RUNS=1000 RUNWIRE_CLAIMED_RUNS=10000 RUNWIRE_DUE_RUNS=100000 \
+	RUNWIRE_CROWD=1000 RUNWIRE_SLEEP=60 RUNWIRE_EVERY_OFFSET=1 RUNWIRE_LEAK_CYCLES=40
+
 # What must hold without LISTEN as well, but for the few tests whose subject is how soon.
 BEHIND_POOLER := $(foreach name,streams run_metadata outcomes triggers batches claims runs workers changes worker runtime,tests/engine/test_$(name).py) \
 	$(foreach name,websocket sse api_runs api_streams api_batches mounted worker,tests/realtime/test_$(name).py) \
@@ -39,7 +47,7 @@ BEHIND_POOLER := $(foreach name,streams run_metadata outcomes triggers batches c
 SOURCES := $(shell find $(TYPESCRIPT) -name node_modules -prune -o -name dist -prune -o -type f -print 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check bench faults autobahn wire lock clean
+.PHONY: help setup run test check bench faults soak autobahn wire lock clean
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -65,10 +73,13 @@ check: setup ## Everything CI runs: style, types, import rules, tests
 bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
 	$(BIN)/python -m tests.benchmarks
 
-faults: setup ## Only the tests that kill and stall real processes, the longest ones made longer; and more of them behind PgBouncer
-	RUNWIRE_SURVIVAL_RUNS=1000 RUNWIRE_SURVIVAL_ROUNDS=5 RUNWIRE_OUTAGE_SECONDS=10 RUNWIRE_FOREIGN_SECONDS=60 \
-		$(BIN)/python -m pytest -m faults
+faults: setup ## Only the tests of faults, made longer, and more of them behind PgBouncer; RUNWIRE_FAULTS_SEED=… for the same again
+	$(LONG) $(BIN)/python -m pytest -m faults -rP
+	RUNWIRE_TRIES=10000 $(BIN)/python -m pytest tests/realtime/test_exactness.py
 	RUNWIRE_TEST_POOLER=1 $(BIN)/python -m pytest $(BEHIND_POOLER)
+
+soak: setup ## 1 000 idle sockets and a steady load for RUNWIRE_SOAK_SECONDS (1800): what the hub holds
+	RUNWIRE_SOAK_SECONDS=$${RUNWIRE_SOAK_SECONDS:-1800} RUNWIRE_SOAK_SOCKETS=1000 $(BIN)/python -m pytest tests/soak -rP
 
 autobahn: setup ## All cases of Autobahn|Testsuite on server and Python client; needs a Python 2.7
 	$(BIN)/python -m tests.autobahn

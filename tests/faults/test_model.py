@@ -744,6 +744,7 @@ def world(postgres: TestServer) -> Generator[None]:
         Model.shared = None
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("world")
 @pytest.mark.timeout(60 + 3 * EXAMPLES)
 def test_whatever_happens_in_whatever_order_nobody_is_told_wrong_or_too_little() -> None:
