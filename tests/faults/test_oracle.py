@@ -319,8 +319,8 @@ async def test_every_client_ends_with_what_the_database_holds_whatever_breaks() 
         assert len(ledger.runs) == RUNS, "each trigger is one run"
 
         def findings() -> list[Finding]:
-            for each in wanderers:
-                each.take()
+            for one in wanderers:
+                one.take()
             for each in sockets:
                 each.client.note_streams(ledger.streams)
             logs = [each.client.log for each in sockets]
