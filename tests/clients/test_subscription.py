@@ -1,12 +1,12 @@
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runwire._connection import STABLE, Act, Phase, backoff
+from runwire._connection import STABLE, Act, Carrier, Phase, backoff
 from runwire._items import ChunkItem, CursorItem, EofItem, Item, Request, RunItem
 from runwire._progress import Progress, Taken
 from runwire._session import Session
@@ -60,12 +60,14 @@ class Client:
 
     request: Request
     is_refreshable: bool = False
+    carrier: Carrier = Carrier.SOCKET
     now: float = 1000.0
     session: Session = field(init=False)
     subscription: Subscription = field(init=False)
 
     def __post_init__(self) -> None:
         self.session = Session(is_refreshable=self.is_refreshable)
+        self.session.connection = replace(self.session.connection, carrier=self.carrier)
         self.subscription = self.session.add(self.request, self.now)
 
     def open(self) -> None:
@@ -75,8 +77,10 @@ class Client:
             self.now = due
             self.session.tick(self.now, 0.5)
         self.session.did(Act.HANG_UP)
-        assert self.order() is Act.FETCH_TOKEN
-        self.session.token("token", self.now)
+        if self.session.connection.phase is Phase.TOKEN:
+            assert self.order() is Act.FETCH_TOKEN
+            self.session.connection = replace(self.session.connection, carrier=self.carrier)
+            self.session.token("token", self.now)
         assert self.order() is Act.OPEN
         self.session.opened(self.now)
 
@@ -301,6 +305,25 @@ def test_a_fresh_token_is_sent_when_the_old_one_is_about_to_end() -> None:
     assert client.subscription.state is State.LIVE
 
 
+@pytest.mark.parametrize("carrier", Carrier)
+def test_a_token_that_is_about_to_end_as_soon_as_it_is_shown_is_no_loop(carrier: Carrier) -> None:
+    client = Client(request(), is_refreshable=True, carrier=carrier)
+    client.start()
+    asked = 0
+    for _ in range(100):
+        client.now += 0.1
+        client.receive({"type": "token_expiring", "in": 5.0})
+        if client.order() is Act.FETCH_TOKEN:
+            asked += 1
+            client.session.token("token", client.now)
+            if carrier is Carrier.EVENTS:
+                client.connect()
+    assert asked == 1
+    client.now += 10
+    client.receive({"type": "token_expiring", "in": 5.0})
+    assert client.order() is Act.FETCH_TOKEN
+
+
 def test_an_error_that_passes_is_asked_again_without_disturbing_the_socket() -> None:
     client = Client(request(deadline=60.0))
     client.connect()
@@ -487,18 +510,131 @@ def test_a_feed_of_another_process_goes_on_with_runs_it_was_never_told_the_names
     assert told == [("run_a", 4), ("run_b", 1)]
 
 
+def ready(epoch: str = "e1") -> JsonObject:
+    return {"type": "ready", "protocol": "runwire.v1", "epoch": epoch, "heartbeat": 15}
+
+
+def events_client(**options: Any) -> Client:
+    return Client(request(**options), carrier=Carrier.EVENTS, is_refreshable=True)
+
+
+def test_by_events_what_is_asked_for_anew_is_asked_for_with_everything_else() -> None:
+    client = events_client(streams={"log": "start"})
+    client.start()
+    client.receive(chunks(0, "a", "b"))
+    other = client.session.add(request({"tags": ["x"]}), client.now)
+    assert other.visible_state == "connecting"
+    mine, theirs = client.connect()
+    assert (mine["streams"], mine["cursor"]) == ({"log": {"from": 2}}, "c1")
+    assert theirs["to"] == {"tags": ["x"]}
+    # One that leaves is not listened to any more; the others keep what is open.
+    client.session.remove(other, client.now)
+    assert client.session.order is None and client.sent() == []
+
+
+def test_by_events_a_fresh_token_opens_them_anew() -> None:
+    client = events_client()
+    client.start()
+    client.receive({"type": "token_expiring", "in": 30.0})
+    assert client.order() is Act.FETCH_TOKEN
+    client.session.token("fresh", client.now)
+    assert client.order() is Act.HANG_UP
+    client.session.did(Act.HANG_UP)
+    client.session.opened(client.now)
+    assert [message["type"] for message in client.sent()] == ["auth", "subscribe"]
+
+
+def test_by_events_another_epoch_is_asked_for_again_without_the_positions_of_the_old_one() -> None:
+    client = events_client(streams={"log": "start"})
+    client.start(revision=9)
+    client.receive(chunks(0, "a", "b"))
+    client.took()
+    client.lose()
+    client.carrier = Carrier.EVENTS
+    client.open()
+    client.sent()
+    client.receive(ready("e2"), chunks(2, "of a history that is no more"))
+    assert client.took() == []
+    [subscribe] = client.connect("e2")
+    assert subscribe["streams"] == {"log": {"from": 0}}
+
+
+def test_by_events_a_run_whose_base_is_missing_is_asked_for_whole() -> None:
+    client = events_client()
+    client.start(revision=3)
+    patch = {"type": "patch", "run": "run_a", "from": 4, "revision": 5, "set": {"output": 1}}
+    client.receive(patch)
+    [subscribe] = client.connect()
+    assert "cursor" not in subscribe
+    client.receive(snapshot(run(5)), {"type": "live", "sub": "$sub"})
+    assert [item.revision for item in client.took() if isinstance(item, RunItem)] == [5]
+
+
+def test_by_events_one_that_nobody_reads_is_left_and_taken_up_where_it_stopped() -> None:
+    client = events_client(streams={"log": "start"})
+    other = client.session.add(request({"tags": ["x"]}), client.now)
+    client.start()
+    client.receive(chunks(0, *range(MAX_QUEUED)))
+    assert client.subscription.visible_state == "paused"
+    assert [message["sub"] for message in client.connect()] == [other.name]
+    client.took()
+    client.session.drained(client.subscription, client.now)
+    asked = {message["sub"]: message for message in client.connect()}
+    assert asked[client.subscription.name]["streams"] == {"log": {"from": MAX_QUEUED}}
+
+
+def test_by_events_what_does_not_fit_with_the_others_is_an_error_and_spares_them() -> None:
+    client = events_client()
+    streams = {f"{'k' * 120}{number}": "start" for number in range(250)}
+    large = [client.session.add(request(streams=streams), client.now) for _ in range(3)]
+    sent = client.connect()
+    assert len(json.dumps(sent, separators=(",", ":"))) <= 64 * 1024
+    assert [isinstance(each.error, TooLargeError) for each in large] == [False, True, True]
+    assert client.subscription.state is State.SYNCING
+
+
+def test_one_that_is_left_because_nobody_reads_is_not_given_up() -> None:
+    client = Client(request(streams={"log": "start"}, deadline=10.0))
+    client.start()
+    client.receive(chunks(0, *range(MAX_QUEUED)))
+    client.lose()
+    client.connect()
+    client.now += 1000
+    client.receive({"type": "hb", "t": ""})
+    client.session.tick(client.now, 0.5)
+    assert client.subscription.is_paused
+    client.took()
+    client.session.drained(client.subscription, client.now)
+    assert [message["type"] for message in client.sent()][-1] == "subscribe"
+
+
+def test_the_time_that_was_slept_through_is_not_time_the_server_was_away() -> None:
+    client = Client(request(deadline=60.0))
+    client.start()
+    client.lose()
+    client.now += 600
+    client.session.tick(client.now, 0.5, slept=599.0)
+    # And the next try is due at once.
+    assert client.subscription.state is State.AWAY
+    assert client.session.connection.phase is Phase.TOKEN
+
+
 @pytest.mark.parametrize("text", ["rw1.", "rw1.!!", "rw1.e30", "rw1.W10"])
 def test_a_damaged_cursor_is_an_error(text: str) -> None:
     with pytest.raises(InvalidValueError):
         Progress.parse(text)
 
 
+@pytest.mark.parametrize("carrier", Carrier)
 @pytest.mark.parametrize("seed", range(50))
 def test_whatever_the_network_does_each_revision_and_chunk_is_told_once_and_in_order(
-    seed: int,
+    seed: int, carrier: Carrier
 ) -> None:
+    """Cuts, silence, sleep, stale and live, fresh tokens, and an application that is busy."""
     dice = random.Random(seed)
-    client = Client(request(mode="every", streams={"log": "start"}))
+    client = Client(
+        request(mode="every", streams={"log": "start"}), is_refreshable=True, carrier=carrier
+    )
     seqs: list[int] = []
     revisions: list[int] = []
     stored, revision = 0, 1
@@ -527,8 +663,18 @@ def test_whatever_the_network_does_each_revision_and_chunk_is_told_once_and_in_o
             sent_revision = revision
         elif action < 0.8:
             client.receive({"type": "cursor", "sub": "$sub", "cursor": str(sent_revision)})
+        elif action < 0.85:
+            client.receive({"type": "state", "state": dice.choice(["stale", "live"]), "since": ""})
         else:
-            client.lose()
+            end = dice.choice(["cut", "silence", "sleep", "token"])
+            if end == "token" and carrier is Carrier.EVENTS:
+                client.receive({"type": "token_expiring", "in": 30.0})
+                client.session.token("token", client.now)
+            elif end in ("silence", "sleep"):
+                client.now += SILENCE
+                client.session.tick(client.now, 0.5, slept=600.0 if end == "sleep" else 0.0)
+            else:
+                client.lose(dice.choice([1006, 4001, 4003]))
             [subscribe] = client.connect()
             asked = subscribe["streams"]["log"]["from"]
             sent_seq = 0 if asked == "start" else asked

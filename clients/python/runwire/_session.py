@@ -34,6 +34,9 @@ from runwire.wire import HEARTBEAT, MAX_CLIENT_FRAME_BYTES, ErrorCode, Json, Jso
 
 # Errors of a subscription that pass: it is asked for again instead of ended.
 _PASSING: Final = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED})
+# Seconds. The server warns of a short token, or of an old one that was handed out again, as soon as
+# it is shown: that must not be a loop. One that ends meanwhile is replaced with its connection.
+REFRESH_PAUSE: Final = 10.0
 # What events ask for is one list.
 _LIST_BYTES: Final = MAX_CLIENT_FRAME_BYTES - 1
 
@@ -48,6 +51,8 @@ class Session:
         self._is_refreshable = is_refreshable
         self._orders: deque[Act] = deque()
         self._token = ""
+        # Before this time no other fresh token is asked for on what is open.
+        self._refresh_from = 0.0
         # Why the application has no token for now.
         self._trouble: BaseException | None = None
         self._epoch: str | None = None
@@ -267,10 +272,12 @@ class Session:
     def _on_snapshot(self, message: JsonObject, now: float, random: float) -> None:
         subscription = self.subscriptions.get(message["sub"])
         documents: list[JsonObject] = message["runs"]
+        if subscription is None or subscription.is_paused:
+            for document in documents:
+                self._on_run({"run": document}, now, random)
+            return
         for document in documents:
             self._views.hold(document)
-        if subscription is None or subscription.is_paused:
-            return
         subscription.served()
         for document in documents:
             subscription.joined(document["id"])
@@ -309,12 +316,16 @@ class Session:
 
     def _on_run(self, message: JsonObject, now: float, random: float) -> None:
         document: JsonObject = message["run"]
-        self._views.hold(document)
         self._adopt(document["id"])
-        self._offer(document["id"], None)
+        # What nobody reads now must not run ahead of where it is taken up again.
+        if not self._is_left(document["id"]):
+            self._views.hold(document)
+            self._offer(document["id"], None)
 
     def _on_patch(self, message: JsonObject, now: float, random: float) -> None:
         self._adopt(message["run"])
+        if self._is_left(message["run"]):
+            return
         touched = self._views.patch(message)
         if touched is None:
             if self._views.is_behind(message):
@@ -388,7 +399,9 @@ class Session:
                 subscription.move(event)
 
     def _on_token_expiring(self, message: JsonObject, now: float, random: float) -> None:
-        self._happened(EventName.TOKEN_EXPIRING, now)
+        if now >= self._refresh_from:
+            self._refresh_from = now + REFRESH_PAUSE
+            self._happened(EventName.TOKEN_EXPIRING, now)
 
     def _on_error(self, message: JsonObject, now: float, random: float) -> None:
         name, code, text = message.get("sub"), message["code"], message["message"]
@@ -413,6 +426,11 @@ class Session:
         for subscription in self.subscriptions.values():
             if subscription.request.adopts_runs:
                 subscription.joined(run)
+
+    def _is_left(self, run: str) -> bool:
+        """Whether those that follow a run are all paused, so that what comes of it is too early."""
+        members = [each for each in self.subscriptions.values() if run in each.members]
+        return bool(members) and all(each.is_paused for each in members)
 
     def _offer(self, run: str, touched: frozenset[str] | None) -> None:
         document = self._views.get(run)
