@@ -14,10 +14,10 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import unquote
 
 import anyio
@@ -39,6 +39,8 @@ class Lane:
 
     # The connection is cut when exactly this many of its bytes have passed.
     cut_after: int | None = None
+    # Only the first connection that gets there.
+    cuts_once: bool = False
     # Bytes leave in writes of at most this size.
     slice_bytes: int | None = None
     # Every byte comes this many seconds late.
@@ -83,6 +85,28 @@ class _Upstream(ByteStream):
         self._writer.transport.abort()
 
 
+class _Peeked(ByteStream):
+    """A stream of which the beginning was read already."""
+
+    def __init__(self, stream: ByteStream, head: bytes) -> None:
+        self._stream = stream
+        self._head = head
+        self.is_upgrade = b"upgrade: websocket" in head.lower()
+
+    async def receive(self, max_bytes: int = _READ_BYTES) -> bytes:
+        head, self._head = self._head, b""
+        return head or await self._stream.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 @dataclass(eq=False)
 class _Link:
     """One client connection and its counterpart."""
@@ -106,8 +130,14 @@ class FaultProxy:
         self.resets = False
         # While true, new connections are closed at once.
         self.refuses = False
+        # What becomes of websockets: "refused" with status 400, as by a proxy that knows HTTP only;
+        # "swallowed", never answered.
+        self.websockets: Literal["pass", "refused", "swallowed"] = "pass"
         # How many connections were ever accepted.
         self.accepted = 0
+        self.websockets_stopped = 0
+        # How many connections were cut because of what passed.
+        self.cuts = 0
         # How many COMMITs lost their answer, or were lost themselves.
         self.commits_cut = 0
         self._cut_commit: str | None = None
@@ -155,23 +185,42 @@ class FaultProxy:
     async def serve(self, client: SocketStream) -> None:
         """Carry one connection until an end closes it or it is cut."""
         self.accepted += 1
+        try:
+            await self._carry(client)
+        finally:
+            await self._close(client)
+
+    async def _carry(self, client: SocketStream) -> None:
         if self.refuses:
-            return await self._close(client)
+            return
+        source: ByteStream = client
+        if self.websockets != "pass":
+            source = _Peeked(client, await _head(client))
+            if source.is_upgrade:
+                await self._stop_websocket(client)
+                return
         try:
             server = await _connect(self.target)
         except OSError:
-            return await self._close(client)
+            return
         with anyio.CancelScope() as scope:
             link = _Link(client, server, scope)
             self._links.add(link)
             try:
                 async with anyio.create_task_group() as lanes:
-                    self._start_lane(lanes, link, self.to_server, client, server)
+                    self._start_lane(lanes, link, self.to_server, source, server)
                     self._start_lane(lanes, link, self.to_client, server, client)
             finally:
                 self._links.discard(link)
-                await self._close(client)
                 await self._close(server)
+
+    async def _stop_websocket(self, client: SocketStream) -> None:
+        self.websockets_stopped += 1
+        if self.websockets == "refused":
+            await _send(client, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        else:
+            # Until the client leaves.
+            await _head(client)
 
     def _start_lane(
         self,
@@ -216,7 +265,7 @@ class FaultProxy:
                     await self._open.wait()
                     left = len(piece) if lane.cut_after is None else lane.cut_after - passed
                     if cuts_at_commit or left <= 0:
-                        link.scope.cancel()
+                        self._cut_link(link, lane)
                         return
                     if not await _send(sink, piece[:left]):
                         link.scope.cancel()
@@ -224,11 +273,17 @@ class FaultProxy:
                     passed += len(piece[:left])
                     lane.passed += len(piece[:left])
                     if lane.cut_after is not None and passed >= lane.cut_after:
-                        link.scope.cancel()
+                        self._cut_link(link, lane)
                         return
                     if lane.bytes_per_second:
                         await anyio.sleep(len(piece) / lane.bytes_per_second)
         # This side has ended, so the connection has; both sides learn it.
+        link.scope.cancel()
+
+    def _cut_link(self, link: _Link, lane: Lane) -> None:
+        if lane.cuts_once:
+            lane.cut_after = None
+        self.cuts += 1
         link.scope.cancel()
 
     def _look_for_commit(self, link: _Link, lane: Lane, data: bytes) -> bool:
@@ -251,7 +306,8 @@ class FaultProxy:
             raw = stream.extra(SocketAttribute.raw_socket)
         if self.resets and raw.fileno() >= 0:
             # Linger for zero seconds: the kernel sends RST and forgets what was not sent.
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):  # the other side was faster, and it is closed already
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with anyio.CancelScope(shield=True):
             await anyio.aclose_forcefully(stream)
 
@@ -281,6 +337,14 @@ async def _connect(target: Target) -> _Upstream:
     if isinstance(target, Path):
         return _Upstream(*await asyncio.open_unix_connection(str(target)))
     return _Upstream(*await asyncio.open_connection(*target))
+
+
+async def _head(stream: ByteStream) -> bytes:
+    """Return what comes first; b"" when the other side leaves instead."""
+    try:
+        return await stream.receive(_READ_BYTES)
+    except (anyio.EndOfStream, anyio.BrokenResourceError):
+        return b""
 
 
 def _pieces(data: bytes, lane: Lane) -> list[bytes]:

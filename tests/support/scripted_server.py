@@ -44,6 +44,8 @@ class ScriptedServer:
     # Answer the handshake with this status instead of opening a socket.
     refuse_with: HTTPStatus | None = None
     close_auth_with: int | None = None
+    # Seconds between its signs of life; None: it gives none, and says that it does.
+    heartbeat: float | None = None
     tokens: set[str] = field(default_factory=lambda: {TOKEN})
     # What happened, for the test to look at.
     opened: int = 0
@@ -96,10 +98,13 @@ class ScriptedServer:
         if self.close_auth_with is not None or token not in self.tokens:
             await socket.close(self.close_auth_with or 4401, "the token is not known here")
             return
+        heartbeat = self.heartbeat or 15.0
         await _send(
-            socket, {"type": "ready", "protocol": PROTOCOL, "epoch": "e1", "heartbeat": 15.0}
+            socket, {"type": "ready", "protocol": PROTOCOL, "epoch": "e1", "heartbeat": heartbeat}
         )
         async with anyio.create_task_group() as tasks:
+            if self.heartbeat is not None:
+                tasks.start_soon(_beat, socket, self.heartbeat)
             async for frame in socket:
                 message = json.loads(frame)
                 if message["type"] == "subscribe":
@@ -168,6 +173,15 @@ def chunk(seq: int, value: object) -> JsonObject:
         "data": [value],
         "attempt": 1,
     }
+
+
+async def _beat(socket: ServerConnection, seconds: float) -> None:
+    try:
+        while True:
+            await anyio.sleep(seconds)
+            await _send(socket, {"type": "hb", "t": "2026-11-23T20:00:00.000Z"})
+    except ConnectionClosed:
+        return
 
 
 async def _send(socket: ServerConnection, *messages: JsonObject) -> None:

@@ -25,9 +25,9 @@ class Request:
 
     @property
     def needs_own_socket(self) -> bool:
-        """Whether sharing a socket would hand it what others on it asked for.
+        """Whether sharing a connection would hand it what others on it asked for.
 
-        The server holds one place per stream and socket, so that a start only the server knows
+        The server holds one place per stream and connection, so that a start only the server knows
         cannot be kept apart. And a feed that another process began does not know its runs by name.
         """
         return self.adopts_runs or any(

@@ -22,15 +22,7 @@ _OURS: Final = frozenset({401, 403, 404})
 async def open_websocket(api_url: str) -> "WebSocketLink":
     """Open a websocket. Raises LostError, and ConfigurationError for what is no address."""
     try:
-        connection = await connect(
-            _address(api_url),
-            subprotocols=[Subprotocol(PROTOCOL)],
-            compression=None,
-            open_timeout=None,
-            close_timeout=CLOSE_TIMEOUT,
-            ping_interval=None,  # `hb` tells both sides
-            max_size=MAX_FRAME,
-        )
+        connection = await dial(_address(api_url))
     except InvalidStatus as error:
         status = error.response.status_code
         # Any other status may be that of something in between, which lets no websocket pass.
@@ -41,6 +33,19 @@ async def open_websocket(api_url: str) -> "WebSocketLink":
     except (OSError, InvalidHandshake, ConnectionClosed, EOFError) as error:
         raise LostError(ABNORMAL, str(error)) from error
     return WebSocketLink(connection)
+
+
+def dial(address: str) -> connect:
+    """Open a websocket the one way that holds what we promise; await it."""
+    return connect(
+        address,
+        subprotocols=[Subprotocol(PROTOCOL)],
+        compression=None,
+        open_timeout=None,
+        close_timeout=CLOSE_TIMEOUT,
+        ping_interval=None,  # `hb` tells both sides
+        max_size=MAX_FRAME,
+    )
 
 
 class WebSocketLink:
