@@ -1,152 +1,40 @@
 """A person with a browser: signs in, triggers runs, watches them, reloads in the middle."""
 
 import contextlib
-import os
 import random
 import re
-import shutil
 import socket
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urljoin
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from tests.end_to_end.dashboard_tasks import NASTY, text_of
-from tests.support.postgres import TestServer
-from tests.support.processes import Process, running
+from tests.support.pages import (
+    Server,
+    environment_of,
+    grown,
+    signed_in,
+    started,
+    stream_text,
+    trigger,
+    watched,
+)
+from tests.support.processes import running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser]
 
-_BUILD: Final = Path(__file__).parents[2] / "realtime/runwire_realtime/dashboard/index.html"
-_API_KEY: Final = "tr_dev_sk_0123456789abcdefABCDEFgh"
 _TASKS: Final = "tests/end_to_end/dashboard_tasks.py"
-# A violation of the page's policy is told here and nowhere else, whatever the console says.
-_WATCH_POLICY: Final = """
-    window.violations = [];
-    document.addEventListener("securitypolicyviolation", (event) =>
-        window.violations.push(`${event.violatedDirective}: ${event.blockedURI}`));
-"""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A `runwire dev` that is up."""
-
-    address: str
-    sign_in_link: str
-
-
-def _environment(database_url: str) -> dict[str, str]:
-    return {
-        "RUNWIRE_DATABASE_URL": database_url,
-        "RUNWIRE_SECRET": "a secret that outlives the process " * 2,
-        "RUNWIRE_API_KEY": _API_KEY,
-    }
-
-
-async def _started(process: Process) -> Server:
-    line = await process.until_line("#sign-in=", 60)
-    link = next(word for word in line.split() if word.startswith("http"))
-    return Server(link.partition("#")[0], link)
-
-
-@pytest.fixture(scope="module")
-def shared_database_url(postgres: TestServer) -> Generator[str]:
-    dsn = postgres.create_database()
-    yield dsn
-    postgres.drop_database(dsn)
-
-
-@pytest.fixture(scope="module")
-async def server(
-    shared_database_url: str, tmp_path_factory: pytest.TempPathFactory, anyio_backend: str
-) -> AsyncGenerator[Server]:
-    """The whole of Runwire, one for all tests here: they look at runs of their own."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    command = ("runwire", "dev", "--no-reload", "--port", "0", "--data", str(folder), _TASKS)
-    async with running(*command, environment=_environment(shared_database_url)) as process:
-        yield await _started(process)
-
-
-@pytest.fixture(scope="module")
-async def browser(anyio_backend: str) -> AsyncGenerator[Browser]:
-    """Chromium: $CHROMIUM, or the one on the PATH."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip("there is no Chromium here")
-    if not _BUILD.is_file():
-        pytest.skip("the dashboard is not built: make setup")
-    async with async_playwright() as playwright:
-        # The sandbox needs rights that a container's root has not got.
-        browser = await playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        yield browser
-        await browser.close()
-
-
-@asynccontextmanager
-async def watched(browser: Browser) -> AsyncGenerator[Page]:
-    """Open a page of a browser that knows nothing; afterwards it must have had no trouble."""
-    context = await browser.new_context()
-    await context.add_init_script(_WATCH_POLICY)
-    page = await context.new_page()
-    trouble: list[str] = []
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
-    yield page
-    assert await page.evaluate("window.violations") == []
-    assert await page.evaluate("window.pwned") is None
-    assert trouble == []
-    await context.close()
-
-
-@asynccontextmanager
-async def signed_in(browser: Browser, server: Server) -> AsyncGenerator[Page]:
-    """Sign in with the API key; the link is good once and has a test of its own."""
-    async with watched(browser) as page:
-        await page.goto(server.address)
-        await page.get_by_label("paste a sign-in link").fill(_API_KEY)
-        await page.get_by_role("button", name="Sign in").click()
-        await expect(page.get_by_role("status")).to_have_text("Live")
-        yield page
-
-
-async def trigger(page: Page, server: Server, task: str, payload: str, tags: str = "") -> str:
-    """Fill in the form, run it, and return the id of the run whose page opens."""
-    await page.goto(urljoin(server.address, f"#/trigger/{task}"))
-    await page.get_by_label("Payload, as JSON").fill(payload)
-    await page.get_by_label("Tags").fill(tags)
-    await page.get_by_role("button", name="Run", exact=True).click()
-    await page.wait_for_url(re.compile(r"#/runs/run_"))
-    return page.url.rpartition("/")[2]
-
-
-async def stream_text(page: Page, key: str) -> str:
-    return await page.locator(f'pre[data-stream="{key}"]').text_content() or ""
-
-
-async def grown(page: Page, beyond: int) -> int:
-    """Wait until the answer is longer than that, and return how long it is."""
-    script = (
-        "beyond => document.querySelector('pre[data-stream=answer]')?.textContent.length > beyond"
-    )
-    await page.wait_for_function(script, arg=beyond)
-    return len(await stream_text(page, "answer"))
 
 
 async def test_a_run_is_triggered_and_its_text_grows_also_across_a_reload(
     browser: Browser, server: Server
 ) -> None:
     words, text = 200, text_of(200)
-    async with signed_in(browser, server) as page:
-        await trigger(page, server, "drip", f'{{"words": {words}}}', "user:1, slow")
+    async with signed_in(browser, server.address) as page:
+        await trigger(page, server.address, "drip", f'{{"words": {words}}}', "user:1, slow")
         run = page.get_by_role("article")
         lengths = [await grown(page, 0)]
         for _ in range(3):
@@ -174,8 +62,8 @@ async def test_a_run_is_triggered_and_its_text_grows_also_across_a_reload(
 async def test_a_run_that_is_over_shows_the_same_text_to_whoever_comes_late(
     browser: Browser, server: Server
 ) -> None:
-    async with signed_in(browser, server) as page:
-        await trigger(page, server, "drip", '{"words": 20, "pause": 0}')
+    async with signed_in(browser, server.address) as page:
+        await trigger(page, server.address, "drip", '{"words": 20, "pause": 0}')
         done = page.get_by_role("article")
         await expect(done).to_have_attribute("data-status", "COMPLETED", timeout=30_000)
         await page.reload()
@@ -184,15 +72,15 @@ async def test_a_run_that_is_over_shows_the_same_text_to_whoever_comes_late(
 
 
 async def test_the_list_is_live_and_filters(browser: Browser, server: Server) -> None:
-    async with signed_in(browser, server) as page:
-        waiting = await trigger(page, server, "patient", "", "first")
+    async with signed_in(browser, server.address) as page:
+        waiting = await trigger(page, server.address, "patient", "", "first")
         await page.goto(urljoin(server.address, "#/"))
         row = page.locator(f'a[data-run="{waiting}"]')
         await expect(row).to_contain_text("Executing", timeout=15_000)
 
         # Somebody else's run appears by itself, above, and changes by itself.
         other = await page.context.new_page()
-        quick = await trigger(other, server, "drip", '{"words": 3, "pause": 0}', "second")
+        quick = await trigger(other, server.address, "drip", '{"words": 3, "pause": 0}', "second")
         await expect(page.locator("a.run-row").first).to_have_attribute("data-run", quick)
         newer = page.locator(f'a[data-run="{quick}"]')
         await expect(newer).to_contain_text("Completed", timeout=15_000)
@@ -214,8 +102,8 @@ async def test_the_list_is_live_and_filters(browser: Browser, server: Server) ->
 
 
 async def test_a_run_is_canceled_and_replayed(browser: Browser, server: Server) -> None:
-    async with signed_in(browser, server) as page:
-        first = await trigger(page, server, "patient", "")
+    async with signed_in(browser, server.address) as page:
+        first = await trigger(page, server.address, "patient", "")
         run = page.get_by_role("article")
         await expect(run).to_have_attribute("data-status", "EXECUTING", timeout=15_000)
         await page.get_by_role("button", name="Cancel").click()
@@ -228,9 +116,9 @@ async def test_a_run_is_canceled_and_replayed(browser: Browser, server: Server) 
 
 async def test_whatever_a_run_says_is_shown_as_text(browser: Browser, server: Server) -> None:
     tag = "<b onmouseover=alert(1)>tag</b>"
-    async with signed_in(browser, server) as page:
+    async with signed_in(browser, server.address) as page:
         payload = '{"nasty": "<img src=x onerror=window.pwned=1>"}'
-        await trigger(page, server, "nasty", payload, tag)
+        await trigger(page, server.address, "nasty", payload, tag)
         run = page.get_by_role("article")
         await expect(run).to_have_attribute("data-status", "FAILED", timeout=15_000)
         assert await stream_text(page, "nasty") == NASTY
@@ -249,14 +137,14 @@ async def test_whatever_a_run_says_is_shown_as_text(browser: Browser, server: Se
 async def test_a_payload_that_is_wrong_is_refused_in_words(
     browser: Browser, server: Server
 ) -> None:
-    async with signed_in(browser, server) as page:
+    async with signed_in(browser, server.address) as page:
         await page.goto(urljoin(server.address, "#/trigger/drip"))
         editor = page.get_by_label("Payload, as JSON")
         await expect(editor).to_have_value(re.compile(r'"words": 0'))
         await editor.fill('{"words": ')
         await expect(page.get_by_role("alert")).to_contain_text("Not valid JSON")
         await expect(page.get_by_role("button", name="Run", exact=True)).to_be_disabled()
-        await trigger(page, server, "drip", '{"words": "many"}')
+        await trigger(page, server.address, "drip", '{"words": "many"}')
         run = page.get_by_role("article")
         await expect(run).to_have_attribute("data-status", "FAILED", timeout=15_000)
         await expect(page.locator(".error-message")).to_contain_text("words")
@@ -287,14 +175,14 @@ async def test_a_link_signs_in_once_and_a_stranger_is_told_how_to_get_one(
 async def test_a_server_that_dies_and_comes_back_leaves_no_hole_in_the_text(
     browser: Browser, database_url: str, tmp_path: Path
 ) -> None:
-    words, environment = 300, _environment(database_url)
+    words, environment = 300, environment_of(database_url)
     port = ("--port", str(_port_for_later()))
     command = ("runwire", "dev", "--no-reload", *port, "--data", str(tmp_path))
     async with running("runwire", "worker", _TASKS, environment=environment) as worker:
         async with running(*command, environment=environment) as process:
-            server = await _started(process)
-            async with signed_in(browser, server) as page:
-                await trigger(page, server, "drip", f'{{"words": {words}}}')
+            server = await started(process)
+            async with signed_in(browser, server.address) as page:
+                await trigger(page, server.address, "drip", f'{{"words": {words}}}')
                 await grown(page, 100)
                 process.kill()
                 await expect(page.get_by_role("status")).to_have_text("Reconnecting")
