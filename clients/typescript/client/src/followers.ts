@@ -95,20 +95,24 @@ export class Followers {
 
   /**
    * What to ask for on a socket that has not been asked for it yet. What is too large for a frame
-   * ends here: the server would close the socket under all the others.
+   * ends here: the server would close the socket under all the others. `room` is for all of them.
    */
-  requests(): Subscribe[] {
+  requests(room = Infinity): Subscribe[] {
     const requests: Subscribe[] = [];
+    let left = room;
     for (const follower of this.#all()) {
       if (follower.state.freshness !== "connecting") continue;
       const request = subscription.request(follower.state);
       const size = bytesOf(request);
-      if (size > MAX_CLIENT_FRAME_BYTES) {
-        const message = `what is asked for takes ${size} bytes, over ${MAX_CLIENT_FRAME_BYTES}`;
+      const most = Math.min(MAX_CLIENT_FRAME_BYTES, left);
+      if (size > most) {
+        const message = `what is asked for takes ${size} bytes, over ${most}`;
         this.#drop(follower);
         follower.updates.finish(subscriptionError(ErrorCode.TOO_LARGE, message));
         continue;
       }
+      // And the comma after it.
+      left -= size + 1;
       this.#take(follower, subscription.turn(follower.state, "sent"));
       requests.push(request);
     }

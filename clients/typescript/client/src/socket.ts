@@ -7,7 +7,7 @@
 import { backoff } from "./backoff.ts";
 import { type CarrierOptions, openCarrier, type WebSocketLike } from "./carriers.ts";
 import { Clock } from "./clock.ts";
-import { CloseCode, HEARTBEAT } from "./codes.ts";
+import { CloseCode, HEARTBEAT, MAX_CLIENT_FRAME_BYTES } from "./codes.ts";
 import * as connection from "./connection.ts";
 import { ApiError, ConfigurationError, RunwireError } from "./errors.ts";
 import { Followers, type FollowersMessage } from "./followers.ts";
@@ -35,6 +35,9 @@ export type ConnectionState =
   | "reconnecting"
   | "closed";
 
+/** A token is not asked for more often than that because the server warns of its end. */
+const RENEWAL_MS = 10_000;
+
 export class Socket {
   readonly #options: SocketOptions;
   readonly #followers = new Followers();
@@ -43,6 +46,7 @@ export class Socket {
   #connection = connection.IDLE;
   #socket: WebSocketLike | null = null;
   #token = "";
+  #tokenSince = 0;
   /** Answers of an older question for a token are not heard. */
   #asked = 0;
   #isNeeded = false;
@@ -121,8 +125,7 @@ export class Socket {
       case "authenticate":
         return this.#send({ type: "auth", token: this.#token });
       case "subscribe":
-        for (const request of this.#followers.requests()) this.#send(request);
-        return this.#settle();
+        return this.#subscribe();
       case "ping":
         return this.#send({ type: "ping" });
       case "hang_up":
@@ -130,6 +133,20 @@ export class Socket {
       case "fail":
         return this.#fail(action.error);
     }
+  }
+
+  #subscribe(): void {
+    // The body of a request for events holds them all, between brackets.
+    const isOne = this.#connection.carrier === "events";
+    const requests = this.#followers.requests(isOne ? MAX_CLIENT_FRAME_BYTES - 2 : Infinity);
+    for (const request of requests) this.#send(request);
+    this.#settle();
+  }
+
+  /** A token that lives too briefly to be warned of in time is used to its end. */
+  #renewToken(): void {
+    const isNew = this.#clock.now() - this.#tokenSince < RENEWAL_MS;
+    if (!isNew) this.#dispatch({ is: "token_expiring" });
   }
 
   #fetchToken(): void {
@@ -145,6 +162,7 @@ export class Socket {
         // What a source has no other for is not shown again: the server would warn again.
         if (asked !== this.#asked || isShown) return;
         this.#token = given;
+        this.#tokenSince = this.#clock.now();
         this.#dispatch({ is: "token" });
       })
       .catch((error: unknown) => {
@@ -236,7 +254,7 @@ export class Socket {
       case "ready":
         return this.#meet(message);
       case "token_expiring":
-        return this.#dispatch({ is: "token_expiring" });
+        return this.#renewToken();
       case "hb":
       case "pong":
         return;

@@ -227,6 +227,19 @@ describe("where websockets do not pass", () => {
     expect(told).toEqual(["a", "b", "epoch_changed", "x"]);
   });
 
+  test("what does not fit into the one request ends with an error, the rest goes on", async () => {
+    const errors: unknown[] = [];
+    const streams = Array.from({ length: 60 }, (_, at) => "k".repeat(120) + at);
+    for (let at = 0; at < 8; at += 1) {
+      runwire.subscribeToRun(`run_${at}`, { streams }).on("error", (error) => void errors.push(error));
+    }
+    const asked = await server.acceptStream();
+    expect(JSON.stringify(asked).length).toBeLessThanOrEqual(64 * 1024);
+    expect(asked.length + errors.length).toBe(8);
+    expect(errors[0]).toMatchObject({ code: "too_large" });
+    expect(runwire.connection).toBe("live");
+  });
+
   test("silence is a loss, and a heartbeat is none", async () => {
     quiet(runwire.subscribeToRun("run_a"));
     await server.acceptStream();
@@ -265,6 +278,7 @@ describe("where websockets do not pass", () => {
     quiet(runwire.subscribeToRun("run_a"));
     await server.acceptStream();
     await sends(...begun());
+    await vi.advanceTimersByTimeAsync(15_000);
     await sends({ type: "token_expiring", in: 30 });
     expect((await server.acceptStream())[0]).toMatchObject({ cursor: "c-s1" });
     expect(server.streams.map(({ headers }) => headers["authorization"])).toEqual([

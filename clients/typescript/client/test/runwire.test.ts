@@ -250,6 +250,7 @@ describe("tokens", () => {
     expect(socket.takeAll()).toEqual([{ type: "auth", token: "old" }]);
     await server.send({ type: "ready", protocol: "runwire.v1", epoch: "e", heartbeat: 15 });
     socket.takeAll();
+    await vi.advanceTimersByTimeAsync(15_000);
     await server.send({ type: "token_expiring", in: 30 });
     expect(socket.takeAll()).toEqual([{ type: "auth", token: "new" }]);
     // The server's answer to it starts nothing over.

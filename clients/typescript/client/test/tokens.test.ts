@@ -122,6 +122,7 @@ describe("a token that is about to end", () => {
     const followed = follow(token);
     await server.accept();
     expect(auths()).toEqual([]);
+    await vi.advanceTimersByTimeAsync(15_000);
     await server.send({ type: "token_expiring", in: 30 });
     return followed;
   }
@@ -130,6 +131,18 @@ describe("a token that is about to end", () => {
     await expiring((fresh) => (fresh ? "new" : "old"));
     expect(auths()).toEqual([{ type: "auth", token: "new" }]);
     expect(server.sockets).toHaveLength(1);
+  });
+
+  test("so soon that the server warns at once does not make a storm", async () => {
+    let count = 0;
+    const token = vi.fn(() => `token ${(count += 1)}`);
+    await expiring(token);
+    expect(auths()).toHaveLength(1);
+    for (let warnings = 0; warnings < 10; warnings += 1) {
+      await server.send({ type: "token_expiring", in: 3 });
+    }
+    expect(auths()).toEqual([]);
+    expect(token).toHaveBeenCalledTimes(2);
   });
 
   test("is not shown again where its source has no other", async () => {
