@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import run as run_program
-from typing import Any, Final
+from typing import Any, Final, TypedDict, cast
 
 import anyio
 import httpx
@@ -62,6 +62,15 @@ _FOLLOW: Final = """
 """
 
 
+class _Process(TypedDict):
+    type: str
+    id: int
+
+
+class _Processes(TypedDict):
+    processInfo: list[_Process]
+
+
 @pytest.fixture(scope="module")
 def client_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The client as a browser loads it."""
@@ -70,8 +79,8 @@ def client_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the npm packages are not installed: make setup")
     folder = tmp_path_factory.mktemp("client")
     project = _TYPESCRIPT / "client/tsconfig.build.json"
-    command = [compiler, "-p", project, "--outDir", folder, "--declaration", "false"]
-    run_program(command, check=True, timeout=60)
+    command = (compiler, "-p", project, "--outDir", folder, "--declaration", "false")
+    run_program([str(word) for word in command], check=True, timeout=60)
     return folder
 
 
@@ -90,7 +99,7 @@ async def page_with_client(browser: Browser, server: Server, modules: Path) -> A
 
     async with watched(browser) as page:
         await page.route("**/runwire-client/*.js", module)
-        await page.expose_function("mint", mint)
+        await page.expose_function("mint", mint)  # pyright: ignore[reportUnknownMemberType]
         await page.goto(server.address)
         # The page itself is done with asking who is there.
         await expect(page.get_by_role("button", name="Sign in")).to_be_visible()
@@ -115,7 +124,8 @@ async def drip(server: Server, words: int) -> str:
 async def asleep(browser: Browser) -> AsyncGenerator[None]:
     """Stop every page of the browser, as a laptop's lid does."""
     session = await browser.new_browser_cdp_session()
-    known = await session.send("SystemInfo.getProcessInfo")
+    told: Any = await session.send("SystemInfo.getProcessInfo")  # pyright: ignore[reportUnknownMemberType]
+    known = cast(_Processes, told)
     pages = [each["id"] for each in known["processInfo"] if each["type"] == "renderer"]
     assert pages
     for pid in pages:
