@@ -29,6 +29,6 @@ SAMPLE: Final = [
 # tests/realtime/test_websocket.py. 12.* and 13.* (216 cases) are of compression, which is off on
 # both sides: each would only be UNIMPLEMENTED once more.
 EXCLUDED: Final = ["9.*"]
-# websockets' sans-I/O server answers a close amid a fragmented message with 1002, not with the
+# websockets answers a close amid a fragmented message with 1002, on both sides, and not with the
 # peer's code. Harmless: it closes all the same.
 KNOWN_FAILURES: Final = frozenset({"7.1.5"})

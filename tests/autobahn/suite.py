@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from runwire._socket import dial
+from runwire._websocket import dial
 from runwire_realtime.server import bind, port_of, serve
 from tests.autobahn.cases import EXCLUDED
 from tests.autobahn.installation import AUTOBAHN, INTERPRETER
