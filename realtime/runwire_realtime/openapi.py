@@ -85,7 +85,9 @@ def _operation(operation: Operation, references: _DEFINITIONS) -> JsonObject:
     elif operation.body_type != "application/json":
         described["requestBody"] = {
             "required": True,
-            "content": {operation.body_type: {"schema": {"type": "string"}}},
+            "content": {
+                operation.body_type: {"schema": {"type": "string"}, "example": "one chunk"}
+            },
         }
     return described
 

@@ -73,8 +73,8 @@ class BatchBody(_Body):
 class BatchItem(_Body):
     """One NDJSON line of POST /api/v3/batches/{batchId}/items."""
 
-    index: int = Field(ge=0, lt=MAX_BATCH_ITEMS)
-    task: str
+    index: int = Field(ge=0, lt=MAX_BATCH_ITEMS, examples=[0])
+    task: str = Field(examples=["ask"])
     payload: str | None = None
     options: TriggerOptions = TriggerOptions()
 
@@ -97,7 +97,7 @@ class BatchItemsAnswer(_Body):
 class PublicTokenBody(_Body):
     """POST /api/v1/auth/public-tokens."""
 
-    scopes: list[str] = Field(min_length=1, max_length=64)
+    scopes: list[str] = Field(min_length=1, max_length=64, examples=[["read:tags:user:42"]])
     expiration_time: str | float | None = None  # a span ("1h"), or Unix seconds
     one_time_use: bool = False
     # Narrower than the default view: only these run fields, only these streams.
