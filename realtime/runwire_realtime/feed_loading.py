@@ -5,7 +5,7 @@ may be read at leisure, as the socket has room for them.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -204,10 +204,9 @@ class _Load:
         size = self._hub.limits.rows_per_read
         ids = list(touched)
         for at in range(0, len(ids), size):
-            part = {id: touched[id] for id in ids[at : at + size]}
-            entered = await self._entered(part)
+            part = await self._placed({id: touched[id] for id in ids[at : at + size]})
             async with self._turn():
-                feed.resumed(await self._rows(list(part)), part, entered)
+                feed.resumed(await self._rows(list(part)), part)
                 self._check()
         rest = {each.run_id: each.revision for each in held if each.run_id not in touched}
         ids = list(rest)
@@ -218,17 +217,22 @@ class _Load:
         feed.complete()
         return None
 
-    async def _entered(self, touched: Mapping[str, Touched]) -> set[str]:
-        """Return those of the runs that were not in the feed before what is news of them."""
+    async def _placed(self, touched: dict[str, Touched]) -> dict[str, Touched]:
+        """Make all news of runs that were not in the feed before what is news of them.
+
+        Their client may have been told of them since its cursor, or not at all.
+        """
         asked = {
             run_id: each.first
             for run_id, each in touched.items()
             if each.first > 1 and self._feed.may_have_entered(each)
         }
         if not asked:
-            return set()
+            return touched
         before = await self._read(self._following.before(self._environment_id, asked))
-        return {run_id for run_id, then in before.items() if not self._feed.held_then(then)}
+        entered = [run_id for run_id, then in before.items() if not self._feed.held_then(then)]
+        created = await self._read(self._following.creations(self._environment_id, entered))
+        return {**touched, **{run_id: created.get(run_id, Touched(1)) for run_id in entered}}
 
     def _touched(self, snapshot: str) -> Awaitable[dict[str, Touched]]:
         tags: Sequence[str] = ()

@@ -6,7 +6,7 @@ that no run falls between. Final runs that are written are forgotten beyond a nu
 changes once more simply joins again.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
@@ -146,7 +146,12 @@ class FeedMembers:
         tags, status = event.step.changes.get("tags"), event.step.changes.get("status")
         match self.target:
             case TagsTarget(wanted):
-                return isinstance(tags, list) and not set(wanted) <= set(cast(list[str], tags))
+                was_held = set(wanted) <= set(event.tags)
+                return (
+                    was_held
+                    and isinstance(tags, list)
+                    and not set(wanted) <= set(cast(list[str], tags))
+                )
             case RunsTarget(tasks, statuses) if statuses is not None:
                 is_ours = tasks is None or event.task in tasks
                 return is_ours and isinstance(status, str) and status not in statuses
@@ -370,27 +375,18 @@ class FeedMembers:
         """Note what happened between the reading of a row and now, when it is followed."""
         self.follower.hub.moved_to(topic, self._touched.get(topic.run_id, 0))
 
-    def resumed(
-        self,
-        runs: Sequence[FollowedRun],
-        touched: Mapping[str, Touched],
-        entered: Collection[str] = (),
-    ) -> None:
-        """Write runs that changed since the cursor; `touched` says from where on.
-
-        Those `entered` came into the feed after it, though they were there: their client may have
-        nothing of them.
-        """
+    def resumed(self, runs: Sequence[FollowedRun], touched: Mapping[str, Touched]) -> None:
+        """Write runs that changed since the cursor; `touched` says from where on."""
         for run in runs:
             if self._would_skip(run):
                 self._touched.setdefault(run.row.id, 0)
                 continue
             if self.includes(run):
-                self._resume(run, touched[run.row.id], has_entered=run.row.id in entered)
+                self._resume(run, touched[run.row.id])
             elif run.row.id not in self.members:
                 self._say_removed(run.row.id)
 
-    def _resume(self, run: FollowedRun, touched: Touched, *, has_entered: bool) -> None:
+    def _resume(self, run: FollowedRun, touched: Touched) -> None:
         was_member = run.row.id in self.members
         self._join(run, is_told=True, is_news=touched.first == 1 and not was_member)
         reader = self.follower.readers.get(run.row.id)
@@ -400,7 +396,7 @@ class FeedMembers:
             # Also where another feed wants it that is still to be resumed.
             if self.follower.wants_every(run):
                 reader.expect_every()
-            if reader.is_every and touched.first > 1 and not has_entered:
+            if reader.is_every and touched.first > 1:
                 reader.resumes(touched.first - 1)
             else:
                 created = touched.created
