@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import run as run_program
@@ -124,8 +124,8 @@ async def drip(server: Server, words: int) -> str:
 async def asleep(browser: Browser) -> AsyncGenerator[None]:
     """Stop every page of the browser, as a laptop's lid does."""
     session = await browser.new_browser_cdp_session()
-    told: Any = await session.send("SystemInfo.getProcessInfo")  # pyright: ignore[reportUnknownMemberType]
-    known = cast(_Processes, told)
+    ask = cast(Callable[[str], Awaitable[_Processes]], session.send)
+    known = await ask("SystemInfo.getProcessInfo")
     pages = [each["id"] for each in known["processInfo"] if each["type"] == "renderer"]
     assert pages
     for pid in pages:

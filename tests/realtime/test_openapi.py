@@ -108,11 +108,11 @@ async def test_schemathesis_finds_nothing_that_the_description_does_not_say(
 
 def _answered(report: Path) -> list[tuple[str, str, int]]:
     """Return method, path and status of every exchange."""
-    entries = orjson.loads(report.read_bytes())["log"]["entries"]
+    entries: list[Any] = orjson.loads(report.read_bytes())["log"]["entries"]
     return [
         (
             entry["request"]["method"],
-            unquote(urlsplit(entry["request"]["url"]).path),
+            unquote(urlsplit(str(entry["request"]["url"])).path),
             entry["response"]["status"],
         )
         for entry in entries

@@ -225,7 +225,7 @@ async def test_a_run_that_was_deleted_is_gone_and_one_that_never_was_is_not_foun
 
 async def until_emptied(stage: Stage) -> None:
     """Wait until the server knows which days are empty: it looks once a second."""
-    hub = stage.server.realtime.hub
+    hub = stage.server.services.realtime.hub
     with anyio.fail_after(10):
         while not hub.is_past(new_run_id()):
             await anyio.sleep(0.02)
