@@ -10,6 +10,7 @@ import pytest
 from runwire_engine.bells import MAX_PAYLOAD, Bell, ChunkRow, Ringing, StreamMoved, decode, encode
 from runwire_engine.doorbell import Control, Doorbell, Listener
 from tests.support.faultproxy import fault_proxy
+from tests.support.pooler import pooler
 
 pytestmark = pytest.mark.anyio
 
@@ -131,6 +132,26 @@ async def test_a_bell_whose_connection_broke_asks_everybody_to_scan(database_url
             await until(listener, lambda heard: heard.scan or "while away" in heard.work)
             bell.ring_work(1, ["after"])
             assert "after" in (await until(listener, lambda heard: heard.work)).work
+
+
+@pytest.mark.faults
+async def test_behind_a_pooler_a_bell_is_rung_but_not_heard(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pooler(database_url) as dsn:
+        async with (
+            Listener(dsn, ping_within=0.5) as deaf,
+            Listener(database_url) as direct,
+            ringing(dsn) as bell,
+        ):
+            await until(direct, lambda heard: heard.scan)
+            with anyio.fail_after(10):
+                while not deaf.is_poll_only:  # a plain flag
+                    await anyio.sleep(0.01)
+            bell.ring_work(1, ["emails"])
+            assert "emails" in (await until(direct, lambda heard: heard.work)).work
+            assert not deaf.listening and deaf.take() == Bell()
+    assert [line for line in caplog.messages if "poll-only" in line] == caplog.messages
 
 
 def _heard(bell: Bell) -> Bell:
