@@ -17,6 +17,7 @@ BINARY: Final = 0x2
 CONTINUATION: Final = 0x0
 CLOSE: Final = 0x8
 PING: Final = 0x9
+PONG: Final = 0xA
 FIN: Final = 0x80
 WAIT: Final = 10.0
 
@@ -62,11 +63,14 @@ class RawSocket:
         return None
 
     async def next(self) -> bytes | None:
-        """Return the payload of the next text frame; None: there is none."""
+        """Return the payload of the next text frame, answering pings; None: there is none."""
         with anyio.fail_after(WAIT):
             while (found := await self._frame()) is not None:
-                if found[0] == TEXT:
-                    return found[1]
+                opcode, payload = found
+                if opcode == TEXT:
+                    return payload
+                if opcode == PING:
+                    await self.send(frame(payload, PONG))
         return None
 
     async def _frame(self) -> tuple[int, bytes] | None:
