@@ -96,7 +96,7 @@ async def open_outside(dsn: str, **environment: object) -> AsyncGenerator[Outsid
     given = {f"RUNWIRE_{name.upper()}": str(value) for name, value in environment.items()}
     async with (
         server_on(dsn, port, SECRET, given) as process,
-        open_engine(EngineSettings(database_url=dsn, pool_size=4)) as engine,
+        open_engine(EngineSettings(database_url=dsn, pool_size=4, lease=3600)) as engine,
     ):
         environments = Environments(engine.database)
         env = await environments.ensure("dev")
