@@ -124,7 +124,7 @@ async def drip(server: Server, words: int) -> str:
 async def asleep(browser: Browser) -> AsyncGenerator[None]:
     """Stop every page of the browser, as a laptop's lid does."""
     session = await browser.new_browser_cdp_session()
-    ask = cast(Callable[[str], Awaitable[_Processes]], session.send)
+    ask = cast(Callable[[str], Awaitable[_Processes]], session.send)  # pyright: ignore[reportUnknownMemberType]
     known = await ask("SystemInfo.getProcessInfo")
     pages = [each["id"] for each in known["processInfo"] if each["type"] == "renderer"]
     assert pages

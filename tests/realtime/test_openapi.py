@@ -13,6 +13,7 @@ import httpx
 import orjson
 import pytest
 
+from runwire.wire import JsonObject
 from runwire_realtime.app import OPERATIONS
 from runwire_realtime.openapi import describe
 from tests.support.server import TestRealtime, running_realtime
@@ -108,7 +109,7 @@ async def test_schemathesis_finds_nothing_that_the_description_does_not_say(
 
 def _answered(report: Path) -> list[tuple[str, str, int]]:
     """Return method, path and status of every exchange."""
-    entries: list[Any] = orjson.loads(report.read_bytes())["log"]["entries"]
+    entries: list[JsonObject] = orjson.loads(report.read_bytes())["log"]["entries"]
     return [
         (
             entry["request"]["method"],
