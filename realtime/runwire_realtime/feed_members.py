@@ -187,7 +187,7 @@ class FeedMembers:
             if self.follower.is_resuming_every(run, self):
                 self._postponed.add(run_id)
                 return
-            self._join(self._beginning(run, self._created.get(run_id)), is_told=False)
+            self._join(run, is_told=False)
         elif is_member and not is_included:
             self._remove(run_id)
         elif self.is_resumed and not is_included:
@@ -258,6 +258,8 @@ class FeedMembers:
             return
         reader = follower.reader(run_id)
         follower.hub.learn(reader.topic, run)
+        if not is_told and follower.wants_every(run):
+            reader.begin_with(self._created.get(run_id))
         self.members.add(run_id)
         if isinstance(self.target, BatchTarget):
             self.open_runs.add(run_id)

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runwire.wire import ErrorCode, GapReason
+from runwire.wire import ErrorCode, GapReason, JsonObject
 from runwire_engine.followed import FollowedRun
 from runwire_realtime import messages
+from runwire_realtime.beginnings import beginning
 from runwire_realtime.cursors import RunCursor, run_cursor
 from runwire_realtime.run_streams import RunStreams
 from runwire_realtime.run_topic import RunTopic, Step, size_of
@@ -47,6 +48,8 @@ class RunReader:
         self._needs_whole = False
         # The client holds the run, but not all that it may see by now.
         self._has_widened = False
+        # How the run was created, where each revision is wanted and that is seen.
+        self._created: JsonObject | None = None
         # A feed that is still to be resumed will want each revision.
         self._expects_every = False
         self._row: FollowedRun | None = None
@@ -144,6 +147,10 @@ class RunReader:
         """Note at which revision the client held the run when it came."""
         self.written = max(self.written, revision)
 
+    def begin_with(self, created: JsonObject | None) -> None:
+        """Tell the run from its creation on, which set this, where nothing of it is told yet."""
+        self._created = self._created or created
+
     def expect_every(self) -> None:
         """Skip no revision: a feed that is still to be resumed wants each."""
         self._expects_every = True
@@ -188,6 +195,9 @@ class RunReader:
         if run is None or not self.subscriptions:
             self._drop_row()
             return
+        if self._created is not None and self.written == 0 and not self._openings:
+            run = beginning(run, self._created) or run
+        self._created = None
         self._row = run
         self._follower.outbox.mark(self)
 
