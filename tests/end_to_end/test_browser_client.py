@@ -215,9 +215,9 @@ async def test_a_page_whose_network_stalls_notices_and_goes_on(
             await anyio.sleep(max(0.0, _STALL_SECONDS - (time.monotonic() - stalled)))
             stalling.flow()
             flowing = time.monotonic()
-            await expect(status).to_have_text("Live", timeout=45_000)
-            logger.info("%s: live after another %.1f s", carrier, time.monotonic() - flowing)
+            # The run may have ended meanwhile, and then nothing needs the connection any more.
             run = page.get_by_role("article")
-            await expect(run).to_have_attribute("data-status", "COMPLETED", timeout=40_000)
+            await expect(run).to_have_attribute("data-status", "COMPLETED", timeout=60_000)
+            logger.info("%s: whole after another %.1f s", carrier, time.monotonic() - flowing)
             assert await stream_text(page, "answer") == text_of(words)
             assert trouble == []
