@@ -1,7 +1,9 @@
 """Two versions at once on one database, as while a new one is rolled out.
 
 The source of the first tagged commit runs as it was, hub, worker and client, beside today's, on
-today's schema. Followers are moved between the hubs of both again and again.
+today's schema. Followers of runs are moved between the hubs of both again and again. Followers of
+feeds stay, each at the hub of the other version: a hub of the first version may miss a revision of
+a run that changes while a feed resumes, which nobody can mend any more. Feeds are moved at rest.
 
 RUNWIRE_VERSIONS_RUNS makes it longer (20 runs triggered through each).
 """
@@ -152,9 +154,12 @@ async def test_both_versions_trigger_execute_and_follow_the_same_runs(both: Both
                 f"tag {tag} with the {side.name} client",
                 mode,
                 True,
-                await start(side, url, "follow", mode, "tag-streams", tag),
+                await start(side, other.url, "follow", mode, "tag-streams", tag),
             )
-            for side, tag, mode in zip((today, old), ("by-old", "by-today"), modes, strict=True)
+            for side, other, tag, mode in (
+                (today, old, "by-old", modes[0]),
+                (old, today, "by-today", modes[1]),
+            )
         ]
         # Each client triggers through the other version's hub.
         triggers = {
@@ -199,7 +204,7 @@ async def test_both_versions_trigger_execute_and_follow_the_same_runs(both: Both
         found = findings()
         assert found == [], "\n".join(map(str, found[:40]))
 
-    assert all(front.given[side.port] >= 4 for side in (today, old)), front.given
+    assert all(front.given[side.port] >= 2 for side in (today, old)), front.given
     executed = await both.rows(
         "select w.process_id, count(*) from runwire.run_events e join runwire.workers w"
         " on w.id = e.delta::json -> 'set' ->> 'workerId' where e.type = 'executing' group by 1"
