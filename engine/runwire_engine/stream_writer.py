@@ -50,6 +50,8 @@ class StreamWriter:
         # As the last append answered; 0 before the first.
         self._next_seq = 0
         self._failure: Exception | None = None
+        # Whoever wrote what was dropped then waited for it, and has heard of it.
+        self._is_failure_told = False
 
     def offer(
         self, bodies: Sequence[str], receipt: "Future[int] | None" = None
@@ -89,8 +91,13 @@ class StreamWriter:
         return receipt
 
     def finish(self, *, end: bool) -> "Future[int] | None":
-        """Return the promise that all is committed, and ended; None when it already is."""
+        """Return the promise that all is committed, and ended; None when it already is.
+
+        What failed is raised once more, unless it was an append that somebody waited for.
+        """
         with self._lock:
+            if self._is_failure_told:
+                return None
             done = not self._busy and not self._bodies and not (end and self._open)
             if done and self._failure is None:
                 return None
@@ -100,11 +107,12 @@ class StreamWriter:
         self.offer((), receipt)
         return receipt
 
-    def fail(self, error: Exception) -> None:
-        """Drop what waits and raise this from now on."""
+    def fail(self, error: Exception, *, is_told: bool = False) -> None:
+        """Drop what waits and raise this from now on; `is_told`: whoever wrote hears of it."""
         with self._lock:
             if self._failure is None:
                 self._failure = error
+                self._is_failure_told = is_told and _are_awaited(self._bodies, self._receipts)
             receipts, waiting = self._receipts, self._waiting
             self._bodies, self._bytes, self._end = [], 0, False
             self._receipts, self._waiting = [], []
@@ -131,7 +139,7 @@ class StreamWriter:
                     self._next_seq = await self._send(batch.bodies, batch.end)
             except Exception as error:
                 _break(batch, error)
-                self.fail(error)
+                self.fail(error, is_told=_are_awaited(batch.bodies, batch.receipts))
                 return
             _keep(batch, self._next_seq)
 
@@ -147,6 +155,11 @@ class StreamWriter:
         for promise in room:
             promise.set_result(None)
         return batch
+
+
+def _are_awaited(bodies: Sequence[str], receipts: Sequence[tuple[int, "Future[int]"]]) -> bool:
+    """Whether somebody waits for the last of these, and so for all of them."""
+    return len(bodies) <= max((count for count, _ in receipts), default=0)
 
 
 def _keep(batch: Batch, next_seq: int) -> None:

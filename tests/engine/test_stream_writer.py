@@ -140,3 +140,25 @@ async def test_threads_write_whole_and_in_their_own_order() -> None:
             threads.start_soon(anyio.to_thread.run_sync, write, writer, name)
     for name in "ab":
         assert [b for b in log.bodies if b[0] == name] == [f"{name}{n}" for n in range(count)]
+
+
+async def test_what_failed_is_told_to_whoever_waited_or_at_the_end_and_not_twice() -> None:
+    for waits in (True, False):
+        log = Log()
+        log.failure = ValueError("no room")
+        log.gate.set()
+        async with writing(log) as writer:
+            receipt: Future[int] = pending_promise()
+            writer.offer(["0"], receipt if waits else None)
+            await log.begun(1)
+            if waits:
+                with pytest.raises(ValueError, match="no room"):
+                    await arrival(receipt)
+                assert writer.finish(end=True) is None
+            else:
+                with pytest.raises(ValueError, match="no room"):
+                    done = writer.finish(end=True)
+                    assert done is not None
+                    await arrival(done)
+            with pytest.raises(ValueError, match="no room"):
+                writer.offer(["1"])
