@@ -39,7 +39,7 @@ _SOURCES = [
     *(ROOT / "engine").rglob("*.py"),
     *(ROOT / "realtime").rglob("*.py"),
     *(ROOT / "clients" / "python").rglob("*.py"),
-    *(ROOT / "tests" / "support").rglob("*.py"),
+    *(ROOT / "tests").rglob("*.py"),
 ]
 
 

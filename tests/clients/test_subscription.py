@@ -20,7 +20,7 @@ from runwire.errors import (
     UnauthorizedError,
     UnreachableError,
 )
-from runwire.wire import SILENCE, CloseCode, JsonObject
+from runwire.wire import SILENCE, CloseCode, JsonObject, Mode
 
 VECTORS: list[JsonObject] = json.loads(
     (Path(__file__).parent.parent / "wire" / "subscription.json").read_text()
@@ -508,6 +508,22 @@ def test_a_feed_of_another_process_goes_on_with_runs_it_was_never_told_the_names
     client.receive({"type": "run", "run": run(4)}, {"type": "run", "run": run(1, "run_b")})
     told = [(item.run, item.revision) for item in client.took() if isinstance(item, RunItem)]
     assert told == [("run_a", 4), ("run_b", 1)]
+
+
+@pytest.mark.parametrize(("mode", "gap"), [("every", "overflow"), ("latest", None)])
+def test_states_that_another_process_cannot_rebuild_are_told_as_a_gap_in_every(
+    mode: Mode, gap: str | None
+) -> None:
+    kept = Progress("f1", {"run_a": 3})
+    client = Client(request({"tags": ["x"]}, mode=mode, progress=kept))
+    client.connect()
+    patch = {"type": "patch", "run": "run_a", "from": 3, "revision": 4, "set": {"output": 1}}
+    client.receive({"type": "live", "sub": "$sub"}, patch)
+    client.receive({"type": "run", "run": run(6)})
+    patch = {"type": "patch", "run": "run_a", "from": 6, "revision": 7, "set": {"output": 2}}
+    client.receive(patch)
+    told = [(item.revision, item.gap) for item in client.took() if isinstance(item, RunItem)]
+    assert told == ([(6, gap), (7, None)] if mode == "every" else [(7, gap)])
 
 
 def ready(epoch: str = "e1") -> JsonObject:

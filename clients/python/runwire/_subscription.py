@@ -14,7 +14,7 @@ from runwire._items import CursorItem, Item, Request, RunItem
 from runwire._positions import Positions
 from runwire._states import TRANSITIONS, Event, State
 from runwire.errors import RunwireError
-from runwire.wire import Json, JsonObject
+from runwire.wire import GapReason, Json, JsonObject
 
 # Fields that a run is never sent without.
 NEVER_SKIPPED: Final = frozenset(
@@ -167,12 +167,16 @@ class Subscription:
         """Queue a state of a run unless it was handed out, or holds nothing that was asked for."""
         run, revision = document["id"], document["revision"]
         self._documents[run] = document
-        if revision <= self._seen.get(run, 0):
+        seen = self._seen.get(run, 0)
+        if revision <= seen:
             return
         self._seen[run] = revision
+        # States between, which a process that holds no base for the patches cannot make.
+        is_jump = self.request.mode == "every" and 0 < seen < revision - 1
         if not self.request.runs_wanted or self._is_beside(run, touched):
             return
-        item = RunItem(self._narrow(document), self._gap_of(run))
+        gap = self._gap_of(run) or (GapReason.OVERFLOW if is_jump else None)
+        item = RunItem(self._narrow(document), gap)
         entry = _Entry(item)
         older = self._newest.get(run)
         if older is not None and self.request.mode == "latest" and isinstance(older.item, RunItem):
