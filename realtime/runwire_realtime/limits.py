@@ -6,6 +6,7 @@ from runwire.wire import (
     AUTH_TIMEOUT,
     HEARTBEAT,
     MAX_CLIENT_FRAME_BYTES,
+    MAX_EVENTS_BODY_BYTES,
     MAX_FRAME_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_SUBSCRIPTIONS,
@@ -21,6 +22,7 @@ class HubLimits:
 
     subscriptions: int = MAX_SUBSCRIPTIONS
     client_frame_bytes: int = MAX_CLIENT_FRAME_BYTES
+    events_body_bytes: int = MAX_EVENTS_BODY_BYTES
     # Inbound messages a second, and at once: a client that comes back subscribes to all it had.
     inbound_rate: float = 30.0
     inbound_burst: float = 250.0

@@ -43,7 +43,7 @@ async def read_requests(request: Request, limits: HubLimits) -> list[Subscribe]:
     text = b""
     async for part in request.stream():
         text += part
-        if len(text) > limits.client_frame_bytes:
+        if len(text) > limits.events_body_bytes:
             raise RefusedError(ErrorCode.TOO_LARGE, "the body is too large")
     body: Json = decode(text, what="body")
     is_list = isinstance(body, list)

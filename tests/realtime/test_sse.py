@@ -8,7 +8,7 @@ import httpx
 import orjson
 import pytest
 
-from runwire.wire import EVENTS_PATH, Json, JsonObject
+from runwire.wire import EVENTS_PATH, MAX_EVENTS_BODY_BYTES, Json, JsonObject
 from tests.support.sockets import chunks_of, of_type
 from tests.support.stage import Stage
 
@@ -186,3 +186,15 @@ async def test_a_stopping_server_breaks_the_response_off(stage: Stage) -> None:
             await events.until("live")
             await stage.server.services.realtime.drain(seconds=2)
             await events.rest()
+
+
+async def test_one_request_asks_for_as_much_as_many_frames_would(stage: Stage) -> None:
+    run_id = await stage.trigger()
+    streams: JsonObject = {f"{number}{'k' * 120}": {"from": "start"} for number in range(60)}
+    asked = [{**to_run(run_id, streams=streams), "sub": f"s{number}"} for number in range(90)]
+    assert 512 * 1024 < len(orjson.dumps(asked)) < MAX_EVENTS_BODY_BYTES
+    async with open_events(stage, asked) as events:
+        await events.until("live")
+    async with stage.server.client() as http:
+        response = await http.post(EVENTS_PATH, json=[*asked, to_run("k" * MAX_EVENTS_BODY_BYTES)])
+    assert response.status_code == 413

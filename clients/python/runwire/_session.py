@@ -30,7 +30,14 @@ from runwire._states import Event, State
 from runwire._subscription import Subscription
 from runwire._views import Views
 from runwire.errors import RunwireError, SubscriptionError, UnreachableError, error_of_code
-from runwire.wire import HEARTBEAT, MAX_CLIENT_FRAME_BYTES, ErrorCode, Json, JsonObject
+from runwire.wire import (
+    HEARTBEAT,
+    MAX_CLIENT_FRAME_BYTES,
+    MAX_EVENTS_BODY_BYTES,
+    ErrorCode,
+    Json,
+    JsonObject,
+)
 
 # Errors of a subscription that pass: it is asked for again instead of ended.
 _PASSING: Final = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED})
@@ -38,7 +45,7 @@ _PASSING: Final = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.INTERNAL, ErrorCod
 # it is shown: that must not be a loop. One that ends meanwhile is replaced with its connection.
 REFRESH_PAUSE: Final = 10.0
 # What events ask for is one list.
-_LIST_BYTES: Final = MAX_CLIENT_FRAME_BYTES - 1
+_LIST_BYTES: Final = MAX_EVENTS_BODY_BYTES - 1
 
 
 class Session:
@@ -500,7 +507,7 @@ class Session:
         message = subscription.subscribe()
         size = len(orjson.dumps(message))
         is_socket = self.connection.carrier is Carrier.SOCKET
-        room = MAX_CLIENT_FRAME_BYTES if is_socket else self._room
+        room = MAX_CLIENT_FRAME_BYTES if is_socket else min(MAX_CLIENT_FRAME_BYTES, self._room)
         if size > room:
             text = f"what is asked for takes {size} bytes, more than the {room} there is room for"
             self._close(subscription, error_of_code(ErrorCode.TOO_LARGE, text))

@@ -27,6 +27,7 @@ EVENTS_PATH = "/realtime/v1/events"
 MAX_FRAME_BYTES = 256 * 1024  # a server frame, unless one message alone is larger
 MAX_MESSAGE_BYTES = 1024 * 1024  # one server message
 MAX_CLIENT_FRAME_BYTES = 64 * 1024
+MAX_EVENTS_BODY_BYTES = 1024 * 1024  # what a request for server-sent events asks for, together
 AUTH_TIMEOUT = 10.0  # seconds from the handshake to `auth`
 HEARTBEAT = 15.0  # seconds of silence after which the server sends `hb`
 SILENCE = 2.5 * HEARTBEAT  # seconds of silence after which a client counts the socket dead

@@ -8,6 +8,7 @@ export const EVENTS_PATH = "/realtime/v1/events";
 export const MAX_FRAME_BYTES = 262144;
 export const MAX_MESSAGE_BYTES = 1048576;
 export const MAX_CLIENT_FRAME_BYTES = 65536;
+export const MAX_EVENTS_BODY_BYTES = 1048576;
 export const AUTH_TIMEOUT = 10.0;
 export const HEARTBEAT = 15.0;
 export const SILENCE = 37.5;

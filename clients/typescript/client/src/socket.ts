@@ -7,7 +7,7 @@
 import { backoff } from "./backoff.ts";
 import { type CarrierOptions, openCarrier, type WebSocketLike } from "./carriers.ts";
 import { Clock } from "./clock.ts";
-import { CloseCode, HEARTBEAT, MAX_CLIENT_FRAME_BYTES } from "./codes.ts";
+import { CloseCode, HEARTBEAT, MAX_EVENTS_BODY_BYTES } from "./codes.ts";
 import * as connection from "./connection.ts";
 import { ApiError, ConfigurationError, RunwireError } from "./errors.ts";
 import { Followers, type FollowersMessage } from "./followers.ts";
@@ -138,7 +138,7 @@ export class Socket {
   #subscribe(): void {
     // The body of a request for events holds them all, between brackets.
     const isOne = this.#connection.carrier === "events";
-    const requests = this.#followers.requests(isOne ? MAX_CLIENT_FRAME_BYTES - 2 : Infinity);
+    const requests = this.#followers.requests(isOne ? MAX_EVENTS_BODY_BYTES - 2 : Infinity);
     for (const request of requests) this.#send(request);
     this.#settle();
   }
