@@ -111,17 +111,28 @@ def test_every_make_target_named_exists(page: Path) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
 
 
-@pytest.mark.parametrize("page", DESIGN, ids=_name)
-def test_every_invariant_names_tests_that_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for file, name in _TEST.findall(text):
+@pages
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    for file, name in _TEST.findall(page.read_text(encoding="utf-8")):
         source = (ROOT / file).read_text(encoding="utf-8")
         # A function, or the test case of a state machine.
         there = rf"^(?:(?:async )?def {name}\(|{name} = \w+\.TestCase$)"
         assert re.search(there, source, re.MULTILINE), f"{file}::{name}"
-    invariants = _section(text, "Invariants")
+
+
+@pytest.mark.parametrize("page", DESIGN, ids=_name)
+def test_every_invariant_names_a_test(page: Path) -> None:
+    invariants = _section(page.read_text(encoding="utf-8"), "Invariants")
     for number, invariant in enumerate(_numbered(invariants), start=1):
         assert _TEST.search(invariant), f"invariant {number} names no test"
+
+
+def test_every_fault_has_its_test_and_its_result() -> None:
+    text = (ROOT / "docs" / "design" / "delivery.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert {int(row[1]) for row in rows} == {*range(1, 50), *range(57, 62)}
+    assert [row[1:3] for row in rows if not _TEST.search(row[4])] == []
+    assert [row[1:3] for row in rows if len(row) != 7 or not row[5].strip()] == []
 
 
 def test_the_protocol_page_has_every_message_and_code() -> None:
