@@ -31,8 +31,6 @@ _PAUSE: Final = 0.2
 # process that was held up does not blame the database.
 _WATCH: Final = 0.5
 _SILENT_TURNS: Final = 5
-# How long "live" waits for what was missed to be read; it is told within 3 s.
-_SETTLE_SECONDS: Final = 2.0
 
 
 class Feed:
@@ -51,8 +49,10 @@ class Feed:
         self._tail = Tail(database)
         self._tail_wanted = anyio.Event()
         self._silent_turns = 0
+        self._lost_touch = anyio.Event()
         # How often the tail was read, and the place of the followed runs, look by look.
         self._tails_read = 0
+        self._tail_read = anyio.Event()
         self._places = RunPlaces(hub, self._following)
         # The connection was interrupted: it may be another database that answers now.
         self._is_suspicious = False
@@ -88,6 +88,7 @@ class Feed:
             tasks.start_soon(self._follow_tail)
             tasks.start_soon(self._poll)
             tasks.start_soon(self._watch)
+            tasks.start_soon(self._come_back)
             async for bell in bells:
                 self._rang(bell)
 
@@ -150,8 +151,8 @@ class Feed:
             self._hub.apply(events, changes.snapshot)
         self._silent_turns = 0
         self._tails_read += 1
-        if self._hub.stale_since is not None:
-            await self._come_back()
+        self._tail_read.set()
+        self._tail_read = anyio.Event()
 
     def _concerns(self, row: EventRow) -> bool:
         return self._hub.follows(row.environment_id, row.run_id, row.tags, row.batch_id)
@@ -230,17 +231,29 @@ class Feed:
         while True:
             await anyio.sleep(_WATCH)
             self._silent_turns += 1
-            if self._silent_turns >= _SILENT_TURNS and self._hub.stale_since is None:
+            if self._is_silent and self._hub.stale_since is None:
                 logger.warning("the database does not answer; subscribers are told")
                 self._hub.say_state("stale", wire_time(datetime.now(UTC)))
+                self._lost_touch.set()
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._silent_turns >= _SILENT_TURNS
 
     async def _come_back(self) -> None:
-        """Say live, once what was missed has been read."""
-        self._scan()
-        with anyio.move_on_after(_SETTLE_SECONDS):
-            while not self._reads.is_settled:  # noqa: ASYNC110 -- once after each outage
-                await anyio.sleep(0.01)
-        self._hub.say_state("live", wire_time(datetime.now(UTC)))
+        """Say live, whenever it was lost, once what was missed has been read."""
+        while True:
+            if self._hub.stale_since is None:
+                self._lost_touch = anyio.Event()
+                await self._lost_touch.wait()
+            # The first may have been under way since before.
+            await self._tail_read.wait()
+            self._tail_wanted.set()
+            await self._tail_read.wait()
+            self._scan()
+            await self._reads.caught_up()
+            if not self._is_silent:
+                self._hub.say_state("live", wire_time(datetime.now(UTC)))
 
 
 def _event(row: EventRow) -> RunEvent:

@@ -6,9 +6,10 @@ cost nothing when there is none. While the database is away, wants wait.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import anyio
 
@@ -25,6 +26,7 @@ from runwire_realtime.stream_topic import StreamTopic
 
 logger = logging.getLogger("runwire.reads")
 T = TypeVar("T")
+Turn: TypeAlias = Callable[[], Awaitable[None]]
 
 _PAUSE: Final = 0.2  # seconds between tries while the database is away
 _HEADS_PER_READ: Final = 500
@@ -42,7 +44,10 @@ class Reads:
         self._following = following
         self._limiter = anyio.CapacityLimiter(hub.limits.catch_up_reads)
         self._wanted: list[anyio.Event] = []
-        self._busy = 0
+        # Of each loop, how many turns have begun, and the newest of them that read all it was to.
+        self._begun: Counter[Turn] = Counter()
+        self._whole: Counter[Turn] = Counter()
+        self._turned = anyio.Event()
         # Pages being read, and who else wants the same.
         self._pages: dict[tuple[int, int], list[StreamReader]] = {}
         self._texts: dict[tuple[int, int], list[StreamReader]] = {}
@@ -60,32 +65,45 @@ class Reads:
             for turn in (self._rows, self._heads, self._fills, self._catch_up):
                 tasks.start_soon(self._repeat, turn)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether everything wanted so far was read and handed over."""
-        wants = self._wants
-        return not (self._busy or wants.rows or wants.heads or wants.fills)
+    async def caught_up(self) -> None:
+        """Wait until the rows, heads and chunks that are wanted now have been read.
+
+        However long that takes, and whatever else comes to be wanted meanwhile.
+        """
+        await self._whole_turns(self._rows, self._heads)
+        behind = [(topic, topic.head) for topic in self._hub.streams.values() if topic.is_behind]
+        while any(topic.readers and topic.end < head for topic, head in behind):
+            await self._whole_turns(self._fills)
+
+    async def _whole_turns(self, *turns: Turn) -> None:
+        """Wait until each loop has taken a turn that begins from here on, without a fault."""
+        before = {turn: self._begun[turn] for turn in turns}
+        self._wake()
+        while any(self._whole[turn] <= begun for turn, begun in before.items()):
+            await self._turned.wait()
 
     def _wake(self) -> None:
         for event in self._wanted:
             event.set()
 
-    async def _repeat(self, turn: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, turn: Turn) -> None:
         """Take turns: one at the start, then whenever something is wanted."""
         event = anyio.Event()
         self._wanted.append(event)
         while True:
             at = self._wanted.index(event)
             event = self._wanted[at] = anyio.Event()
-            self._busy += 1
+            self._begun[turn] += 1
             try:
                 await turn()
             except EngineError as error:
                 logger.warning("reading for subscribers failed: %s", error)
                 event.set()
                 await anyio.sleep(_PAUSE)
-            finally:
-                self._busy -= 1
+            else:
+                self._whole[turn] = self._begun[turn]
+                self._turned.set()
+                self._turned = anyio.Event()
             await event.wait()
 
     async def _rows(self) -> None:

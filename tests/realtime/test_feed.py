@@ -5,6 +5,7 @@ import signal
 
 import anyio
 import pytest
+from psycopg import AsyncConnection
 
 from runwire_engine.changes import EventRow
 from runwire_engine.runs import NewRun
@@ -96,6 +97,33 @@ async def test_a_silent_database_is_told_and_so_is_its_return(stage: Stage) -> N
             if not of_type(socket.messages, "state")[-1]["state"] == "live":
                 messages += await socket.until("state", state="live")
     assert messages
+
+
+async def test_it_stays_stale_until_the_streams_have_been_looked_up(
+    stage: Stage, database_url: str
+) -> None:
+    run_id = await stage.trigger()
+    execution = await stage.start(run_id)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"run": run_id}, streams={"text": {}})
+        await socket.until("live")
+        pids = await sessions(stage)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await socket.until("state", state="stale")
+            async with await AsyncConnection.connect(database_url) as blocker:
+                await blocker.execute("lock table runwire.streams in access exclusive mode")
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+                # The tail is read again, and tells of runs; where streams stand cannot be seen.
+                for number in range(2):
+                    await stage.set_metadata(run_id, execution, n=number)
+                    assert of_type(await socket.until("patch", "run"), "state") == []
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert (await socket.until("state"))[-1]["state"] == "live"
 
 
 async def test_too_many_changes_at_once_are_made_up_for(stage: Stage) -> None:
