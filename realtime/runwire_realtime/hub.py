@@ -129,8 +129,11 @@ class Hub:
             follower.outbox.say(messages.state("stale", self.stale_since))
 
     def leave(self, follower: Follower) -> None:
+        """Serve a connection no more; one that was sent away before is gone already."""
+        if follower not in self.followers:
+            return
         follower.leave()
-        self.followers.discard(follower)
+        self.followers.remove(follower)
         _count_down(self._tenants, follower.environment_id)
         _count_down(self._tokens, _token(follower.grant))
 

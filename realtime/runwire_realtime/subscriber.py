@@ -272,8 +272,7 @@ class Subscriber:
 
     def close(self) -> None:
         """Note that the connection is gone."""
-        is_first = self.phase is not Phase.CLOSED
         self.phase = Phase.CLOSED
         self._hub.strangers.pop(self.outbox, None)
-        if self.follower is not None and is_first:
+        if self.follower is not None:
             self._hub.leave(self.follower)

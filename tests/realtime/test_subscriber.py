@@ -173,3 +173,17 @@ def test_a_narrower_token_ends_what_it_does_not_cover() -> None:
     line.subscriber.authenticated(token(6000.0, "read:tags:b"), BEGAN, 0.0)
     answers = [orjson.loads(message) for message in line.outbox.frame()]
     assert [(a["type"], a.get("sub")) for a in answers] == [("ready", None), ("error", "a")]
+
+
+def test_a_connection_that_is_sent_away_is_counted_off_once() -> None:
+    line = Line(limits=HubLimits(tenant_connections=1))
+    line.subscriber.authenticated(KEY, BEGAN, 0.0)
+    line.hub.start_over()
+    other = Subscriber(
+        line.hub, Outbox(lambda: None, line.hub.limits), lambda feed: None, BEGAN, is_browser=False
+    )
+    other.authenticated(KEY, BEGAN, 0.0)
+    line.subscriber.close()
+    assert not line.hub.has_room_for(KEY, None)
+    other.close()
+    assert line.hub.has_room_for(KEY, None)
