@@ -301,5 +301,4 @@ class _Load:
 
 
 def _refuse(feed: FeedMembers, code: ErrorCode, message: str) -> None:
-    if not feed.is_closed:
-        feed.follower.refuse(feed.subscription, code, message)
+    feed.follower.refuse(feed.subscription, code, message)

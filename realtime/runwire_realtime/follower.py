@@ -88,7 +88,9 @@ class Follower:
             reader.leave(subscription)
 
     def refuse(self, subscription: Subscription, code: ErrorCode, message: str) -> None:
-        """End a subscription with an error."""
+        """End a subscription with an error, unless it has ended: its name may be another's now."""
+        if subscription.is_closed:
+            return
         self.close(subscription)
         self.outbox.say(messages.error(code, message, subscription.sub))
 

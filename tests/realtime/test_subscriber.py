@@ -187,3 +187,18 @@ def test_a_connection_that_is_sent_away_is_counted_off_once() -> None:
     assert not line.hub.has_room_for(KEY, None)
     other.close()
     assert line.hub.has_room_for(KEY, None)
+
+
+def test_what_is_refused_after_it_was_left_does_not_end_another_by_its_name() -> None:
+    line = Line()
+    line.subscriber.authenticated(KEY, BEGAN, 0.0)
+    follower = line.subscriber.follower
+    assert follower is not None
+    line.send({"type": "subscribe", "sub": "a", "to": {"batch": "b"}})
+    left = follower.subscriptions["a"]
+    line.send({"type": "unsubscribe", "sub": "a"})
+    line.send({"type": "subscribe", "sub": "a", "to": {"batch": "c"}})
+    line.said()
+    # As when the batch was being read meanwhile, and is not kept any more.
+    follower.refuse(left, ErrorCode.GONE, "the batch is not kept any more")
+    assert line.said() == []
