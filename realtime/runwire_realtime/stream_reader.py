@@ -59,6 +59,8 @@ class StreamReader:
         """
         self.subs.add(sub)
         self._as_text = self._as_text and request.form == "text"
+        if self._text is not None and not self.wants_text:
+            self._drop_page()
         self._asked.append((request.start, is_lenient))
         if self.topic.is_known or self.topic.eof_reason is not None:
             self.open(is_new=is_new)
@@ -300,6 +302,8 @@ class StreamReader:
     def page_failed(self) -> None:
         """Ask again: the log could not be read."""
         self._is_reading = False
+        if self.is_over:
+            self._drop_page()
         self._outbox.mark(self)
 
     def _drop_page(self) -> None:

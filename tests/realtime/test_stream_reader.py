@@ -110,3 +110,51 @@ def test_a_reader_of_the_latest_is_told_where_it_begins() -> None:
     assert stream_of(read(world, -2)) == [("chunks", 1), ("chunks", 1, "b", "c")]
     assert stream_of(read(world, -9)) == [("chunks", 0), ("chunks", 0, "a", "b", "c")]
     assert stream_of(read(world, 3)) == []
+
+
+def late_reader(form: str) -> tuple[World, Client]:
+    """Return a client that is about to read a stream from the log."""
+    world = begun("a", "b")
+    client = world.connect()
+    client.subscribe("s0", {"run": RUN}, streams={"log": {"from": "latest"}})
+    world.settle()
+    topic = world.hub.streams[1, RUN, "log"]
+    topic.empty()
+    client.subscribe("s1", {"run": RUN}, streams={"log": {"from": "start", "as": form}})
+    return world, client
+
+
+def test_a_reader_that_leaves_before_its_page_could_not_be_read_gives_its_place_back() -> None:
+    world, client = late_reader("chunks")
+    free = client.outbox.free_slots
+    while not world.hub.wants.pages:
+        world.read_rows()()
+        world.read_heads()()
+        client.turn()
+    (reader,) = world.hub.wants.pages
+    world.hub.wants.pages.clear()  # it is being read
+    assert client.outbox.free_slots < free
+    for sub in ("s0", "s1"):
+        client.unsubscribe(sub)
+    reader.page_failed()
+    assert client.outbox.free_slots == free
+
+
+def test_a_text_is_let_go_when_another_reader_wants_chunks() -> None:
+    world = begun("a", "b")
+    first = read(world, "latest")
+    world.hub.streams[1, RUN, "log"].empty()
+    client = world.connect()
+    client.subscribe("s1", {"run": RUN}, streams={"log": {"from": "start", "as": "text"}})
+    while not world.hub.wants.texts:
+        world.read_rows()()
+        world.read_heads()()
+        client.turn()
+    client.subscribe("s2", {"run": RUN}, streams={"log": {"from": "start"}})
+    client.turn()
+    world.read_pages()()
+    assert world.held_texts == 1
+    world.read_rows()()  # the second one is let in, before anything was written
+    world.settle()
+    assert world.held_texts == 0
+    assert client.chunks[RUN, "log"] == ["a", "b"] and first.errors == []
