@@ -101,7 +101,8 @@ class _Load:
         feed = self._feed
         # Everything up to here has been applied, so nothing after it is missed.
         position = feed_cursor(self._hub.history, self._hub.position)
-        feed.since = await self._since()
+        # A feed that is read again does not begin later than before.
+        feed.since = feed.since or await self._since()
         cursor = feed.subscription.cursor
         if isinstance(cursor, FeedCursor):
             reason = await self._gap(cursor)
@@ -140,6 +141,7 @@ class _Load:
 
     async def _snapshot(self, members: Sequence[Member], position: str) -> None:
         ids = [member.run_id for member in members]
+        self._feed.keep(ids)
         size = self._hub.limits.rows_per_read
         for at in range(0, max(1, len(ids)), size):
             is_last = at + size >= len(ids)

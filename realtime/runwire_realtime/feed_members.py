@@ -6,7 +6,7 @@ that no run falls between. Final runs that are written are forgotten beyond a nu
 changes once more simply joins again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
@@ -335,11 +335,19 @@ class FeedMembers:
         self.subscription.stage = Stage.ALLOWED
         self.follower.load(self)
 
+    def keep(self, run_ids: Collection[str]) -> None:
+        """Let go of the runs that a snapshot does not hold, where events were missed."""
+        for run_id in self.members.difference(run_ids):
+            self.open_runs.discard(run_id)
+            self._remove(run_id)
+
     def page(self, runs: Sequence[FollowedRun], *, cursor: str | None, more: bool) -> None:
         """Write a page of the snapshot."""
         documents: list[bytes] = []
         size = 0
         for run in runs:
+            if not self.includes(run):
+                continue  # it has left since it was listed
             if self._would_skip(run) or self.follower.is_resuming_every(run, self):
                 self._skipped.add(run.row.id)
                 self._touched.setdefault(run.row.id, 0)
@@ -385,8 +393,8 @@ class FeedMembers:
                 continue
             if self.includes(run):
                 self._resume(run, touched[run.row.id])
-            elif run.row.id not in self.members:
-                self._say_removed(run.row.id)
+            else:
+                self._remove(run.row.id)
 
     def _resume(self, run: FollowedRun, touched: Touched) -> None:
         was_member = run.row.id in self.members

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from runwire.wire import JsonObject
 from runwire_engine.bells import StreamMoved
-from runwire_engine.followed import FollowedRun
+from runwire_engine.followed import FollowedRun, Touched
+from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.run_view import View, is_final, run_bytes
 from tests.support.hub_world import Client, Held, World
@@ -300,6 +301,56 @@ def test_a_snapshot_that_waits_for_every_revision_still_names_its_runs() -> None
     feed.complete()
     world.settle()
     assert held.runs == {RUNS[0]}
+
+
+def jumped_feed(**options: Any) -> tuple[World, Held, FeedMembers]:
+    """Return a feed whose only run leaves it among events that are not told one by one."""
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], ("x",))
+    client.subscribe("a", {"tags": ["x"]}, **options)
+    world.settle()
+    held = client.subscriptions["a"]
+    assert held.runs == {RUNS[0]}
+    world.change(RUNS[0], {"tags": []}, tags=())
+    world.jump()
+    return world, held, world.take_load()
+
+
+def test_a_run_that_left_a_feed_where_events_were_missed_is_removed() -> None:
+    world, held, feed = jumped_feed()
+    feed.is_resumed = True
+    feed.resumed([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: Touched(2)})
+    feed.complete()
+    world.settle()
+    assert held.runs == set() and not world.hub.runs
+
+
+def test_a_run_that_left_before_a_feed_reads_a_snapshot_again_is_let_go() -> None:
+    world, held, feed = jumped_feed()
+    # As after a crash of Postgres: a snapshot, which replaces what is held.
+    feed.keep([])
+    held.runs.clear()
+    feed.page([], cursor=None, more=False)
+    feed.complete()
+    world.settle()
+    assert not world.hub.runs
+    world.change(RUNS[0], {"tags": ["x"]}, tags=("x",))
+    world.settle()
+    assert held.runs == {RUNS[0]}
+
+
+def test_a_run_that_leaves_before_its_page_is_read_is_not_told() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], ("x",))
+    client.subscribe("a", {"tags": ["x"]})
+    feed = world.take_load()
+    world.change(RUNS[0], {"tags": []}, tags=())
+    feed.page([FollowedRun(world.rows[RUNS[0]], {})], cursor=None, more=False)
+    feed.complete()
+    world.settle()
+    assert client.views == {}
 
 
 Walk.TestCase.settings = settings(
