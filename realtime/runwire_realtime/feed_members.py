@@ -17,7 +17,6 @@ from runwire_engine.followed import Before, FollowedRun, Touched
 from runwire_realtime import messages
 from runwire_realtime.beginnings import beginning
 from runwire_realtime.cursors import FeedCursor
-from runwire_realtime.requests import may_follow
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.subscription import (
     BatchTarget,
@@ -101,10 +100,6 @@ class FeedMembers:
     def is_unsettled(self) -> bool:
         """Whether it may lack a run that has entered."""
         return self.is_loading or bool(self._candidates) or bool(self._postponed)
-
-    @property
-    def is_allowed(self) -> bool:
-        return may_follow(self.follower.grant, self.target)
 
     def close(self) -> None:
         for run_id in self.members:

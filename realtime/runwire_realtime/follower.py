@@ -10,6 +10,7 @@ from runwire_realtime.cursors import feed_cursor, run_cursor
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.outbox import Outbox
+from runwire_realtime.requests import may_follow, may_read_streams
 from runwire_realtime.run_reader import RunReader
 from runwire_realtime.scope import Grant
 from runwire_realtime.subscription import RunTarget, Stage, Subscription
@@ -161,8 +162,8 @@ class Follower:
         """Take a fresh credential of the same environment; what it does not cover is ended."""
         self.grant = grant
         for subscription in list(self.subscriptions.values()):
-            feed = self.feeds.get(subscription.sub)
-            if feed is not None and not feed.is_allowed:
+            is_allowed = may_follow(grant, subscription.target)
+            if not (is_allowed and may_read_streams(grant, subscription.streams)):
                 self.refuse(
                     subscription, ErrorCode.FORBIDDEN, "the new token does not allow this any more"
                 )

@@ -32,9 +32,8 @@ def subscription_of(message: Subscribe, grant: Grant, now: float) -> Subscriptio
     _allow(grant, target)
     streams = message.streams or {}
     _check_names(streams, "stream key")
-    for key in streams:
-        if key != "*" and not grant.may_read_stream(key):
-            raise ForbiddenError("the token does not allow reading this stream")
+    if not may_read_streams(grant, streams):
+        raise ForbiddenError("the token does not allow reading this stream")
     fields = message.fields
     if fields is not None:
         _check_names(fields, "field")
@@ -90,6 +89,11 @@ def may_follow(grant: Grant, target: Target) -> bool:
         case RunsTarget(tasks):
             is_covered = bool(tasks) and all(map(grant.may_read_task, tasks or ()))
             return grant.may_read_runs() or is_covered
+
+
+def may_read_streams(grant: Grant, keys: Iterable[str]) -> bool:
+    """Say whether a credential may read all streams that are asked for by name."""
+    return all(key == "*" or grant.may_read_stream(key) for key in keys)
 
 
 def _since(given: str | float) -> datetime | float:

@@ -167,6 +167,9 @@ class RunReader:
         for subscription in self.subscriptions.values():
             if not subscription.is_feed and subscription not in self._openings:
                 self._openings.append(subscription)
+        if self._openings and self._row is not None:
+            self._drop_row()  # by it others were let in
+        self.streams.regranted()
         self.moved()
 
     def tags_changed(self) -> None:

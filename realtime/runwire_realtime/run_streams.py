@@ -58,6 +58,13 @@ class RunStreams:
                 self._follower.hub.leave_stream(reader)
                 del self._readers[key]
 
+    def regranted(self) -> None:
+        """Read no stream any more that the credential does not cover."""
+        for key, reader in list(self._readers.items()):
+            if not self._follower.grant.may_read_stream(key):
+                self._follower.hub.leave_stream(reader)
+                del self._readers[key]
+
     def close(self) -> None:
         for reader in self._readers.values():
             self._follower.hub.leave_stream(reader)

@@ -14,7 +14,8 @@ from runwire_engine.followed import FollowedRun, Touched
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.run_view import View, is_final, run_bytes
-from tests.support.hub_world import Client, Held, World
+from runwire_realtime.scope import Grant, parse_scopes
+from tests.support.hub_world import ENV, Client, Held, World
 
 # So small that everything overflows: rings, kept steps, slots, frames, patches.
 TIGHT = HubLimits(
@@ -351,6 +352,45 @@ def test_a_run_that_leaves_before_its_page_is_read_is_not_told() -> None:
     feed.complete()
     world.settle()
     assert client.views == {}
+
+
+def token(*scopes: str, streams: frozenset[str] | None = None) -> Grant:
+    return Grant(ENV, frozenset(parse_scopes(scopes)), expires_at=1e9, jti="j", streams=streams)
+
+
+def test_a_row_that_was_read_before_a_narrower_token_came_lets_nobody_in() -> None:
+    world = World(HubLimits())
+    world.create(RUNS[0])
+    client = world.connect(token("read:runs"))
+    client.subscribe("a", {"run": RUNS[0]})
+    world.settle()
+    client.send({"type": "refetch", "run": RUNS[0]})
+    client.turn()
+    world.read_rows()()
+    client.subscriber.authenticated(token(f"read:runs:{RUNS[1]}"), world.now, 0.0)
+    world.status(RUNS[0], "EXECUTING")
+    world.settle()
+    assert [(each["sub"], each["code"]) for each in client.errors] == [("a", "not_found")]
+    assert client.views[RUNS[0]]["status"] == "QUEUED"
+
+
+def test_a_narrower_token_ends_the_streams_that_it_does_not_cover() -> None:
+    world = World(HubLimits())
+    world.create(RUNS[0])
+    world.status(RUNS[0], "EXECUTING")
+    for key in KEYS:
+        world.append(RUNS[0], key, '"a"')
+    client = world.connect(token("read:runs"))
+    client.subscribe("all", {"run": RUNS[0]}, streams={"*": {}})
+    client.subscribe("one", {"run": RUNS[0]}, streams={"log": {}})
+    world.settle()
+    narrow = token("read:runs", streams=frozenset({"text"}))
+    client.subscriber.authenticated(narrow, world.now, 0.0)
+    for key in KEYS:
+        world.hub.rang(world.append(RUNS[0], key, '"b"'))
+    world.settle()
+    assert [(each["sub"], each["code"]) for each in client.errors] == [("one", "forbidden")]
+    assert client.chunks == {(RUNS[0], "log"): ["a"], (RUNS[0], "text"): ["a", "b"]}
 
 
 Walk.TestCase.settings = settings(
