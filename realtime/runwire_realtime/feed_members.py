@@ -175,6 +175,7 @@ class FeedMembers:
         self._candidates.discard(run_id)
         if self.is_closed or run is None:
             self._created.pop(run_id, None)
+            self.look_done()
             return
         is_member, is_included = run_id in self.members, self.includes(run)
         is_told = is_member and run_id not in self._skipped
@@ -366,12 +367,16 @@ class FeedMembers:
         self._say_page(documents, None if is_behind else cursor, more=more)
 
     def _would_skip(self, run: FollowedRun) -> bool:
-        """Say whether telling this state would skip revisions that somebody here wants each of.
+        """Say whether telling this state would skip what somebody else here wants of the run.
 
-        Such a run joins afterwards, as one that has changed.
+        Each revision of it, or a value that is too large for feeds. Such a run joins afterwards, as
+        one that has changed.
         """
         reader = self.follower.readers.get(run.row.id)
-        return reader is not None and reader.is_every and reader.written != run.row.revision
+        if reader is None:
+            return False
+        skips_revisions = reader.is_every and reader.written != run.row.revision
+        return skips_revisions or not reader.view.is_served_by(run)
 
     def _say_page(self, documents: Sequence[bytes], cursor: str | None, *, more: bool) -> None:
         self.follower.outbox.say(messages.snapshot(self.sub, documents, cursor=cursor, more=more))

@@ -44,6 +44,12 @@ class View:
             return False
         return self.fields is None or field in self.fields or field in NEVER_SKIPPED
 
+    def is_served_by(self, run: FollowedRun) -> bool:
+        """Say whether a row was read with every value that it shows."""
+        return all(
+            size > self.value_limit or not self.shows(name) for name, size in run.sizes.items()
+        )
+
     def covers(self, other: "View") -> bool:
         """Say whether it shows all that another one shows."""
         has_fields = self.fields is None or (

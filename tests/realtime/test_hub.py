@@ -1,6 +1,7 @@
 """The hub as a whole, without a loop: whatever happens in whatever order, clients end up right."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -391,6 +392,38 @@ def test_a_narrower_token_ends_the_streams_that_it_does_not_cover() -> None:
     world.settle()
     assert [(each["sub"], each["code"]) for each in client.errors] == [("one", "forbidden")]
     assert client.chunks == {(RUNS[0], "log"): ["a"], (RUNS[0], "text"): ["a", "b"]}
+
+
+def test_a_page_of_a_feed_leaves_out_no_value_that_is_followed_whole() -> None:
+    world = World(HubLimits())
+    world.create(RUNS[0], ("x",))
+    payload = "p" * 20_000
+    world.rows[RUNS[0]] = replace(world.rows[RUNS[0]], payload=f'"{payload}"')
+    both, other = world.connect(), world.connect()
+    both.subscribe("run", {"run": RUNS[0]})
+    world.settle()
+    both.subscribe("tag", {"tags": ["x"]})
+    feed = world.take_load()
+    # As the pages of feeds are read: without what is too large for feeds.
+    row = replace(world.rows[RUNS[0]], payload=None)
+    feed.page([FollowedRun(row, {"payload": 20_002})], cursor=None, more=False)
+    feed.complete()
+    other.subscribe("run", {"run": RUNS[0]})
+    world.settle()
+    assert both.subscriptions["tag"].runs == {RUNS[0]}
+    for client in (both, other):
+        assert client.views[RUNS[0]]["payload"] == payload
+
+
+def test_a_batch_ends_though_a_run_of_it_was_deleted_while_it_was_looked_up() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("a", {"batch": "b"})
+    feed = world.take_load()
+    feed.complete()
+    feed.found([RUNS[0]], is_sealed=True)
+    world.settle()
+    assert client.subscriptions["a"].is_done
 
 
 Walk.TestCase.settings = settings(
