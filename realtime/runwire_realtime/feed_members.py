@@ -310,7 +310,13 @@ class FeedMembers:
         """Forget everything and read a fresh snapshot, which is announced."""
         self.follower.outbox.say(messages.gap(self.sub, reason))
         self.subscription.cursor = None
-        self.reload()
+        self.close()
+        for known in (self._finals, self.open_runs, self._over, self._touched, self._skipped):
+            known.clear()
+        self.version += 1
+        self.is_loading, self.is_resumed, self.is_sealed = True, False, False
+        self.subscription.stage = Stage.ALLOWED
+        self.follower.load(self)
 
     def missed_events(self) -> None:
         """Read what the events would have told of runs that came or went."""
@@ -319,16 +325,6 @@ class FeedMembers:
             self.subscription.cursor = FeedCursor(hub.history, hub.position)
         self.version += 1
         self.is_loading = True
-        self.follower.load(self)
-
-    def reload(self) -> None:
-        """Read again what the feed holds, from its cursor if it has one."""
-        self.close()
-        for known in (self._finals, self.open_runs, self._over, self._touched, self._skipped):
-            known.clear()
-        self.version += 1
-        self.is_loading, self.is_resumed, self.is_sealed = True, False, False
-        self.subscription.stage = Stage.ALLOWED
         self.follower.load(self)
 
     def keep(self, run_ids: Collection[str]) -> None:
@@ -443,6 +439,7 @@ class FeedMembers:
         self.subscription.is_moved = True
         self.follower.is_restless = True
         self.follower.outbox.say(messages.live(self.sub))
+        self.follower.feed_settled()
         touched, self._touched = self._touched, {}
         for run_id in touched:
             # A member may have left meanwhile, anybody else may have entered.

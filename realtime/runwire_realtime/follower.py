@@ -39,6 +39,8 @@ class Follower:
         self.unsettled: set[RunReader] = set()
         # A run or a feed has moved, and with it what its cursor will say.
         self.is_restless = True
+        # Since when it is live again, which is not said yet: feeds still read what they missed.
+        self._live_since: str | None = None
         # Asks the shell to read a feed's snapshot.
         self.load = load
 
@@ -72,6 +74,19 @@ class Follower:
             self.outbox.say(messages.gap(subscription.sub, GapReason.OVERFLOW))
         self.load(feed)
 
+    def say_state(self, word: str, since: str) -> None:
+        """Say `stale`, or `live` once the feeds have read what they missed."""
+        self._live_since = None
+        if word == "live" and any(feed.is_loading for feed in self.feeds.values()):
+            self._live_since = since
+        else:
+            self.outbox.say(messages.state(word, since))
+
+    def feed_settled(self) -> None:
+        """Say the `live` that waited for feeds, if this was the last of them."""
+        if self._live_since is not None:
+            self.say_state("live", self._live_since)
+
     def close(self, subscription: Subscription) -> None:
         """Follow no more for this subscription."""
         if self.subscriptions.get(subscription.sub) is not subscription:
@@ -83,6 +98,7 @@ class Follower:
             self.hub.remove_feed(feed)
             feed.close()
             self.recall()
+            self.feed_settled()
             return
         reader = self.readers.get(getattr(subscription.target, "run_id", ""))
         if reader is not None:

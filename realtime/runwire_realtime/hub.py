@@ -146,9 +146,8 @@ class Hub:
     def say_state(self, word: str, since: str) -> None:
         """Tell everybody whether the database can be reached."""
         self.stale_since = since if word == "stale" else None
-        message = messages.state(word, since)
         for follower in self.followers:
-            follower.outbox.say(message)
+            follower.say_state(word, since)
 
     @property
     def history(self) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -424,6 +425,32 @@ def test_a_batch_ends_though_a_run_of_it_was_deleted_while_it_was_looked_up() ->
     feed.found([RUNS[0]], is_sealed=True)
     world.settle()
     assert client.subscriptions["a"].is_done
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_a_connection_is_live_again_once_its_feeds_have_read_what_they_missed(
+    is_left: bool,
+) -> None:
+    world = World(HubLimits())
+    idle, client = world.connect(), world.connect()
+    client.subscribe("a", {"tags": ["x"]})
+    world.settle()
+    world.hub.say_state("stale", "then")
+    world.create(RUNS[0], ("x",))
+    world.jump()
+    world.hub.say_state("live", "now")
+    world.read_rows()()
+    for each in (idle, client):
+        each.turn()
+    assert states_of(idle) == ["stale", "live"] and states_of(client) == ["stale"]
+    if is_left:
+        client.unsubscribe("a")
+    world.settle()
+    assert states_of(client) == ["stale", "live"]
+
+
+def states_of(client: Client) -> list[Any]:
+    return [each["state"] for each in client.messages if each["type"] == "state"]
 
 
 Walk.TestCase.settings = settings(
