@@ -419,8 +419,8 @@ class FeedMembers:
     def held(self, runs: Sequence[FollowedRun], revisions: Mapping[str, int]) -> None:
         """Follow runs that the client holds, at these revisions."""
         for run in runs:
-            # Its row is about to say whether the client must be told.
-            is_open = run.row.id in self._candidates or run.row.id in self._touched
+            # A candidate was never told: its row is about to say whether it must be.
+            is_open = run.row.id in self._candidates
             if run.row.id in self.members or is_open or not self.includes(run):
                 continue
             if self._would_skip(run):

@@ -286,6 +286,27 @@ def test_what_changed_while_a_resume_was_read_is_told() -> None:
     assert client.views[RUNS[0]] == document_of(world, RUNS[0])
 
 
+def test_what_a_resume_is_told_of_meanwhile_skips_no_revision() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], TAGS[RUNS[0]])
+    client.subscribe("a", {"tags": ["x"]}, mode="every")
+    world.settle()
+    client.reconnect()
+    feed = world.take_load()
+    world.status(RUNS[0], "EXECUTING")
+    world.status(RUNS[0], "COMPLETED")
+    world.tail()
+    feed.is_resumed = True
+    feed.held([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: 1})
+    feed.complete()
+    said = len(client.messages)
+    world.settle()
+    patches = [m for m in client.messages[said:] if m["type"] == "patch"]
+    assert [m["revision"] for m in patches] == [2, 3]
+    assert client.views[RUNS[0]] == document_of(world, RUNS[0])
+
+
 def test_a_snapshot_that_waits_for_every_revision_still_names_its_runs() -> None:
     world = World(HubLimits())
     client = world.connect()
