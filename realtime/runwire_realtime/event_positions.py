@@ -1,13 +1,14 @@
 """The `id` of a server-sent event: where every subscription of the stream stands. [core]
 
 Base64 of JSON {sub: {"cursor": …, "streams": {run: {key: next seq}}}}. A client hands the last one
-back as Last-Event-ID, with the same body, and goes on there. It is bounded: of a feed with more
-streams than there is room for, the rest begins again, and the client drops what it has.
+back as Last-Event-ID, with the same body, and goes on there. What it came with stands in the next
+ids until there is something newer: a response may end before that. It is bounded: of a feed with
+more streams than there is room for, the rest begins again, and the client drops what it has.
 """
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import orjson
@@ -39,16 +40,23 @@ def positions_id(follower: Follower) -> bytes:
 
 
 def _place_of_feed(subscription: Subscription) -> JsonObject:
-    return {"cursor": subscription.cursor_sent} if subscription.cursor_sent else {}
+    cursor = subscription.cursor_sent or subscription.resumed_from
+    if cursor:
+        return {"cursor": cursor}
+    return {"begun": True} if subscription.stage is Stage.LIVE else {}
 
 
 def _place_of_run(follower: Follower, subscription: Subscription) -> JsonObject:
     reader = _reader_of(follower, subscription)
-    if reader is None:
-        return {}
-    place: JsonObject = {"listed": True} if reader.streams.is_listed(subscription.sub) else {}
-    if reader.written and subscription.stage is Stage.LIVE:
+    place: JsonObject = {}
+    if subscription.positions is not None or (
+        reader is not None and reader.streams.is_listed(subscription.sub)
+    ):
+        place["listed"] = True
+    if reader is not None and reader.written and subscription.stage is Stage.LIVE:
         place["cursor"] = run_cursor(follower.hub.epoch, reader.written)
+    elif subscription.resumed_from:
+        place["cursor"] = subscription.resumed_from
     return place
 
 
@@ -60,27 +68,41 @@ def _reader_of(follower: Follower, subscription: Subscription) -> RunReader | No
 def _add_streams(
     place: JsonObject, follower: Follower, subscription: Subscription, room: int
 ) -> int:
-    """Add the positions in streams, as many as there is room for. Return what is left of it.
+    """Add the positions in streams, as many as there is room for. Return what is left of it."""
+    streams: dict[str, dict[str, int]] = {}
+    for run_id, key, next_seq in _streams_of(follower, subscription):
+        # Characters beyond ASCII and escapes take more than one byte.
+        room -= len(orjson.dumps(key)) + 20 + (0 if run_id in streams else len(run_id) + 6)
+        if room <= 0:
+            return _put_streams(place, streams, 0)
+        streams.setdefault(run_id, {})[key] = next_seq
+    return _put_streams(place, streams, room)
+
+
+def _streams_of(follower: Follower, subscription: Subscription) -> Iterator[tuple[str, str, int]]:
+    """Yield where a subscription stands in its streams.
 
     Those that may go on come first: one that is over is repeated at worst.
     """
-    streams: dict[str, dict[str, int]] = {}
     reader = _reader_of(follower, subscription)
-    readers = list(follower.readers.values()) if reader is None else [reader]
-    for is_over in (False, True):
-        for each in readers:
-            if subscription.sub not in each.subscriptions:
-                continue
-            for key, (next_seq, over) in each.streams.positions(subscription.sub).items():
-                if over is not is_over:
-                    continue
-                run_id = each.topic.run_id
-                # Characters beyond ASCII and escapes take more than one byte.
-                room -= len(orjson.dumps(key)) + 20 + (0 if run_id in streams else len(run_id) + 6)
-                if room <= 0:
-                    return _put_streams(place, streams, 0)
-                streams.setdefault(run_id, {})[key] = next_seq
-    return _put_streams(place, streams, room)
+    known: set[tuple[str, str]] = set()
+    over: list[tuple[str, str, int]] = []
+    for each in list(follower.readers.values()) if reader is None else [reader]:
+        if subscription.sub not in each.subscriptions:
+            continue
+        run_id = each.topic.run_id
+        for key, (next_seq, is_over) in each.streams.positions(subscription.sub).items():
+            known.add((run_id, key))
+            if is_over:
+                over.append((run_id, key, next_seq))
+            else:
+                yield run_id, key, next_seq
+    if not subscription.cursor_sent and subscription.broken is None:
+        for run_id, keys in (subscription.positions or {}).items():
+            for key, next_seq in keys.items():
+                if (run_id, key) not in known:
+                    yield run_id, key, next_seq
+    yield from over
 
 
 def _put_streams(place: JsonObject, streams: dict[str, dict[str, int]], room: int) -> int:
@@ -103,12 +125,13 @@ def _resumed(request: Subscribe, place: Json) -> Subscribe:
     cursor: Json = known.get("cursor")
     if isinstance(cursor, str) and len(cursor) <= 8192:
         changes["cursor"] = cursor
-    if not request.streams:
-        return request.model_copy(update=changes)
-    positions = _positions(known.get("streams"))
+    positions = _positions(known.get("streams")) if request.streams else {}
     # Before its first cursor a feed begins again, though not in the streams it knows; so does a run
     # before it was told which streams there are.
-    has_begun = "cursor" in changes if request.to.run is None else known.get("listed") is True
+    if request.to.run is None:
+        has_begun = "cursor" in changes or known.get("begun") is True
+    else:
+        has_begun = known.get("listed") is True
     if has_begun or positions:
         changes["positions"] = positions
     return request.model_copy(update=changes)

@@ -44,6 +44,7 @@ def subscription_of(message: Subscribe, grant: Grant, now: float) -> Subscriptio
         fields=None if fields is None else frozenset(fields),
         streams=streams,
         cursor=_cursor(message.cursor, target),
+        resumed_from=message.cursor or "",
         positions=message.positions,
         awaited_until=now + message.wait if message.wait else None,
     )

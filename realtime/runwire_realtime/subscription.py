@@ -63,6 +63,8 @@ class Subscription:
     fields: frozenset[str] | None
     streams: Mapping[str, StreamRequest]
     cursor: RunCursor | FeedCursor | None = None
+    # The cursor as the client gave it; "": it gave none.
+    resumed_from: str = ""
     # Where the client stands, by run and stream: what is not named is news; None: it begins.
     positions: Mapping[str, Mapping[str, int]] | None = None
     # Its positions are of another history: nothing is read on from them.

@@ -141,6 +141,43 @@ async def test_a_feed_goes_on_in_the_streams_of_its_runs(stage: Stage, start: st
     assert read == {run_id: (3, [3]), new: (0, ["new"])}
 
 
+async def test_a_response_that_ends_at_once_costs_no_place(stage: Stage) -> None:
+    run_id = await stage.trigger("t")
+    execution = await stage.start(run_id)
+    await stage.append(run_id, execution, 0, 1)
+    tags: JsonObject = {"type": "subscribe", "sub": "t", "to": {"tags": ["t"]}, "mode": "every"}
+    run = to_run(run_id, mode="every", streams={"*": {"from": "latest"}})
+    body: list[Json] = [{**tags, "streams": {"*": {"from": "latest"}}}, run]
+    async with open_events(stage, body) as events:
+        while {m["sub"] for m in of_type(events.messages, "cursor")} != {"a", "t"}:
+            await events.next()
+    first = events.id
+    async with open_events(stage, body, last=first) as short:
+        assert [m["type"] for m in await short.next()] == ["ready"]
+    await stage.append(run_id, execution, 2)
+    await stage.set_metadata(run_id, execution, step=1)
+    await stage.set_metadata(run_id, execution, step=2)
+    async with open_events(stage, body, last=short.id) as again:
+        while not (chunks_of(again.messages, "text") and len(of_type(again.messages, "patch")) > 1):
+            await again.next()
+    assert chunks_of(again.messages, "text") == [2]
+    assert [m["revision"] - m["from"] for m in of_type(again.messages, "patch")] == [1, 1]
+    assert not of_type(again.messages, "snapshot") and not of_type(again.messages, "gap")
+
+
+async def test_a_feed_that_ended_before_its_first_cursor_says_so_in_every(stage: Stage) -> None:
+    await stage.trigger("t")
+    body: list[Json] = [
+        {"type": "subscribe", "sub": "t", "to": {"tags": ["t"]}, "mode": "every"},
+    ]
+    async with open_events(stage, body) as events:
+        await events.until("live")
+    async with open_events(stage, body, last=events.id) as again:
+        messages = await again.until("live")
+    is_placed = bool(of_type(events.messages, "cursor"))
+    assert [m["reason"] for m in of_type(messages, "gap")] == ([] if is_placed else ["overflow"])
+
+
 async def test_an_id_fits_into_a_header_and_what_it_leaves_out_begins_again(stage: Stage) -> None:
     run_id = await stage.trigger("t")
     execution = await stage.start(run_id)
