@@ -146,11 +146,12 @@ class Following:
         rows = await self._database.all("following.before", names)
         return {row["run_id"]: Before(tuple(row["tags"]), row["status"]) for row in rows}
 
-    async def creations(self, environment_id: int, ids: Sequence[str]) -> dict[str, Touched]:
-        """Return runs as if all of their history were news."""
-        rows = await self._database.all(
-            "following.creations", {"environment_id": environment_id, "ids": list(ids)}
-        )
+    async def creations(
+        self, environment_id: int, ids: Sequence[str], batch_id: str | None = None
+    ) -> dict[str, Touched]:
+        """Return runs as if all of their history were news; of a batch, those created in it."""
+        names = {"environment_id": environment_id, "ids": list(ids), "batch_id": batch_id}
+        rows = await self._database.all("following.creations", names)
         return {row["run_id"]: Touched(1, row["delta"]) for row in rows}
 
     async def recovery(self) -> str:

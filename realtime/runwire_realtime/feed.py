@@ -17,6 +17,7 @@ from runwire_engine.changes import Changes, EventRow, Place, Tail, is_cut_off, p
 from runwire_engine.database import Database, Transaction
 from runwire_engine.doorbell import Bell, Listener
 from runwire_engine.errors import EngineError, StatementTimeoutError
+from runwire_engine.followed import Touched
 from runwire_engine.following import Following
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.reads import Reads
@@ -221,9 +222,17 @@ class Feed:
                     feed.follower.refuse(feed.subscription, ErrorCode.GONE, text)
                 continue
             is_sealed, members = found
+            ids = [each.run_id for each in members]
+            new = {run_id for feed in feeds for run_id in feed.new_items(ids)}
+            created: dict[str, Touched] = {}
+            if new:
+                try:
+                    created = await self._following.creations(environment_id, list(new), batch_id)
+                except EngineError:
+                    return
             for feed in feeds:
                 if not feed.is_closed and not feed.is_loading:
-                    feed.found([each.run_id for each in members], is_sealed=is_sealed)
+                    feed.found(ids, created, is_sealed=is_sealed)
 
     # Freshness
 

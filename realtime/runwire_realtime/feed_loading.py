@@ -284,6 +284,7 @@ class _Load:
                 if batch is None:
                     return None
                 feed.is_sealed, members = batch
+                feed.first_items = frozenset(each.run_id for each in members)
                 return [each for each in members if not (is_open and each.is_final)]
 
     async def _rows(self, ids: Sequence[str]) -> list[FollowedRun]:

@@ -51,8 +51,10 @@ class FeedMembers:
         self.version = 0
         # Of a tags or runs feed: runs created before are not in it.
         self.since: datetime | None = None
-        # Of a batch: all its items are there; its runs that are not over yet, and those that are.
+        # Of a batch: all its items are there; those it had when it was read; its runs that are not
+        # over yet, and those that are.
         self.is_sealed = False
+        self.first_items: frozenset[str] = frozenset()
         self.open_runs: set[str] = set()
         self._over: set[str] = set()
         # Runs whose rows decide whether they join.
@@ -405,9 +407,7 @@ class FeedMembers:
             if reader.is_every and touched.first > 1:
                 reader.resumes(touched.first - 1)
             else:
-                created = touched.created
-                then: JsonObject | None = orjson.loads(created)["set"] if created else None
-                whole = self._beginning(run, then)
+                whole = self._beginning(run, _creation(touched))
                 document = reader.topic.document(whole, reader.view)
                 self.follower.outbox.say(messages.run(document))
                 reader.holds(whole.row.revision)
@@ -449,8 +449,20 @@ class FeedMembers:
 
     # Batches
 
-    def found(self, run_ids: Sequence[str], *, is_sealed: bool) -> None:
-        """Take the items that a batch has now."""
+    def new_items(self, run_ids: Sequence[str]) -> list[str]:
+        """Return those items that came after the feed had begun, and of which it knows nothing."""
+        known = (self.members, self._over, self.first_items, self._created)
+        return [run_id for run_id in run_ids if not any(run_id in each for each in known)]
+
+    def found(
+        self, run_ids: Sequence[str], created: Mapping[str, Touched], *, is_sealed: bool
+    ) -> None:
+        """Take the items that a batch has now, and how those were created that are new."""
+        for run_id in self.new_items(run_ids):
+            # The tail has yet to tell of it: it begins with its creation all the same.
+            creation = _creation(created[run_id]) if run_id in created else None
+            if creation is not None:
+                self._created[run_id] = creation
         for run_id in run_ids:
             if run_id not in self.members and run_id not in self._over:
                 self._consider(run_id)
@@ -463,3 +475,8 @@ class FeedMembers:
         if isinstance(self.target, BatchTarget) and is_over and not self.is_closed:
             self.follower.outbox.say(messages.done(self.sub))
             self.follower.close(self.subscription)
+
+
+def _creation(touched: Touched) -> JsonObject | None:
+    """Return what a run's creation set, where that is known."""
+    return orjson.loads(touched.created)["set"] if touched.created else None

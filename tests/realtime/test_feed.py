@@ -174,6 +174,25 @@ async def test_an_event_that_was_lost_is_found_and_made_up_for(
     assert [record for record in caplog.records if run_id in record.getMessage()]
 
 
+async def test_an_item_that_the_poll_finds_first_begins_with_its_creation(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = await stage.engine.batches.create(stage.env, 1)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"batch": batch.id}, mode="every")
+        await socket.until("live")
+        # The tail is behind: it tells of none of this.
+        monkeypatch.setattr(Feed, "_concerns", lambda *_: False)
+        item = NewRun("task", batch=(batch.id, 0))
+        await stage.engine.batches.add_items(stage.env, batch.id, [(0, item)])
+        run_id = (await query(stage.engine.database, "select id from runwire.runs"))[0]["id"]
+        await stage.complete(run_id, await stage.start(run_id))
+        told = await socket.until("patch", revision=3)
+    first = of_type(told, "run")[0]["run"]
+    assert (first["id"], first["revision"], first["status"]) == (run_id, 1, "QUEUED")
+    assert [patch["revision"] for patch in of_type(told, "patch")] == [2, 3]
+
+
 async def test_runs_that_are_as_far_as_was_heard_are_left_in_peace(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:

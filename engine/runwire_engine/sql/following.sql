@@ -101,11 +101,12 @@ select w.run_id,
   join runwire.runs r on r.environment_id = %(environment_id)s and r.id = w.run_id;
 
 -- creations --
--- How runs were created.
+-- How runs were created; where a batch is given, only those created in it.
 select e.run_id, e.delta
   from runwire.run_events e
  where e.environment_id = %(environment_id)s and e.run_id = any(%(ids)s::text[])
-   and e.revision = 1;
+   and e.revision = 1
+   and (%(batch_id)s::text is null or e.batch_id = %(batch_id)s);
 
 -- place --
 -- Whether a snapshot is from this database's future.
