@@ -137,7 +137,12 @@ class _Load:
         if cursor.epoch != self._hub.history:
             return None
         is_ahead = await self._read(self._following.is_ahead(cursor.snapshot))
-        return GapReason.AHEAD if is_ahead else None
+        # After a crash that the hub has not noticed yet it says nothing either.
+        return GapReason.AHEAD if is_ahead and await self._is_current(cursor) else None
+
+    async def _is_current(self, cursor: FeedCursor) -> bool:
+        """Say whether Postgres still lives the life that a cursor is of."""
+        return cursor.epoch.endswith(await self._read(self._following.recovery()))
 
     async def _snapshot(self, members: Sequence[Member], position: str) -> None:
         ids = [member.run_id for member in members]
@@ -198,7 +203,7 @@ class _Load:
             return GapReason.RETENTION
         if len(touched) > RESUME_LIMIT:
             return GapReason.OVERFLOW
-        if not cursor.epoch.endswith(await self._read(self._following.recovery())):
+        if not await self._is_current(cursor):
             # Postgres crashed, and the hub has not noticed yet: the cursor may have hidden events.
             self._is_of_this_life = False
             return await self._retold() if feed.wants_every else GapReason.OVERFLOW

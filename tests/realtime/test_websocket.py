@@ -10,6 +10,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from runwire.wire import Json, JsonObject
+from runwire_engine.following import Following
 from runwire_engine.outcomes import Failed
 from runwire_engine.runs import NewRun
 from tests.support.engines import query
@@ -426,6 +427,36 @@ async def test_every_beats_latest_on_a_resume_too(stage: Stage) -> None:
         told = await socket.until("patch", revision=5)
     assert not of_type(told, "run")
     assert [patch["revision"] for patch in of_type(told, "patch")] == [2, 3, 4, 5]
+
+
+async def test_a_cursor_from_before_a_crash_that_is_not_noticed_yet_is_not_ahead(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await stage.trigger("sea")
+    await stage.append(run_id, await stage.start(run_id), 0, 1)
+    to: JsonObject = {"tags": ["sea"]}
+    streams: JsonObject = {"*": {}}
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", to, mode="every", streams=streams)
+        cursor: str = (await socket.until("cursor"))[-1]["cursor"]
+    # Of transactions whose numbers were lost with the crash.
+    lost = ".".join([*cursor.split(".")[:2], "900000000-900000000-"])
+
+    async def recovery(_: Following) -> str:
+        return "another"
+
+    monkeypatch.setattr(Following, "recovery", recovery)
+    positions = {run_id: {"text": 2}}
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe(
+            "a", to, mode="every", cursor=lost, streams=streams, positions=positions
+        )
+        told = await socket.until("live")
+        if len(of_type(told, "patch")) < 2:
+            told += await socket.until("patch", revision=3)
+    assert not of_type(told, "gap") and not chunks_of(told, "text")
+    assert of_type(told, "run")[0]["run"]["revision"] == 1
+    assert [patch["revision"] for patch in of_type(told, "patch")] == [2, 3]
 
 
 async def test_every_tells_a_run_from_its_creation_on(stage: Stage) -> None:
