@@ -115,6 +115,10 @@ class FeedMembers:
         self._created.clear()
         self._postponed.clear()
 
+    def creation_of(self, run_id: str) -> JsonObject | None:
+        """Return what the creation of a run set that is about to join, where it was seen."""
+        return self._created.get(run_id)
+
     # Events
 
     def event(self, event: "RunEvent") -> None:
@@ -257,7 +261,7 @@ class FeedMembers:
         reader = follower.reader(run_id)
         follower.hub.learn(reader.topic, run)
         if not is_told and follower.wants_every(run):
-            reader.begin_with(self._created.get(run_id))
+            reader.begin_with(follower.creation_of(run_id))
         self.members.add(run_id)
         if isinstance(self.target, BatchTarget):
             self.open_runs.add(run_id)

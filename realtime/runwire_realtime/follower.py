@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from runwire.wire import ErrorCode, GapReason
+from runwire.wire import ErrorCode, GapReason, JsonObject
 from runwire_engine.followed import FollowedRun
 from runwire_realtime import messages
 from runwire_realtime.cursors import feed_cursor, run_cursor
@@ -137,6 +137,11 @@ class Follower:
             each.mode == "every" and self._may_include(each, run)
             for each in self.subscriptions.values()
         )
+
+    def creation_of(self, run_id: str) -> JsonObject | None:
+        """Return what the creation of a run set, where a feed saw it that has not joined it yet."""
+        seen = (feed.creation_of(run_id) for feed in self.feeds.values())
+        return next((each for each in seen if each is not None), None)
 
     def is_resuming_every(self, run: FollowedRun, feed: FeedMembers) -> bool:
         """Say whether another feed is about to tell each revision since a cursor."""

@@ -307,6 +307,25 @@ def test_what_a_resume_is_told_of_meanwhile_skips_no_revision() -> None:
     assert client.views[RUNS[0]] == document_of(world, RUNS[0])
 
 
+def test_a_run_begins_with_its_creation_whichever_feed_it_enters_first() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("a", {"tags": ["late"]}, mode="latest")
+    client.subscribe("b", {"tags": ["x"]}, mode="every")
+    world.settle()
+    world.create(RUNS[0], ("x",))
+    world.change(RUNS[0], {"tags": ["x", "late"]}, tags=("x", "late"))
+    world.tail()
+    run = FollowedRun(world.rows[RUNS[0]], {})
+    for feed in sorted(world.hub.feeds(), key=lambda each: each.sub):
+        feed.row_read(run, RUNS[0])
+    world.settle()
+    runs = [m["run"]["revision"] for m in client.messages if m["type"] == "run"]
+    patches = [m["revision"] for m in client.messages if m["type"] == "patch"]
+    assert (runs, patches) == ([1], [2])
+    assert client.subscriptions["a"].runs == client.subscriptions["b"].runs == {RUNS[0]}
+
+
 def test_a_snapshot_that_waits_for_every_revision_still_names_its_runs() -> None:
     world = World(HubLimits())
     client = world.connect()
