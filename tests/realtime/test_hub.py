@@ -462,7 +462,7 @@ def test_a_batch_ends_though_a_run_of_it_was_deleted_while_it_was_looked_up() ->
     client.subscribe("a", {"batch": "b"})
     feed = world.take_load()
     feed.complete()
-    feed.found([RUNS[0]], is_sealed=True)
+    feed.found([RUNS[0]], {}, is_sealed=True)
     world.settle()
     assert client.subscriptions["a"].is_done
 
