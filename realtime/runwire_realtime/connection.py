@@ -92,7 +92,8 @@ class Connection:
             async with anyio.create_task_group() as self._tasks:
                 if token is not None:
                     await self.authenticate(token)
-                for message in subscribe:
+                # The credential may have ended since the request was answered.
+                for message in subscribe if self.subscriber.phase is Phase.READY else ():
                     self.subscriber.subscribe(message, time.monotonic())
                 self._tasks.start_soon(self._read, receive)
                 closing = await self._write(send, ends_when_done=ends_when_done)

@@ -24,7 +24,7 @@ import anyio
 from starlette.requests import Request
 from starlette.websockets import WebSocket
 
-from runwire.wire import CloseCode
+from runwire.wire import CloseCode, ErrorCode
 from runwire_engine.database import Database, Transaction
 from runwire_engine.engine import Engine
 from runwire_engine.following import Following
@@ -209,6 +209,8 @@ class Realtime:
         grant = await self._authenticate(token)
         if grant.api_key and "origin" in request.headers:
             raise ForbiddenError("an API key does not belong into a browser; use a public token")
+        if not self.hub.has_room_for(grant, None):
+            raise RefusedError(ErrorCode.UNAVAILABLE, "too many connections with this credential")
         asked = await sse.read_requests(request, self._limits)
         return sse.EventStream(self._connection, token, asked)
 
@@ -222,6 +224,8 @@ class Realtime:
             yield connection
         finally:
             self._connections.discard(connection)
+            # Its carrier may have failed before it was served.
+            connection.subscriber.close()
 
     async def _tick(self) -> None:
         """Keep the time for every connection: one timer instead of one for each."""

@@ -91,6 +91,13 @@ async def test_a_public_token_opens_so_many_connections(database_url: str) -> No
                 assert (await second.authenticate(one))["type"] == "ready"
                 await changed.send({"type": "auth", "token": one})
                 assert await changed.closed() == 4009
+            async with server.client() as http:
+                answer = await http.post(
+                    "/realtime/v1/events",
+                    json=[{"type": "subscribe", "sub": "a", "to": {"runs": {}}}],
+                    headers={"authorization": f"Bearer {one}"},
+                )
+                assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
             # A token that was changed for another is free again.
             assert (await second.authenticate(two))["type"] == "ready"
             async with open_socket(server.url, one), open_socket(server.url, server.key):

@@ -7,8 +7,29 @@ import anyio
 import httpx
 import orjson
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
-from runwire.wire import EVENTS_PATH, MAX_EVENTS_BODY_BYTES, Json, JsonObject
+from runwire.wire import (
+    EVENTS_PATH,
+    MAX_EVENTS_BODY_BYTES,
+    CloseCode,
+    ErrorCode,
+    Json,
+    JsonObject,
+    RunFilter,
+    Subscribe,
+    Target,
+)
+from runwire_engine.database import Database
+from runwire_engine.following import Following
+from runwire_realtime.connection import Connection
+from runwire_realtime.errors import RefusedError
+from runwire_realtime.feed_loading import FeedLoading
+from runwire_realtime.frames import Frame, Frames
+from runwire_realtime.hub import Hub
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.scope import Grant
 from tests.support.sockets import chunks_of, of_type
 from tests.support.stage import Stage
 
@@ -235,3 +256,46 @@ async def test_one_request_asks_for_as_much_as_many_frames_would(stage: Stage) -
     async with stage.server.client() as http:
         response = await http.post(EVENTS_PATH, json=[*asked, to_run("k" * MAX_EVENTS_BODY_BYTES)])
     assert response.status_code == 413
+
+
+async def test_a_credential_that_ended_on_its_way_ends_the_response() -> None:
+    async def authenticate(token: str) -> Grant:
+        raise RefusedError(ErrorCode.UNAUTHORIZED, "the token has expired")
+
+    async def receive() -> str:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    sent: list[JsonObject] = []
+
+    async def send(frame: Frame) -> None:
+        sent.extend(orjson.loads(frame.text))
+
+    hub = Hub(HubLimits())
+    loading = FeedLoading(hub, Following(Database("postgresql://nowhere")))
+    connection = Connection(hub, Frames(), loading, authenticate)
+    asked = Subscribe(type="subscribe", sub="a", to=Target(runs=RunFilter()))
+    closing = await connection.serve(receive, send, token="t", subscribe=[asked])
+    assert closing is not None and closing[0] == CloseCode.INVALID_TOKEN
+    assert [each["code"] for each in sent] == [ErrorCode.UNAUTHORIZED]
+
+
+async def test_a_response_that_never_began_leaves_nothing_behind(stage: Stage) -> None:
+    realtime = stage.server.services.realtime
+    asked: list[JsonObject] = [{"type": "subscribe", "sub": "a", "to": {"runs": {}}}]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": orjson.dumps(asked)}
+
+    async def send(message: Message) -> None:
+        raise ConnectionResetError
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "headers": [(b"authorization", b"Bearer " + stage.key.encode())],
+    }
+    response = await realtime.events_endpoint(Request(scope, receive))
+    with pytest.raises(ConnectionResetError):
+        await response(scope, receive, send)
+    assert not realtime.hub.strangers
