@@ -113,6 +113,10 @@ class _Load:
                 if reason is None:
                     return
                 is_silent = not self._is_of_this_life and not feed.wants_every
+            if feed.members and not is_silent:
+                # Its client forgets at the gap what it held: all of it comes whole.
+                feed.start_over(reason)
+                raise StartedOverError
             if not is_silent:
                 feed.follower.outbox.say(messages.gap(feed.sub, reason))
             feed.subscription.cursor = None
