@@ -17,9 +17,7 @@ from runwire.wire import (
     ErrorCode,
     Json,
     JsonObject,
-    RunFilter,
     Subscribe,
-    Target,
 )
 from runwire_engine.database import Database
 from runwire_engine.following import Following
@@ -274,7 +272,7 @@ async def test_a_credential_that_ended_on_its_way_ends_the_response() -> None:
     hub = Hub(HubLimits())
     loading = FeedLoading(hub, Following(Database("postgresql://nowhere")))
     connection = Connection(hub, Frames(), loading, authenticate)
-    asked = Subscribe(type="subscribe", sub="a", to=Target(runs=RunFilter()))
+    asked = Subscribe.model_validate({"sub": "a", "to": {"runs": {}}})
     closing = await connection.serve(receive, send, token="t", subscribe=[asked])
     assert closing is not None and closing[0] == CloseCode.INVALID_TOKEN
     assert [each["code"] for each in sent] == [ErrorCode.UNAUTHORIZED]
