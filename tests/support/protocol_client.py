@@ -389,9 +389,11 @@ class ProtocolClient:
             return
         held.cursor = None
         runs = {held.run_id} if held.run_id is not None else set(held.members)
+        others = [each for each in self._held.values() if each is not held]
         for run_id in sorted(runs):
             # What is held is told by the snapshot anew, whatever its revision.
-            self.documents.pop(run_id, None)
+            if not any(run_id in {each.run_id, *each.members} for each in others):
+                self.documents.pop(run_id, None)
             self.log.saw_gap(run_id)
         if message["reason"] == "epoch_changed":
             self._forget_streams(runs)
