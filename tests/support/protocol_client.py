@@ -391,9 +391,10 @@ class ProtocolClient:
         runs = {held.run_id} if held.run_id is not None else set(held.members)
         others = [each for each in self._held.values() if each is not held]
         for run_id in sorted(runs):
+            if any(run_id in {each.run_id, *each.members} for each in others):
+                continue  # the other's reading of it goes on
             # What is held is told by the snapshot anew, whatever its revision.
-            if not any(run_id in {each.run_id, *each.members} for each in others):
-                self.documents.pop(run_id, None)
+            self.documents.pop(run_id, None)
             self.log.saw_gap(run_id)
         if message["reason"] == "epoch_changed":
             self._forget_streams(runs)
