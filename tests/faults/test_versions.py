@@ -148,7 +148,10 @@ async def test_both_versions_trigger_execute_and_follow_the_same_runs(both: Both
             stack.push(told(f"{name} {arguments} with the {side.name} client", process))
             return process
 
-        modes: Sequence[Literal["latest", "every"]] = ("every", "latest")
+        sides: list[tuple[Side, Side, str, Literal["latest", "every"]]] = [
+            (today, old, "by-old", "every"),
+            (old, today, "by-today", "latest"),
+        ]
         by_tag = [
             Follower(
                 f"tag {tag} with the {side.name} client",
@@ -156,10 +159,7 @@ async def test_both_versions_trigger_execute_and_follow_the_same_runs(both: Both
                 True,
                 await start(side, other.url, "follow", mode, "tag-streams", tag),
             )
-            for side, other, tag, mode in (
-                (today, old, "by-old", modes[0]),
-                (old, today, "by-today", modes[1]),
-            )
+            for side, other, tag, mode in sides
         ]
         # Each client triggers through the other version's hub.
         triggers = {

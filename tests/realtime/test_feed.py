@@ -181,8 +181,12 @@ async def test_an_item_that_the_poll_finds_first_begins_with_its_creation(
     async with open_socket(stage.url, stage.key) as socket:
         await socket.subscribe("a", {"batch": batch.id}, mode="every")
         await socket.until("live")
+
         # The tail is behind: it tells of none of this.
-        monkeypatch.setattr(Feed, "_concerns", lambda *_: False)
+        def concerns_nobody(feed: Feed, row: object) -> bool:
+            return False
+
+        monkeypatch.setattr(Feed, "_concerns", concerns_nobody)
         item = NewRun("task", batch=(batch.id, 0))
         await stage.engine.batches.add_items(stage.env, batch.id, [(0, item)])
         run_id = (await query(stage.engine.database, "select id from runwire.runs"))[0]["id"]

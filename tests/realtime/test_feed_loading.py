@@ -81,7 +81,7 @@ class Read(Following):
     async def recent(self, *_: object, **__: object) -> list[Member]:
         return [Member(row.id, False, row.revision) for row in self._world.rows.values()]
 
-    async def rows(self, *_: object) -> dict[str, FollowedRun]:
+    async def rows(self, *_: object, **__: object) -> dict[str, FollowedRun]:
         return {row.id: FollowedRun(row, {}) for row in self._world.rows.values()}
 
 
