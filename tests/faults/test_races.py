@@ -102,14 +102,15 @@ async def test_cancels_over_http_that_race_completions_leave_one_end_and_no_serv
     await assert_clean(bench)
 
 
-async def _versions(bench: Bench) -> tuple[object, ...]:
-    """Return where each row of the runs stands and who wrote it, and how large the table is."""
+async def _versions(bench: Bench) -> tuple[int, str, int]:
+    """Return how many runs there are, where each row stands and who wrote it, and their bytes."""
     rows = await query(
         bench.engine.database,
         "select count(*) as n, md5(string_agg(concat(ctid, ' ', xmin), ',' order by id)) as rows,"
-        " pg_total_relation_size('runwire.runs') as bytes from runwire.runs",
+        # Of the rows alone: Postgres draws its maps beside them when it likes.
+        " pg_relation_size('runwire.runs') as bytes from runwire.runs",
     )
-    return tuple(rows[0].values())
+    return rows[0]["n"], rows[0]["rows"], rows[0]["bytes"]
 
 
 @pytest.mark.timeout(60 + HELD // 20)
@@ -141,7 +142,8 @@ async def test_heartbeats_of_many_running_runs_touch_no_row_of_them(bench: Bench
             return len(seen) > HEARTBEATS
 
         await until_async(beaten, 40.0)
-        assert await _versions(bench) == before
+        after = await _versions(bench)
+        assert after[:2] == before[:2] and after[2] <= before[2]
         assert before[0] == HELD
         rows = await query(
             bench.engine.database,
