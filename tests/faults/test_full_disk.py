@@ -4,8 +4,8 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from psycopg.sql import SQL, Identifier
 
 from runwire_engine.embedded import EmbeddedPostgres
 from runwire_engine.errors import DiskFullError, EmbeddedPostgresError, ReadOnlyError
-from runwire_engine.migrations import migrate
 from runwire_engine.placement import Append
 from runwire_engine.streams import Streams
 from tests.support.engines import query
+from tests.support.parts import supervised
 from tests.support.processes import until, until_async
 from tests.support.sockets import chunks_of, open_socket
 from tests.support.stage import Stage, open_stage
@@ -156,25 +156,18 @@ def small_disk(size: int) -> Generator[SmallDisk]:
             subprocess.run(["umount", "--lazy", place], check=True)
 
 
-@asynccontextmanager
-async def supervised(folder: Path) -> AsyncGenerator[EmbeddedPostgres]:
-    postgres = EmbeddedPostgres(folder / "data", settings={"max_wal_size": "64MB"})
-    await postgres.start()
-    try:
-        await migrate(postgres.dsn)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(postgres.supervise)
-            yield postgres
-            tasks.cancel_scope.cancel()
-    finally:
-        await postgres.stop()
+def small_postgres(folder: Path) -> EmbeddedPostgres:
+    return EmbeddedPostgres(folder / "data", settings={"max_wal_size": "64MB"})
 
 
 async def test_a_disk_that_is_full_for_a_while_costs_nothing_that_was_acknowledged(
     record_property: Record,
 ) -> None:
     with small_disk(220 * _MIB) as disk:
-        async with supervised(disk.folder) as postgres, open_stage(postgres.dsn) as stage:
+        async with (
+            supervised(small_postgres(disk.folder)) as postgres,
+            open_stage(postgres.dsn) as stage,
+        ):
             async with watched_traffic(stage) as traffic:
                 disk.fill()
                 await until(lambda: stage.engine.database.refuses_writes is not None, 30)
@@ -195,7 +188,10 @@ async def test_a_postgres_that_dies_of_a_full_disk_is_not_started_over_and_over(
     record_property: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(220 * _MIB) as disk:
-        async with supervised(disk.folder) as postgres, open_stage(postgres.dsn) as stage:
+        async with (
+            supervised(small_postgres(disk.folder)) as postgres,
+            open_stage(postgres.dsn) as stage,
+        ):
             async with watched_traffic(stage) as traffic:
                 with caplog.at_level(logging.WARNING, "runwire.embedded"):
                     starts = _starts(postgres)

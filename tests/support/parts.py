@@ -75,13 +75,19 @@ async def own_postgres(
     Postgres is one.
     """
     with tempfile.TemporaryDirectory(prefix="runwire-postgres-") as folder:
-        postgres = EmbeddedPostgres(folder, settings=settings)
-        await postgres.start()
-        try:
-            await migrate(postgres.dsn)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(postgres.supervise)
-                yield postgres
-                tasks.cancel_scope.cancel()
-        finally:
-            await postgres.stop()
+        async with supervised(EmbeddedPostgres(folder, settings=settings)) as postgres:
+            yield postgres
+
+
+@asynccontextmanager
+async def supervised(postgres: EmbeddedPostgres) -> AsyncGenerator[EmbeddedPostgres]:
+    """Run a Postgres, migrated and brought back whenever it dies."""
+    await postgres.start()
+    try:
+        await migrate(postgres.dsn)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(postgres.supervise)
+            yield postgres
+            tasks.cancel_scope.cancel()
+    finally:
+        await postgres.stop()
