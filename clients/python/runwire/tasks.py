@@ -16,22 +16,19 @@ from typing import Any, TypeVar, Unpack, cast, overload
 
 from runwire import _triggering
 from runwire._client import Client
-from runwire._definition import (
+from runwire._definition import BatchEntry, Decorator, SyncTask, Task
+from runwire._hooks import Hook
+from runwire._options import TriggerKeywords
+from runwire._signature import Signal
+from runwire._task_options import (
     MAX_ID_LENGTH,
-    BatchEntry,
-    CancelHook,
-    Decorator,
     QueueKeywords,
     QueueOptions,
     RetryKeywords,
     RetryOptions,
-    Signal,
-    SyncTask,
-    Task,
     queue_options,
     retry_options,
 )
-from runwire._options import TriggerKeywords
 from runwire._triggering import BatchHandle, RunHandle
 from runwire.durations import Duration, seconds
 from runwire.errors import TaskError
@@ -105,7 +102,7 @@ def task(
     retry: RetryOptions | RetryKeywords | None = None,
     queue: QueueOptions | QueueKeywords | str | None = None,
     max_duration: Duration | None = None,
-    on_cancel: CancelHook | None = None,
+    on_cancel: Hook | None = None,
 ) -> Decorator:
     """Make a function a task. Raises TaskError when the definition cannot work.
 
