@@ -90,6 +90,7 @@ class Attempt:
         if self._function is not None:
             self._function.set_name(self.run.id)  # what the watchdog tells
         _context.enter(self.runtime)
+        self.runtime.begin_branches()
         if self._begin():
             self._end(await self._awaited())
 
@@ -198,6 +199,9 @@ class Attempt:
                 self._signal.set()
         if self.task.is_async and not told:
             self._loop.post(self._cancel_function)
+        elif not told:
+            # A thread cannot be interrupted, but where it waits it can be woken.
+            self.runtime.interrupt()
         if reason is Interruption.LOST:
             self.give_up()
         return True
@@ -221,6 +225,20 @@ class Attempt:
     def _cancel_function(self) -> None:
         if self._function is not None and self._result is None:
             self._function.cancel()
+
+    # Waits -------------------------------------------------------------------------------------
+
+    def park(self) -> None:
+        """Lend the thread, if there is one, while the function waits."""
+        if self._errand is not None:
+            self._threads.lend(self._errand)
+
+    def resume(self, run: ClaimedRun) -> None:
+        """Go on under the execution with which the run was claimed again."""
+        if self._errand is not None:
+            self._threads.reclaim(self._errand)
+        self.run = run
+        self.runtime.resume(run)
 
     # The on_cancel hook ------------------------------------------------------------------------
 

@@ -1,14 +1,25 @@
 """Child runs: what an executing run triggers, straight through the engine."""
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
-from runwire._context import Triggered, TriggeredBatch
+import orjson
+
+from runwire._context import ChildResult, ChildResults, Triggered, TriggeredBatch
 from runwire.requests import BatchItem, TriggerOptions
+from runwire.wire import JsonObject
+from runwire_engine.batches import BatchRow
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
+from runwire_engine.errors import BatchNotFoundError
+from runwire_engine.journal import Place, Step, key_of
 from runwire_engine.new_runs import new_run
 from runwire_engine.patience import patiently
+from runwire_engine.states import RunStatus
 from runwire_engine.triggers import Parent
+from runwire_engine.waits import RunResult
 
 # Mints a token that reads one run ("run", id) or one batch ("batch", id) of an environment.
 Mint = Callable[[int, str, str], str]
@@ -35,10 +46,74 @@ class Children:
         result = await self._engine.runs.trigger(self._environment_id, new)
         return Triggered(result.id, result.is_cached, self._token("run", result.id))
 
+    async def start(
+        self,
+        parent: ClaimedRun,
+        place: Place,
+        items: Sequence[BatchItem],
+        batch: bool,
+        idempotency_key: str | None,
+    ) -> Step:
+        """Start children that their parent will wait for, as the step at a place of its code.
+
+        Once, however often that place is come by. Raises what `trigger` raises.
+        """
+        target = " ".join(dict.fromkeys(item.task for item in items))
+        step = Step(*place, kind="batch" if batch else "run", target=target)
+        body = hashlib.sha256(orjson.dumps([(i.task, i.payload) for i in items])).hexdigest()
+        key = key_of(parent.id, parent.generation, place, step.kind, body)
+        if batch:
+            made = await self._make_batch(parent, items, idempotency_key or key, is_awaited=True)
+            cached = made.run_ids if _may_be_cached(items, made.is_cached) else ()
+            return replace(step, run_ids=made.run_ids, cached_ids=cached, batch_id=made.id)
+        new = [
+            replace(
+                new_run(
+                    item.task,
+                    item.payload,
+                    item.options,
+                    request_key=f"{key}.{item.index}",
+                    parent=_parent_of(parent),
+                ),
+                awaited=True,
+            )
+            for item in items
+        ]
+        answers = await self._engine.runs.trigger_many(self._environment_id, new)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        results = [answer for answer in answers if not isinstance(answer, Exception)]
+        return replace(
+            step,
+            run_ids=tuple(result.id for result in results),
+            cached_ids=tuple(result.id for result in results if result.is_cached),
+        )
+
+    async def results(self, step: Step) -> ChildResults:
+        """Return how the children of a step ended, in order; they must be over."""
+        found = await self._engine.waits.results(self._environment_id, step.run_ids)
+        return ChildResults(
+            step.batch_id,
+            tuple(_result(id, found.get(id), id in step.cached_ids) for id in step.run_ids),
+        )
+
     async def trigger_batch(
         self, parent: ClaimedRun, items: Sequence[BatchItem], idempotency_key: str | None
     ) -> TriggeredBatch:
         """Start a batch of child runs. Raises what `trigger` raises."""
+        batch = await self._make_batch(parent, items, idempotency_key)
+        token = self._token("batch", batch.id)
+        return TriggeredBatch(batch.id, batch.run_count, batch.is_cached, token)
+
+    async def _make_batch(
+        self,
+        parent: ClaimedRun,
+        items: Sequence[BatchItem],
+        idempotency_key: str | None,
+        *,
+        is_awaited: bool = False,
+    ) -> BatchRow:
         batches, environment_id = self._engine.batches, self._environment_id
         batch = await patiently(
             lambda: batches.create(environment_id, len(items), idempotency_key, _parent_of(parent))
@@ -49,21 +124,62 @@ class Children:
             new = [
                 (
                     item.index,
-                    new_run(
-                        item.task,
-                        item.payload,
-                        item.options,
-                        parent=_parent_of(parent),
-                        batch=(batch.id, item.index),
+                    replace(
+                        new_run(
+                            item.task,
+                            item.payload,
+                            item.options,
+                            parent=_parent_of(parent),
+                            batch=(batch.id, item.index),
+                        ),
+                        awaited=is_awaited,
                     ),
                 )
                 for item in items
             ]
             await patiently(lambda: batches.add_items(environment_id, batch.id, new))
-        return TriggeredBatch(batch.id, batch.run_count, is_cached, self._token("batch", batch.id))
+        if is_awaited and not is_cached:
+            batch = await patiently(partial(self._batch, batch.id))
+        return replace(batch, is_cached=is_cached)
+
+    async def _batch(self, batch_id: str) -> BatchRow:
+        batch = await self._engine.batches.retrieve(self._environment_id, batch_id)
+        if batch is None:
+            raise BatchNotFoundError(batch_id)
+        return batch
 
     def _token(self, kind: str, target: str) -> str | None:
         return None if self._mint is None else self._mint(self._environment_id, kind, target)
+
+
+def _may_be_cached(items: Sequence[BatchItem], is_cached: bool) -> bool:
+    """Whether runs of a batch may be others' children, or not know that they are waited for."""
+    return is_cached or any(item.options.idempotency_key is not None for item in items)
+
+
+def _result(id: str, run: RunResult | None, is_cached: bool) -> ChildResult:
+    if run is None:
+        error = {"name": "RunGoneError", "message": f"run {id} was deleted for its age"}
+        return ChildResult(id, "", RunStatus.SYSTEM_FAILURE, None, None, error, is_cached)
+    return ChildResult(
+        id, run.task, run.status, run.output, run.output_type, _error_of(run), is_cached
+    )
+
+
+def _error_of(run: RunResult) -> JsonObject | None:
+    if run.error is not None:
+        error: JsonObject = orjson.loads(run.error)
+        return error
+    match run.status:
+        case RunStatus.COMPLETED:
+            return None
+        case RunStatus.EXPIRED:
+            return {"name": "RunExpiredError", "message": f"run {run.id} expired before it started"}
+        case _:
+            return {
+                "name": f"Run{run.status.title().replace('_', '')}Error",
+                "message": f"run {run.id} was {run.status.lower().replace('_', ' ')}",
+            }
 
 
 def _parent_of(run: ClaimedRun) -> Parent:

@@ -12,6 +12,7 @@ from runwire_engine.bells import StreamMoved
 from runwire_engine.database import Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.states import FINAL, RunStatus
+from runwire_engine.waits import Waits
 
 # These free the key, so that the same trigger may try anew; CANCELED and COMPLETED keep it.
 _FORGET_KEYS: Final = FINAL - {RunStatus.COMPLETED, RunStatus.CANCELED}
@@ -20,8 +21,10 @@ _FORGET_KEYS: Final = FINAL - {RunStatus.COMPLETED, RunStatus.CANCELED}
 class Endings:
     """Collects what one transaction changed: `settle` inside it, `ring` once it is committed."""
 
-    def __init__(self, bell: Doorbell) -> None:
+    def __init__(self, bell: Doorbell, waits: Waits | None = None) -> None:
+        """Take who wakes those that wait for runs; without, the sweep does it."""
         self._bell = bell
+        self._waits = waits
         self._changed: list[Row] = []
         self._streams: list[tuple[int, StreamMoved]] = []
 
@@ -37,6 +40,9 @@ class Endings:
         forgotten = [r for r in final if r["status"] in _FORGET_KEYS and r["idempotency_key"]]
         if forgotten:
             await tx.run("endings.forget_keys", _names(forgotten))
+        waited = [row for row in final if row["waited"]]
+        if waited:
+            await tx.run("waits.forget", _names(waited))
 
     def ring(self) -> None:
         """Tell who follows the runs, and who could start what these made room for."""
@@ -47,6 +53,9 @@ class Endings:
             queues = {r["queue"] for r in rows if r["limited"] or r["status"] == RunStatus.QUEUED}
             if queues:
                 self._bell.ring_work(environment_id, queues)
+            awaited = [row["id"] for row in rows if row["awaited"] and row["status"] in FINAL]
+            if awaited and self._waits is not None:
+                self._waits.ended(environment_id, awaited)
 
 
 def _names(rows: Sequence[Row]) -> dict[str, object]:

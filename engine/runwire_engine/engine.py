@@ -21,6 +21,8 @@ from runwire_engine.runs import Runs
 from runwire_engine.settings import EngineSettings
 from runwire_engine.streams import Streams
 from runwire_engine.sweep import Sweep
+from runwire_engine.waitpoints import Waitpoints
+from runwire_engine.waits import Waits
 from runwire_engine.workers import Workers
 
 # How long the end waits for what was handed in; and for the last bells, which only save a poll.
@@ -43,6 +45,8 @@ class Engine:
     claims: Claims
     outcomes: Outcomes
     workers: Workers
+    waits: Waits
+    waitpoints: Waitpoints
     sweep: Sweep
 
 
@@ -61,18 +65,21 @@ async def open_engine(settings: EngineSettings, *, sweeping: bool = True) -> Asy
 
         async def sweep() -> None:
             with sweep_scope:
-                await engine.sweep.run()
+                async with anyio.create_task_group() as steps:
+                    steps.start_soon(engine.waits.run)
+                    if sweeping:
+                        steps.start_soon(engine.sweep.run)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engine.bell.run)
-            if sweeping:
-                tasks.start_soon(sweep)
+            tasks.start_soon(sweep)
             for flusher in flushers:
                 tasks.start_soon(flusher.run)
             try:
                 yield engine
             finally:
                 engine.sweep.close()
+                engine.waits.close()
                 await _wind_down(engine)
                 sweep_scope.cancel()
                 tasks.cancel_scope.cancel()
@@ -91,15 +98,22 @@ async def _wind_down(engine: Engine) -> None:
         while not engine.bell.idle:  # noqa: ASYNC110 -- once in a process, for milliseconds
             await anyio.sleep(0.005)
     with anyio.move_on_after(_LAST_SWEEP_SECONDS, shield=True):
-        while not engine.sweep.idle:  # noqa: ASYNC110 -- as above
+        while not (engine.sweep.idle and engine.waits.idle):  # noqa: ASYNC110 -- as above
             await anyio.sleep(0.005)
 
 
 def _compose(settings: EngineSettings, database: Database) -> Engine:
     bell = Doorbell(settings.listen_dsn)
     claims = Claims(database, bell)
+    waits = Waits(database, bell)
+    waitpoints = Waitpoints(database, waits)
     workers = Workers(
-        database, bell, claims, lease=settings.lease, cancel_grace=settings.cancel_grace
+        database,
+        bell,
+        claims,
+        lease=settings.lease,
+        cancel_grace=settings.cancel_grace,
+        waits=waits,
     )
     retention = Retention(
         database,
@@ -110,17 +124,21 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         settings=settings,
         database=database,
         bell=bell,
-        runs=Runs(database, bell),
+        runs=Runs(database, bell, waits),
         batches=Batches(database, bell),
         catalogue=Catalogue(database, bell),
         streams=Streams(database, bell),
         metadata=RunMetadata(database, bell),
         claims=claims,
-        outcomes=Outcomes(database, bell),
+        outcomes=Outcomes(database, bell, waits),
         workers=workers,
+        waits=waits,
+        waitpoints=waitpoints,
         sweep=Sweep(
             database,
             workers,
+            waits,
+            waitpoints,
             retention,
             Alarms(database, horizon_seconds=settings.horizon_alarm),
             interval=settings.sweep,

@@ -16,6 +16,7 @@ EngineError
 ├── RunNotFoundError           yours: no run by that id
 ├── RunFinalError              yours: the run is over
 ├── BatchNotFoundError         yours: no batch by that id
+├── WaitpointNotFoundError     yours: no waitpoint by that id
 ├── TokenUsedError             yours: a one-time token that has paid for a run already
 ├── StreamFullError            yours: the stream has reached its limit
 ├── KeyRefusedError            yours: not an API key, or another environment's
@@ -112,6 +113,14 @@ class BatchNotFoundError(EngineError):
     def __init__(self, batch_id: str) -> None:
         super().__init__(f"there is no batch {batch_id}")
         self.batch_id = batch_id
+
+
+class WaitpointNotFoundError(EngineError):
+    """There is no such waitpoint in this environment."""
+
+    def __init__(self, waitpoint_id: str) -> None:
+        super().__init__(f"there is no waitpoint {waitpoint_id}")
+        self.waitpoint_id = waitpoint_id
 
 
 class TokenUsedError(EngineError):

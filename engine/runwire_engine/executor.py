@@ -54,7 +54,42 @@ FENCED_AFTER: Final = 0.2
 class _Held:
     attempt: Attempt
     timers: list[asyncio.TimerHandle] = field(default_factory=list[asyncio.TimerHandle])
+    # Its function has a slot.
     executing: bool = True
+    # It is about to give up its slot; whether the database agrees is not known yet.
+    parking: bool = False
+    # It has given it up: it is in memory only to go on in place.
+    parked: bool = False
+    # The run as it was claimed again before that was known.
+    claimed: ClaimedRun | None = None
+
+
+class _Holder:
+    """What an attempt's runtime tells the executor, and asks it."""
+
+    def __init__(self, executor: "Executor", run_id: str) -> None:
+        self._executor = executor
+        self._run_id = run_id
+        self.held: _Held | None = None
+
+    def fenced(self, error: FencedError) -> None:
+        if self._is_held():
+            self._executor.fenced(self._run_id, error)
+
+    def begin_parking(self) -> bool:
+        return self._is_held() and self._executor.begin_parking(self._run_id)
+
+    def cancel_parking(self) -> None:
+        if self._is_held():
+            self._executor.cancel_parking(self._run_id)
+
+    def park(self, due_in: float | None) -> None:
+        if self._is_held():
+            self._executor.park(self._run_id, due_in)
+
+    def _is_held(self) -> bool:
+        """Whether it still is this attempt that is held of the run."""
+        return self.held is not None and self._executor.holds(self._run_id, self.held)
 
 
 class Executor:
@@ -82,6 +117,9 @@ class Executor:
         self._due_in = due_in
         self._variables = variables
         self._held: dict[str, _Held] = {}
+        # Of those, the ones whose code only waits here; in order.
+        self._parked: dict[str, None] = {}
+        self._max_parked = around.engine.settings.parked
         self._closed = False
         self._became_idle = asyncio.Event()
         self._became_idle.set()
@@ -90,12 +128,27 @@ class Executor:
 
     @property
     def held(self) -> Mapping[str, int]:
-        """The runs held, with their executions."""
-        return {run_id: held.attempt.run.execution for run_id, held in self._held.items()}
+        """The runs held that execute, with their executions."""
+        return {
+            run_id: held.attempt.run.execution
+            for run_id, held in self._held.items()
+            if not (held.parking or held.parked)
+        }
+
+    @property
+    def parked(self) -> Mapping[str, int]:
+        """The runs whose code only waits here, with their executions; the oldest first."""
+        return {run_id: self._held[run_id].attempt.run.execution for run_id in self._parked}
 
     @property
     def holding(self) -> int:
-        return len(self._held)
+        return len(self._held) - len(self._parked)
+
+    def holds(self, run_id: str, held: _Held | None = None) -> bool:
+        """Whether a run is held, in whatever way; or this attempt at it."""
+        if held is None:
+            return run_id in self._held
+        return self._held.get(run_id) is held
 
     def on_loop(self) -> Iterable[str]:
         """Name the runs whose functions run on the task loop."""
@@ -113,6 +166,10 @@ class Executor:
         """Execute claimed runs."""
         on_loop: list[Attempt] = []
         for run in runs:
+            held = self._held.get(run.id)
+            if held is not None and _goes_on(held, run):
+                self._resume(held, run)
+                continue
             attempt = self._hold(run)
             if attempt.task.is_async:
                 on_loop.append(attempt)
@@ -137,7 +194,13 @@ class Executor:
     def interrupt(self, run_id: str, reason: Interruption) -> None:
         """Tell one run's function to stop, if the run is held."""
         held = self._held.get(run_id)
-        if held is None or not held.attempt.interrupt(reason):
+        if held is None:
+            return
+        if held.parked:
+            # Nobody waits for an outcome of it: the run itself is in the database alone.
+            reason = Interruption.LOST
+            self._parked.pop(run_id, None)
+        if not held.attempt.interrupt(reason):
             return
         if reason is Interruption.LOST:
             self._abort(held.attempt)
@@ -149,6 +212,22 @@ class Executor:
     def interrupt_all(self, reason: Interruption) -> None:
         for run_id in tuple(self._held):
             self.interrupt(run_id, reason)
+
+    def unwind_parked(self) -> None:
+        """Let go of every run that only waits here, now and from now on."""
+        self._max_parked = 0
+        self._unwind_beyond(0)
+
+    def look_at_waits(self) -> None:
+        """Have attempts that execute beside their waits look whether one is over."""
+        for held in tuple(self._held.values()):
+            if held.attempt.runtime.has_waits and not held.parked:
+                held.attempt.runtime.look()
+
+    def look_at_waits_of(self, run_id: str) -> None:
+        held = self._held.get(run_id)
+        if held is not None and not held.parked:
+            held.attempt.runtime.look()
 
     def give_up_all(self) -> None:
         """Wait no longer for functions that were told to stop."""
@@ -165,7 +244,8 @@ class Executor:
     def _hold(self, run: ClaimedRun) -> Attempt:
         if run.id in self._held:
             self._replace(self._held[run.id])
-        runtime = RunRuntime(run, self._around, partial(self._fenced, run))
+        holder = _Holder(self, run.id)
+        runtime = RunRuntime(run, self._around, holder)
         task = self._tasks[run.task]
         attempt = Attempt(
             run,
@@ -175,19 +255,26 @@ class Executor:
             threads=self._threads,
             settled=self._settled,
         )
-        held = self._held[run.id] = _Held(attempt)
+        held = self._held[run.id] = holder.held = _Held(attempt)
         self._became_idle.clear()
         self.executing += 1
-        limit = max_duration(run, task)
-        if limit is not None:
-            self._later(held, limit, lambda: self.interrupt(run.id, Interruption.TIME_OUT))
+        self._limit(held)
         return attempt
+
+    def _limit(self, held: _Held) -> None:
+        """Interrupt an attempt when its active time is up."""
+        run = held.attempt.run
+        limit = max_duration(run, held.attempt.task)
+        if limit is not None:
+            left = max(0.0, limit - run.active_ms / 1000)
+            self._later(held, left, lambda: self.interrupt(run.id, Interruption.TIME_OUT))
 
     def _replace(self, held: _Held) -> None:
         """Let go of an attempt whose run was claimed again, by this very worker."""
         held.attempt.interrupt(Interruption.LOST)
         self._abort(held.attempt)
         self._end_execution(held)
+        self._parked.pop(held.attempt.run.id, None)
 
     def _end_execution(self, held: _Held) -> None:
         for timer in held.timers:
@@ -196,17 +283,65 @@ class Executor:
             held.executing = False
             self.executing -= 1
 
+    # Parking -----------------------------------------------------------------------------------
+
+    def begin_parking(self, run_id: str) -> bool:
+        """Note that an attempt is about to give up its slot; False when it shall stop."""
+        held = self._held[run_id]
+        attempt = held.attempt
+        held.parking = held.executing and attempt.interruption is None and not attempt.settled
+        return held.parking
+
+    def cancel_parking(self, run_id: str) -> None:
+        """Note that it goes on."""
+        self._held[run_id].parking = False
+
+    def park(self, run_id: str, due_in: float | None) -> None:
+        """Free the slot of an attempt whose run is WAITING."""
+        held = self._held[run_id]
+        held.parking = False
+        if held.attempt.settled or held.attempt.interruption is not None:
+            return  # it is on its way out; whoever claims the run replays it
+        self._end_execution(held)
+        held.timers.clear()
+        held.parked = True
+        held.attempt.park()
+        self._parked[run_id] = None
+        claimed, held.claimed = held.claimed, None
+        if claimed is not None:
+            self._resume(held, claimed)
+        else:
+            self._unwind_beyond(self._max_parked)
+            self._freed()
+        if due_in is not None:
+            self._due_in(due_in)
+
+    def _resume(self, held: _Held, run: ClaimedRun) -> None:
+        """Go on in place with a run that was claimed again."""
+        if held.parking:
+            held.claimed = run
+            return
+        self._parked.pop(run.id, None)
+        held.parked = False
+        held.executing = True
+        self.executing += 1
+        held.attempt.resume(run)
+        self._limit(held)
+
+    def _unwind_beyond(self, limit: int) -> None:
+        while len(self._parked) > limit:
+            self.interrupt(next(iter(self._parked)), Interruption.LOST)
+
     def _later(self, held: _Held, seconds: float, work: Callable[[], object]) -> None:
         held.timers.append(self._around.bridge.loop.call_later(seconds, work))
 
-    def _fenced(self, run: ClaimedRun, error: FencedError) -> None:
-        held = self._held.get(run.id)
-        # By now the run may be held again, under another execution.
-        if held is not None and held.attempt.run is run:
-            logger.info("%s", error)
-            held.attempt.runtime.abort(error)
-            # Not at once: the call that was refused shall raise, not be cancelled.
-            self._later(held, FENCED_AFTER, lambda: self.interrupt(run.id, Interruption.LOST))
+    def fenced(self, run_id: str, error: FencedError) -> None:
+        """Give up a run that another execution holds."""
+        held = self._held[run_id]
+        logger.info("%s", error)
+        held.attempt.runtime.abort(error)
+        # Not at once: the call that was refused shall raise, not be cancelled.
+        self._later(held, FENCED_AFTER, lambda: self.interrupt(run_id, Interruption.LOST))
 
     def _abort(self, attempt: Attempt) -> None:
         attempt.runtime.abort(
@@ -291,9 +426,17 @@ class Executor:
         held = self._held.get(attempt.run.id)
         if held is not None and held.attempt is attempt:
             del self._held[attempt.run.id]
+            self._parked.pop(attempt.run.id, None)
         if not self._held:
             self._became_idle.set()
         self._freed()
+
+
+def _goes_on(held: _Held, run: ClaimedRun) -> bool:
+    """Whether a claimed run is the one whose code waits here, as it was left."""
+    before = held.attempt.run
+    waits = (held.parked or held.parking) and held.attempt.interruption is None
+    return waits and run.execution == before.execution + 1 and run.lineage == before.lineage
 
 
 def _unwritten(error: Exception) -> Failed:

@@ -1,4 +1,4 @@
-"""Ids of runs, batches and workers.
+"""Ids of runs, batches, waitpoints and workers.
 
 The first nine characters are the millisecond an id was made, so that ids of one prefix sort by age
 and land at the right edge of an index; the rest is random. Ids are names, not secrets: what a
@@ -19,6 +19,11 @@ def new_run_id() -> str:
 def new_batch_id() -> str:
     """Return a fresh batch id."""
     return f"batch_{_fresh()}"
+
+
+def new_waitpoint_id() -> str:
+    """Return a fresh waitpoint id."""
+    return f"waitpoint_{_fresh()}"
 
 
 def new_worker_id() -> str:

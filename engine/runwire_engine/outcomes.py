@@ -20,6 +20,7 @@ from runwire_engine.doorbell import Doorbell
 from runwire_engine.endings import Endings
 from runwire_engine.flusher import Flusher
 from runwire_engine.states import FINAL, RunStatus
+from runwire_engine.waits import Waits
 
 # Rows of one statement, and what they may weigh; a flush takes as many transactions as it needs.
 _GROUP: Final = 250
@@ -186,9 +187,10 @@ async def record(tx: Transaction, environment_id: int, outcomes: Iterable[Outcom
 class Outcomes:
     """Takes outcomes and answers once they are committed. `run` belongs into a task group."""
 
-    def __init__(self, database: Database, bell: Doorbell) -> None:
+    def __init__(self, database: Database, bell: Doorbell, waits: Waits | None = None) -> None:
         self._database = database
         self._bell = bell
+        self._waits = waits
         self._flusher: Flusher[tuple[int, Outcome], Finished] = Flusher(
             "outcomes",
             self._flush,
@@ -242,7 +244,7 @@ class Outcomes:
     ) -> list[Finished | Exception]:
         """Store outcomes in one transaction; each run at most once, the others look again."""
         first = {outcome.run_id: outcome for outcome in reversed(outcomes)}
-        endings = Endings(self._bell)
+        endings = Endings(self._bell, self._waits)
         async with self._database.transaction() as tx:
             changed = await record(tx, environment_id, first.values())
             await endings.settle(tx, changed)

@@ -36,7 +36,8 @@ class Append:
 
     The run itself writes with its `execution` and `attempt`. Anybody else gives `writer`: another
     run's id, with *that* run's `execution` as the fence, or the name of a backend, with none.
-    `part`: an id under which a repeated append is answered as the first time.
+    `part`: an id under which a repeated append is answered as the first time. Readers are told of
+    another `execution` only where a lineage begins.
     """
 
     run_id: str
@@ -47,6 +48,8 @@ class Append:
     writer: str | None = None
     end: bool = False
     part: str | None = None
+    # The execution since which the run's own writing is one piece; None: its `execution`.
+    lineage: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class Placement:
             return refusal
         own = append.writer is None and append.execution is not None
         if own and append.execution is not None:
-            _begin(stream, append.execution, append.attempt or 0)
+            _begin(stream, _lineage(append), append.attempt or 0)
             # Whoever writes on after its end takes the end back: a second pipe into the same key.
             stream.ended_execution = None
         first = stream.next_seq
@@ -144,14 +147,14 @@ class Placement:
             stream.next_seq += 1
             stream.bytes += len(body.encode())
         if own and append.end:
-            stream.ended_execution = append.execution
+            stream.ended_execution = _lineage(append)
             stream.ended_now = True
         stream.changed = True
         return AppendAnswer(first, stream.next_seq)
 
     def _refuse(self, stream: StreamState, append: Append) -> Exception | None:
         own = append.writer is None
-        if own and append.execution is not None and append.execution < stream.execution:
+        if own and append.execution is not None and _lineage(append) < stream.execution:
             return _fenced(append.run_id)
         size = sum(len(body.encode()) for body in append.bodies)
         if stream.bytes + size > self._limit:
@@ -204,6 +207,10 @@ def _fenced(run_id: str) -> FencedError:
     return FencedError(f"this execution of {run_id} no longer holds the run", run_id=run_id)
 
 
+def _lineage(append: Append) -> int:
+    return append.lineage or append.execution or 0
+
+
 def _begin(stream: StreamState, execution: int, attempt: int) -> None:
     """Note where a new execution's chunks begin."""
     if execution == stream.execution:
@@ -214,5 +221,5 @@ def _begin(stream: StreamState, execution: int, attempt: int) -> None:
 
 def _chunk(seq: int, append: Append, body: str) -> ChunkRow:
     if append.writer is None and append.execution is not None:
-        return ChunkRow(seq, append.execution, append.attempt or 0, None, body)
+        return ChunkRow(seq, _lineage(append), append.attempt or 0, None, body)
     return ChunkRow(seq, None, None, append.writer or "api", body)

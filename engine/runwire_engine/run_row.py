@@ -53,14 +53,24 @@ class RunRow:
     finished_at: datetime | None
     expired_at: datetime | None
     metadata: str | None = None
+    # Whose journal counts, and how often the run was WAITING; 0: it has none.
+    generation: int = 0
+    waited: int = 0
+    # The execution since which what it writes is one piece.
+    lineage: int = 0
+    # The active time of this attempt before its last claim.
+    active_ms: int = 0
 
 
 _COLUMNS: Final = tuple(field.name for field in fields(RunRow))
 
 
 def run_row(row: Mapping[str, Any]) -> RunRow:
-    """Return a run from a row with its columns and `metadata`, and maybe newer columns."""
-    values = {name: row[name] for name in _COLUMNS}
+    """Return a run from a row with its columns and `metadata`, and maybe newer ones.
+
+    Lists leave out what has a default here.
+    """
+    values = {name: row[name] for name in _COLUMNS if name in row}
     values["tags"] = tuple(row["tags"])
     values["stream_keys"] = tuple(row["stream_keys"])
     return RunRow(**values)

@@ -32,6 +32,7 @@ from runwire_engine.triggers import NewRun as NewRun
 from runwire_engine.triggers import Parent as Parent
 from runwire_engine.triggers import TriggerAnswer, Triggering, Wanted, fenced
 from runwire_engine.triggers import TriggerResult as TriggerResult
+from runwire_engine.waits import Waits
 
 MAX_TAGS: Final = 10
 # A run's timeline is read whole; a run with more revisions than this shows its first ones.
@@ -43,9 +44,10 @@ _COMMIT_TRIES: Final = 5
 class Runs:
     """The runs of every environment. `run` belongs into a task group, for `trigger`."""
 
-    def __init__(self, database: Database, bell: Doorbell) -> None:
+    def __init__(self, database: Database, bell: Doorbell, waits: Waits | None = None) -> None:
         self._database = database
         self._bell = bell
+        self._waits = waits
         self._flushed = 0
         self._flusher: Flusher[tuple[int, Wanted], TriggerResult] = Flusher(
             "triggers",
@@ -112,7 +114,7 @@ class Runs:
 
         A run that is over is returned as it is. Raises RunNotFoundError.
         """
-        endings = Endings(self._bell)
+        endings = Endings(self._bell, self._waits)
         # Also of tries whose COMMIT got no answer: then there is nothing left to change.
         changed: list[Row] = []
 
@@ -123,7 +125,8 @@ class Runs:
 
         await self._database.surely(work)
         endings.ring()
-        if any(row["status"] not in FINAL for row in changed):
+        # Also where its code waits in a worker's memory.
+        if any(row["status"] not in FINAL or row["parked_by"] for row in changed):
             self._bell.ring_control(environment_id, "cancel", run_id)
         return await self._there(environment_id, run_id)
 

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from datetime import datetime
+from typing import Final, Protocol, TypeVar, cast
 
 import orjson
 
@@ -18,6 +19,7 @@ from runwire import _metadata
 from runwire._context import (
     AttemptInfo,
     BatchInfo,
+    ChildResults,
     Context,
     MetadataTarget,
     QueueInfo,
@@ -29,19 +31,24 @@ from runwire._context import (
 from runwire.errors import FencedError, NotInRunError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire.wire import JsonObject
+from runwire_engine.branches import Branches
 from runwire_engine.bridge import Bridge, arrival, pending_promise
 from runwire_engine.children import Children
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
 from runwire_engine.errors import RunFinalError
+from runwire_engine.journal import Branch, Place, Step, key_of
 from runwire_engine.metadata_writer import MetadataWriter
 from runwire_engine.patience import patiently
 from runwire_engine.run_metadata import MetadataWrite
 from runwire_engine.run_row import RunRow
 from runwire_engine.stream_writer import StreamWriter
 from runwire_engine.streams import Append
+from runwire_engine.waiting import Waiting
 
 T = TypeVar("T")
+
+_CALLS: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -56,17 +63,37 @@ class Surroundings:
     children: Children
 
 
+class Holder(Protocol):
+    """Who holds the attempt; told and asked on the engine's loop."""
+
+    def fenced(self, error: FencedError) -> None:
+        """Note that another execution holds the run."""
+        ...
+
+    def begin_parking(self) -> bool:
+        """Prepare to give up the attempt's place; False when it is over or shall stop."""
+        ...
+
+    def cancel_parking(self) -> None: ...
+
+    def park(self, due_in: float | None) -> None:
+        """Free the place: the run is WAITING, in so many seconds for a time that comes."""
+        ...
+
+
 class RunRuntime:
     """One attempt's way to the outside."""
 
-    def __init__(
-        self, run: ClaimedRun, around: Surroundings, fenced: Callable[[FencedError], None]
-    ) -> None:
-        """Take whom to tell (on the engine's loop) that another execution holds the run."""
+    def __init__(self, run: ClaimedRun, around: Surroundings, holder: Holder) -> None:
         self._run = run
         self._around = around
-        self._fenced = fenced
+        self._holder = holder
+        self._branches = Branches(self._branch_ended)
+        # None until the code waits for the first time.
+        self._waiting: Waiting | None = None
         self._lock = threading.Lock()
+        # The places of calls, by what names them: the last ones, for whoever repeats a call.
+        self._calls: dict[str, Place] = {}
         self._ctx: Context | None = None
         # As this attempt sees it; None until it is first looked at.
         self._document: JsonObject | None = None
@@ -74,6 +101,42 @@ class RunRuntime:
         self._streams: dict[tuple[str, str], StreamWriter] = {}
         # What every further call raises.
         self._closed: Exception | None = None
+
+    @property
+    def run(self) -> ClaimedRun:
+        """The run, as it was last claimed for this attempt."""
+        return self._run
+
+    def begin_branches(self) -> None:
+        """Have what is started in this context found again by a replay."""
+        self._branches.enter()
+
+    def resume(self, run: ClaimedRun) -> None:
+        """Go on under the execution with which the run was claimed again; on the engine's loop."""
+        self._run = run
+        if self._waiting is not None:
+            self._waiting.resumed()
+
+    @property
+    def has_waits(self) -> bool:
+        return self._waiting is not None and self._waiting.has_waits
+
+    def look(self) -> None:
+        """Look soon whether a wait is over."""
+        if self._waiting is not None:
+            self._waiting.look()
+
+    def fenced(self, error: FencedError) -> None:
+        self._holder.fenced(error)
+
+    def begin_parking(self) -> bool:
+        return self._holder.begin_parking()
+
+    def cancel_parking(self) -> None:
+        self._holder.cancel_parking()
+
+    def park(self, due_in: float | None) -> None:
+        self._holder.park(due_in)
 
     @property
     def ctx(self) -> Context:
@@ -141,6 +204,30 @@ class RunRuntime:
     def stream_end_blocking(self, target: str, key: str) -> None:
         self._stream(target, key).end().result()
 
+    # Waits -------------------------------------------------------------------------------------
+
+    async def trigger_and_wait(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults:
+        branch, step = self._starting(items, batch, idempotency_key)
+        started = await arrival(step)
+        await self._wait(branch, started)
+        return await arrival(self._results(started))
+
+    def trigger_and_wait_blocking(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults:
+        branch, step = self._starting(items, batch, idempotency_key)
+        started = step.result()
+        self._wait_blocking(branch, started)
+        return self._results(started).result()
+
+    async def wait_until(self, due: datetime | float) -> None:
+        await self._wait(*self._sleeping(due))
+
+    def wait_until_blocking(self, due: datetime | float) -> None:
+        self._wait_blocking(*self._sleeping(due))
+
     # Children and tags -------------------------------------------------------------------------
 
     async def trigger(
@@ -177,9 +264,15 @@ class RunRuntime:
         return not self._documents and not self._streams
 
     def close(self, reason: Exception) -> None:
-        """Take nothing more: every further call raises this."""
+        """Take nothing more: every further call raises this, and what waits is cancelled."""
         with self._lock:
             self._closed = self._closed or reason
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Cancel every wait."""
+        if self._waiting is not None:
+            self._waiting.close()
 
     def abort(self, reason: FencedError) -> None:
         """Take nothing more and drop what waits."""
@@ -195,10 +288,17 @@ class RunRuntime:
         Raises what a write failed with.
         """
         self.close(NotInRunError(f"this attempt at {self._run.id} is over"))
+        await self._commit(end=True)
+
+    async def settle(self) -> None:
+        """Commit all that was written so far; on the engine's loop. Raises as `drain`."""
+        await self._commit(end=False)
+
+    async def _commit(self, *, end: bool) -> None:
         promises: list[Future[int] | Future[None] | None] = []
-        for (run_id, _), stream in self._streams.items():
-            promises.append(stream.finish(end=run_id == self._run.id))
-        promises += [document.flush() for document in self._documents.values()]
+        for (run_id, _), stream in tuple(self._streams.items()):
+            promises.append(stream.finish(end=end and run_id == self._run.id))
+        promises += [document.flush() for document in tuple(self._documents.values())]
         for promise in promises:
             if promise is not None:
                 await asyncio.wrap_future(cast("Future[object]", promise))
@@ -244,6 +344,7 @@ class RunRuntime:
         return [flushed for writer in writers if (flushed := writer.flush()) is not None]
 
     async def _apply(self, run_id: str, operations: Sequence[JsonObject]) -> int:
+        await self._pass_gate()
         own = run_id == self._run.id
         write = MetadataWrite(
             run_id,
@@ -254,7 +355,7 @@ class RunRuntime:
         try:
             answer = await self._around.engine.metadata.apply(self._around.environment_id, write)
         except FencedError as error:
-            self._fenced(error)
+            self._holder.fenced(error)
             raise
         return answer.bytes
 
@@ -268,9 +369,11 @@ class RunRuntime:
             return self._streams.setdefault((run_id, key), self._new_stream(run_id, key))
 
     def _new_stream(self, run_id: str, key: str) -> StreamWriter:
-        run, own = self._run, run_id == self._run.id
+        own = run_id == self._run.id
 
         async def send(bodies: tuple[str, ...], end: bool) -> int:
+            await self._pass_gate()
+            run = self._run
             append = Append(
                 run_id,
                 key,
@@ -279,13 +382,14 @@ class RunRuntime:
                 attempt=run.attempt if own else None,
                 writer=None if own else run.id,
                 end=end,
+                lineage=run.lineage if own else None,
             )
             try:
                 answer = await self._around.engine.streams.append(
                     self._around.environment_id, append
                 )
             except FencedError as error:
-                self._fenced(error)
+                self._holder.fenced(error)
                 raise
             except RunFinalError as error:
                 # Another run, and it is over: for the task the same as when its own is.
@@ -297,20 +401,89 @@ class RunRuntime:
     def _triggering(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str
     ) -> "Future[Triggered]":
-        children, run = self._around.children, self._run
-        return self._call(lambda: children.trigger(run, task, payload, options, request_key))
+        children = self._around.children
+        place = self._place_of(request_key)
+        key = key_of(self._run.id, self._run.generation, place, task, payload or "")
+        return self._call(lambda: children.trigger(self._run, task, payload, options, key))
 
     def _triggering_batch(
         self, items: Sequence[BatchItem], idempotency_key: str | None
     ) -> "Future[TriggeredBatch]":
-        children, run = self._around.children, self._run
-        return self._call(lambda: children.trigger_batch(run, items, idempotency_key))
+        children = self._around.children
+        return self._call(lambda: children.trigger_batch(self._run, items, idempotency_key))
+
+    def _place_of(self, request_key: str) -> Place:
+        """Return the place of a call, which may be repeated."""
+        place = self._calls.get(request_key)
+        if place is None:
+            _, place = self._next_place()
+            self._calls[request_key] = place
+            if len(self._calls) > _CALLS:
+                del self._calls[next(iter(self._calls))]
+        return place
+
+    def _next_place(self) -> tuple[Branch, Place]:
+        self._check_open()
+        branch = self._branches.current()
+        with self._branches.lock:
+            return branch, branch.next_place()
+
+    def _starting(
+        self, items: Sequence[BatchItem], batch: bool, idempotency_key: str | None
+    ) -> tuple[Branch, "Future[Step]"]:
+        """Start children that are waited for; keep the promise of the step once they are there."""
+        branch, place = self._next_place()
+        children = self._around.children
+
+        def start() -> Awaitable[Step]:
+            return children.start(self._run, place, items, batch, idempotency_key)
+
+        return branch, self._call(start)
+
+    def _results(self, step: Step) -> "Future[ChildResults]":
+        children = self._around.children
+        return self._call(lambda: patiently(lambda: children.results(step)))
+
+    def _sleeping(self, due: datetime | float) -> tuple[Branch, Step]:
+        branch, (name, ordinal) = self._next_place()
+        if isinstance(due, datetime):
+            return branch, Step(name, ordinal, "time", due.isoformat(), due_at=due)
+        return branch, Step(name, ordinal, "time", f"{due:g} s", due_in=due)
+
+    async def _wait(self, branch: Branch, step: Step) -> None:
+        waiting = self._waits()
+        try:
+            await arrival(waiting.add(step, branch))
+        except asyncio.CancelledError:
+            waiting.withdraw(step)
+            raise
+
+    def _wait_blocking(self, branch: Branch, step: Step) -> None:
+        self._waits().add(step, branch).result()
+
+    def _waits(self) -> Waiting:
+        with self._lock:
+            self._check_open()
+            if self._waiting is None:
+                around = self._around
+                self._waiting = Waiting(
+                    around.engine.waits, around.environment_id, around.bridge, self._branches, self
+                )
+            return self._waiting
+
+    def _branch_ended(self) -> None:
+        if self._waiting is not None:
+            self._waiting.consider()
+
+    async def _pass_gate(self) -> None:
+        if self._waiting is not None:
+            await self._waiting.pass_gate()
 
     def _tagging(self, tags: Sequence[str]) -> "Future[RunRow]":
-        runs, run = self._around.engine.runs, self._run
-        environment_id = self._around.environment_id
+        runs, environment_id = self._around.engine.runs, self._around.environment_id
 
         def add() -> Awaitable[RunRow]:
+            run = self._run
             return runs.add_tags(environment_id, run.id, tags, execution=run.execution)
 
         return self._call(lambda: patiently(add))
@@ -320,10 +493,11 @@ class RunRuntime:
         self._check_open()
 
         async def fenced() -> T:
+            await self._pass_gate()
             try:
                 return await work()
             except FencedError as error:
-                self._fenced(error)
+                self._holder.fenced(error)
                 raise
 
         return self._around.bridge.call(fenced)

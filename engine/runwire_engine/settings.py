@@ -64,6 +64,12 @@ class EngineSettings(BaseSettings):
     concurrency: int = Field(
         default=100, ge=1, le=10_000, description="How many runs a worker executes at once."
     )
+    parked: int = Field(
+        default=1_000,
+        ge=0,
+        description="How many runs that wait a worker keeps in memory, to go on in place; what is"
+        " beyond that is unwound, and replayed when its wait is over.",
+    )
     grace: float = Field(
         default=30.0,
         ge=0,

@@ -17,7 +17,9 @@ from runwire_engine.database import Database
 from runwire_engine.errors import EngineError
 from runwire_engine.retention import Retention
 from runwire_engine.triggers import match_limits
-from runwire_engine.workers import Swept, Workers
+from runwire_engine.waitpoints import Waitpoints
+from runwire_engine.waits import Waits
+from runwire_engine.workers import Workers
 
 logger = logging.getLogger("runwire.sweep")
 
@@ -36,6 +38,9 @@ _ANALYZED: Final = (
     "idempotency_keys",
     "request_keys",
     "queue_groups",
+    "waits",
+    "wait_targets",
+    "waitpoints",
 )
 # How long an answer can be asked for again.
 _KEPT: Final = {
@@ -44,6 +49,7 @@ _KEPT: Final = {
     "sweep.delete_idempotency_keys": timedelta(0),
     "sweep.delete_used_tokens": timedelta(hours=1),
     "sweep.delete_revoked_tokens": timedelta(hours=1),
+    "waitpoints.delete_old": timedelta(days=30),
     "sweep.delete_groups": timedelta(hours=1),
     "sweep.delete_workers": timedelta(days=7),
 }
@@ -56,6 +62,8 @@ class Sweep:
         self,
         database: Database,
         workers: Workers,
+        waits: Waits,
+        waitpoints: Waitpoints,
         retention: Retention,
         alarms: Alarms,
         *,
@@ -64,6 +72,8 @@ class Sweep:
         self.alarms = alarms
         self._database = database
         self._workers = workers
+        self._waits = waits
+        self._waitpoints = waitpoints
         self._retention = retention
         self._interval = interval
         self._tidied = -_TIDY_SECONDS
@@ -87,19 +97,24 @@ class Sweep:
 
     async def once(self) -> bool:
         """Make one pass; say whether there is more to do at once."""
-        swept: list[Swept] = []
+        swept: list[bool] = []
 
         async def sweep() -> None:
-            swept.append(await self._workers.sweep())
+            swept.append((await self._workers.sweep()).full)
+
+        async def wake() -> None:
+            swept.append(await self._waitpoints.sweep())
+            swept.append(await self._waits.sweep())
 
         await self._careful("the sweep", sweep)
+        await self._careful("a look at what runs wait for", wake)
         await self._careful("a look at the notification queue", self.alarms.look_at_notifications)
         await self._careful("a look at old transactions", self.alarms.look_at_horizon)
         await self._careful("a look at the statistics", self._refresh_statistics)
         if anyio.current_time() - self._tidied >= _TIDY_SECONDS:
             self._tidied = anyio.current_time()
             await self.tidy()
-        return any(each.full for each in swept)
+        return any(swept)
 
     async def tidy(self) -> None:
         """Make partitions ahead, put queues right, delete what served its time."""

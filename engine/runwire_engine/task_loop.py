@@ -8,6 +8,7 @@ not keep the worker from stopping. So the end is: cancel all, wait a little, lea
 import asyncio
 import logging
 
+from runwire_engine.branches import forking
 from runwire_engine.bridge import Bridge, Work
 
 logger = logging.getLogger("runwire.worker")
@@ -20,6 +21,9 @@ class TaskLoop:
 
     def __init__(self) -> None:
         self.bridge = Bridge(self._start)
+        # So that what a run starts is known as its.
+        self._factory = self.bridge.loop.get_task_factory()
+        self.bridge.loop.set_task_factory(forking(self._factory))
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _start(self, work: Work) -> None:
@@ -30,6 +34,7 @@ class TaskLoop:
     async def close(self) -> int:
         """Cancel what is left and return how many tasks did not end."""
         self.bridge.close()
+        self.bridge.loop.set_task_factory(self._factory)
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:

@@ -112,8 +112,13 @@ class Tenure:
         if bell.work or bell.scan:
             self.wake()
         for control in bell.control:
-            if control.kind == "cancel":
-                self.executor.interrupt(control.target, Interruption.CANCEL)
+            match control.kind:
+                case "cancel":
+                    self.executor.interrupt(control.target, Interruption.CANCEL)
+                case "wake":
+                    self.executor.look_at_waits_of(control.target)
+                case _:
+                    pass
 
     def wake(self) -> None:
         """Look for work now."""
@@ -207,12 +212,15 @@ class Tenure:
             expected = pause < poll or not pausing.cancelled_caught
 
     async def _promote_once(self) -> float | None:
+        engine, environment_id = self._around.engine, self._around.environment_id
         try:
-            claims = self._around.engine.claims
-            return await claims.promote_due(self._around.environment_id, self._max_attempts)
+            due = await engine.claims.promote_due(environment_id, self._max_attempts)
+            waking = await engine.waits.wake_due(environment_id)
+            timing_out = await engine.waitpoints.time_out_due(environment_id)
         except EngineError as error:
             logger.warning("delayed runs cannot be queued: %s", error)
             return None
+        return min((each for each in (due, waking, timing_out) if each is not None), default=None)
 
     def _due_in(self, seconds: float) -> None:
         """Look for due runs in so many seconds, besides looking every second."""
@@ -220,16 +228,31 @@ class Tenure:
             self._around.bridge.loop.call_later(seconds, lambda: self._due.set())
 
     async def _heed(self) -> None:
-        """Ask who shall be canceled, in case the bell that said so was lost."""
+        """Ask what bells said that may have been lost: who shall be canceled, whose waits are over,
+        which runs are parked here for nothing.
+        """
         while not await self._left_within(self._settings.poll):
-            if not self.executor.holding:
-                continue
             try:
-                asked = await self._around.engine.workers.cancel_requests(self.worker_id)
+                if self.executor.holding:
+                    await self._heed_cancels()
+                if self.executor.parked:
+                    await self._heed_parked()
             except EngineError:
                 continue  # the heartbeats say so
-            for run_id in asked:
-                self.executor.interrupt(run_id, Interruption.CANCEL)
+
+    async def _heed_cancels(self) -> None:
+        for run_id in await self._around.engine.workers.cancel_requests(self.worker_id):
+            self.executor.interrupt(run_id, Interruption.CANCEL)
+        self.executor.look_at_waits()
+
+    async def _heed_parked(self) -> None:
+        before = dict(self.executor.parked)
+        still = await self._around.engine.waits.still_parked(
+            self._around.environment_id, self.worker_id, before
+        )
+        for run_id, execution in before.items():
+            if run_id not in still and self.executor.parked.get(run_id) == execution:
+                self.executor.interrupt(run_id, Interruption.LOST)
 
     async def _reconcile(self) -> None:
         """Compare what is held here with what the database says, and mend what differs."""
@@ -244,7 +267,11 @@ class Tenure:
             for run_id, execution in before.items():
                 if ours.get(run_id) == execution != theirs.get(run_id):
                     self.executor.interrupt(run_id, Interruption.LOST)
-            unknown = {r: e for r, e in theirs.items() if r not in before and r not in ours}
+            unknown = {
+                r: e
+                for r, e in theirs.items()
+                if r not in before and r not in ours and not self.executor.holds(r)
+            }
             # Twice in a row: a claim whose answer is on its way looks like this for a moment.
             for run_id in [r for r, e in unknown.items() if strange.get(r) == e]:
                 logger.error("run %s is held but not executed; it is given back", run_id)
@@ -263,6 +290,7 @@ class Tenure:
         """Let tasks finish, then release what is left, and leave."""
         self._stopping = True
         self.wake()
+        self.executor.unwind_parked()
         with anyio.move_on_after(self._grace) as self._grace_scope:
             await self._claimed_last.wait()
             await self.executor.idle()

@@ -19,12 +19,13 @@ IDLE = 30.0
 class Errand:
     """One function handed to the pool."""
 
-    __slots__ = ("abandoned", "done", "work")
+    __slots__ = ("abandoned", "done", "lent", "work")
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.work = work
         self.done = False
         self.abandoned = False
+        self.lent = False
 
 
 class Threads:
@@ -55,6 +56,23 @@ class Threads:
                 target=self._serve, name=f"{self._name}-{self._started}", daemon=True
             ).start()
         return errand
+
+    def lend(self, errand: Errand) -> None:
+        """Make room for another thread while what this one runs only waits."""
+        with self._lock:
+            if not errand.done and not errand.lent:
+                errand.lent = True
+                self._limit += 1
+
+    def reclaim(self, errand: Errand) -> None:
+        """Count a thread again."""
+        with self._lock:
+            self._unlend(errand)
+
+    def _unlend(self, errand: Errand) -> None:
+        if errand.lent:
+            errand.lent = False
+            self._limit -= 1
 
     def abandon(self, errand: Errand) -> None:
         """Count a thread no longer: what it runs does not return."""
@@ -95,9 +113,9 @@ class Threads:
         with self._lock:
             errand.done = True
             self._outstanding -= 1
-            if not errand.abandoned:
-                return False
-            self._limit -= 1
+            self._unlend(errand)
+            if errand.abandoned:
+                self._limit -= 1
             surplus = self._size > self._limit
             self._size -= surplus
             return surplus

@@ -56,6 +56,8 @@ class NewRun:
     parent: Parent | None = None
     batch: tuple[str, int] | None = None
     is_test: bool = False
+    # Its parent waits for it.
+    awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +371,7 @@ def _columns(wanted: Sequence[Wanted]) -> dict[str, object]:
         "parent_ids": [n.parent.run_id if n.parent else None for n in new],
         "batch_ids": [n.batch[0] if n.batch else None for n in new],
         "are_tests": [n.is_test for n in new],
+        "awaited": [n.awaited for n in new],
     }
 
 

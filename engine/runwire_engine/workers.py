@@ -16,6 +16,7 @@ from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.endings import Endings
 from runwire_engine.outcomes import Canceled, Lost, Outcome, Released, record
+from runwire_engine.waits import Waits
 
 # Of one pass of the sweep: workers, and runs of each kind.
 _WORKERS_AT_ONCE: Final = 20
@@ -53,8 +54,10 @@ class Workers:
         *,
         lease: float,
         cancel_grace: float,
+        waits: Waits | None = None,
     ) -> None:
         self._database = database
+        self._waits = waits
         self._bell = bell
         self._claims = claims
         self._lease = lease
@@ -135,11 +138,11 @@ class Workers:
 
     async def _change(self, work: _Work) -> int:
         """Do work in a transaction and ring for it once it is committed."""
-        endings = Endings(self._bell)
+        endings = Endings(self._bell, self._waits)
 
         async def once(tx: Transaction) -> int:
             nonlocal endings
-            endings = Endings(self._bell)
+            endings = Endings(self._bell, self._waits)
             return await work(tx, endings)
 
         count = await self._database.surely(once)

@@ -1,5 +1,5 @@
 import runwire
-from runwire import auth, batch, metadata, runs, streams, sync, tasks
+from runwire import auth, batch, metadata, runs, streams, sync, tasks, wait
 
 
 def test_the_package_offers_these_names() -> None:
@@ -34,11 +34,12 @@ def test_the_package_offers_these_names() -> None:
         "tags",
         "task",
         "tasks",
+        "wait",
     ]
 
 
 def test_every_name_that_is_offered_is_there() -> None:
-    for module in (runwire, auth, batch, metadata, runs, streams, sync, tasks):
+    for module in (runwire, auth, batch, metadata, runs, streams, sync, tasks, wait):
         missing = [name for name in module.__all__ if not hasattr(module, name)]
         assert not missing, module.__name__
 

@@ -73,6 +73,54 @@ begin
     return new;
 end
 $$;
+CREATE FUNCTION runwire.now_v1() RETURNS timestamp with time zone
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+    select coalesce(nullif(current_setting('runwire.now', true), '')::timestamptz, clock_timestamp())
+$$;
+CREATE TABLE runwire.waits (
+    environment_id integer NOT NULL,
+    run_id text NOT NULL,
+    generation integer NOT NULL,
+    branch text NOT NULL,
+    ordinal integer NOT NULL,
+    kind text NOT NULL,
+    target text NOT NULL,
+    open boolean NOT NULL,
+    run_ids text[] DEFAULT '{}'::text[] NOT NULL,
+    cached_ids text[] DEFAULT '{}'::text[] NOT NULL,
+    batch_id text,
+    waitpoint_id text,
+    stream_key text,
+    seq bigint,
+    due_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT waits_kind_check CHECK ((kind = ANY (ARRAY['trigger'::text, 'run'::text, 'batch'::text, 'time'::text, 'token'::text, 'input'::text]))),
+    CONSTRAINT waits_ordinal_check CHECK ((ordinal >= 0))
+);
+CREATE FUNCTION runwire.is_over_v1(w runwire.waits, now timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select case w.kind
+        when 'time' then w.due_at <= now
+        when 'token' then exists (
+            select from runwire.waitpoints p
+             where p.environment_id = w.environment_id and p.id = w.waitpoint_id
+               and p.completed_at is not null)
+        when 'input' then coalesce(w.due_at <= now, false) or exists (
+            select from runwire.streams s
+             where s.environment_id = w.environment_id and s.run_id = w.run_id
+               and s.key = w.stream_key and s.next_seq > w.seq)
+        else not exists (
+            select from unnest(w.run_ids) as target (id)
+             cross join lateral (
+                   select r.finished_at
+                     from runwire.runs r
+                    where r.environment_id = w.environment_id and r.id = target.id
+                    limit 1) as awaited
+             where awaited.finished_at is null)
+    end
+$$;
 CREATE FUNCTION runwire.keeper_of_day_v1(day date, final_before timestamp with time zone) RETURNS TABLE(environment_id integer, run_id text)
     LANGUAGE sql STABLE
     AS $$
@@ -138,10 +186,15 @@ begin
     return made;
 end
 $$;
-CREATE FUNCTION runwire.now_v1() RETURNS timestamp with time zone
-    LANGUAGE sql PARALLEL SAFE
+CREATE FUNCTION runwire.note_end_v1() RETURNS trigger
+    LANGUAGE plpgsql
     AS $$
-    select coalesce(nullif(current_setting('runwire.now', true), '')::timestamptz, clock_timestamp())
+begin
+    insert into runwire.wakes (environment_id, target_id)
+    values (new.environment_id, new.id)
+        on conflict do nothing;
+    return null;
+end
 $$;
 CREATE FUNCTION runwire.refuse_closed_day_v1() RETURNS trigger
     LANGUAGE plpgsql
@@ -191,6 +244,12 @@ CREATE TABLE runwire.batches (
     updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
     CONSTRAINT batches_id_check CHECK ((id ~ '^batch_[0-9a-z]{8,64}$'::text)),
     CONSTRAINT batches_run_count_check CHECK ((run_count >= 0))
+);
+CREATE TABLE runwire.checkpoints (
+    environment_id integer NOT NULL,
+    run_id text NOT NULL,
+    generation integer NOT NULL,
+    marks text NOT NULL
 );
 CREATE TABLE runwire.closed_days (
     bucket date NOT NULL,
@@ -332,6 +391,14 @@ CREATE TABLE runwire.runs (
     duration_ms bigint DEFAULT 0 NOT NULL,
     finished_at timestamp with time zone,
     expired_at timestamp with time zone,
+    awaited boolean DEFAULT false NOT NULL,
+    resuming boolean DEFAULT false NOT NULL,
+    parked_by text,
+    generation integer DEFAULT 0 NOT NULL,
+    lineage integer DEFAULT 0 NOT NULL,
+    waited integer DEFAULT 0 NOT NULL,
+    active_ms bigint DEFAULT 0 NOT NULL,
+    wake_at timestamp with time zone,
     CONSTRAINT finished_exactly_when_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['COMPLETED'::text, 'CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text])))),
     CONSTRAINT held_by_a_worker CHECK (
 CASE
@@ -406,6 +473,34 @@ CREATE TABLE runwire.used_tokens (
     jti text NOT NULL,
     expires_at timestamp with time zone NOT NULL
 );
+CREATE TABLE runwire.wait_targets (
+    environment_id integer NOT NULL,
+    target_id text NOT NULL,
+    run_id text NOT NULL
+);
+CREATE TABLE runwire.waitpoints (
+    environment_id integer NOT NULL,
+    id text NOT NULL,
+    ok boolean,
+    output text,
+    output_type text DEFAULT 'application/json'::text NOT NULL,
+    error text,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
+    timeout_at timestamp with time zone,
+    idempotency_key text,
+    idempotency_expires_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    completed_at timestamp with time zone,
+    CONSTRAINT completed_exactly_when_decided CHECK (((completed_at IS NULL) = (ok IS NULL))),
+    CONSTRAINT waitpoints_id_check CHECK ((id ~ '^waitpoint_[0-9a-z]{8,64}$'::text)),
+    CONSTRAINT waitpoints_idempotency_key_check CHECK (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 2048))),
+    CONSTRAINT waitpoints_tags_check CHECK ((cardinality(tags) <= 10))
+);
+CREATE TABLE runwire.wakes (
+    environment_id integer NOT NULL,
+    target_id text NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL
+);
 CREATE TABLE runwire.workers (
     id text NOT NULL,
     environment_id integer NOT NULL,
@@ -434,6 +529,8 @@ ALTER TABLE ONLY runwire.batch_items
     ADD CONSTRAINT batch_items_pkey PRIMARY KEY (environment_id, batch_id, index);
 ALTER TABLE ONLY runwire.batches
     ADD CONSTRAINT batches_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.checkpoints
+    ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (environment_id, run_id);
 ALTER TABLE ONLY runwire.closed_days
     ADD CONSTRAINT closed_days_pkey PRIMARY KEY (bucket);
 ALTER TABLE ONLY runwire.environments
@@ -472,6 +569,14 @@ ALTER TABLE ONLY runwire.tasks
     ADD CONSTRAINT tasks_pkey PRIMARY KEY (environment_id, id);
 ALTER TABLE ONLY runwire.used_tokens
     ADD CONSTRAINT used_tokens_pkey PRIMARY KEY (environment_id, jti);
+ALTER TABLE ONLY runwire.wait_targets
+    ADD CONSTRAINT wait_targets_pkey PRIMARY KEY (environment_id, target_id, run_id);
+ALTER TABLE ONLY runwire.waitpoints
+    ADD CONSTRAINT waitpoints_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.waits
+    ADD CONSTRAINT waits_pkey PRIMARY KEY (environment_id, run_id, generation, branch, ordinal);
+ALTER TABLE ONLY runwire.wakes
+    ADD CONSTRAINT wakes_pkey PRIMARY KEY (environment_id, target_id);
 ALTER TABLE ONLY runwire.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (id);
 ALTER TABLE ONLY runwire.writers
@@ -489,9 +594,17 @@ CREATE INDEX runs_expiring ON runwire.runs USING btree (expires_at) WHERE ((stat
 CREATE INDEX runs_held ON runwire.runs USING btree (worker_id) WHERE (status = ANY (ARRAY['DEQUEUED'::text, 'EXECUTING'::text]));
 CREATE INDEX runs_ready ON runwire.runs USING btree (environment_id, task, sort_at, id) WHERE ((status = 'QUEUED'::text) AND (NOT limited));
 CREATE INDEX runs_ready_limited ON runwire.runs USING btree (environment_id, queue, concurrency_key, sort_at, id) WHERE ((status = 'QUEUED'::text) AND limited);
+CREATE INDEX runs_waking ON runwire.runs USING btree (wake_at) WHERE ((status = 'WAITING'::text) AND (wake_at IS NOT NULL));
+CREATE INDEX wait_targets_by_run ON runwire.wait_targets USING btree (environment_id, run_id);
+CREATE INDEX waitpoints_by_creation ON runwire.waitpoints USING btree (environment_id, created_at DESC, id DESC);
+CREATE UNIQUE INDEX waitpoints_by_key ON runwire.waitpoints USING btree (environment_id, idempotency_key) WHERE (idempotency_key IS NOT NULL);
+CREATE INDEX waitpoints_due ON runwire.waitpoints USING btree (timeout_at) WHERE ((completed_at IS NULL) AND (timeout_at IS NOT NULL));
+CREATE INDEX waits_inputs ON runwire.waits USING btree (environment_id, run_id) WHERE (open AND (kind = 'input'::text));
+CREATE INDEX wakes_by_age ON runwire.wakes USING btree (created_at);
 CREATE INDEX workers_live ON runwire.workers USING btree (expires_at) WHERE (stopped_at IS NULL);
 CREATE INDEX writers_by_age ON runwire.writers USING btree (updated_at);
 CREATE TRIGGER guard_final BEFORE UPDATE OF output, error, execution, attempt, stream_keys ON runwire.runs FOR EACH ROW WHEN (((old.finished_at IS NOT NULL) AND ((old.output IS DISTINCT FROM new.output) OR (old.error IS DISTINCT FROM new.error) OR (old.execution <> new.execution) OR (old.attempt <> new.attempt) OR (old.stream_keys <> new.stream_keys)))) EXECUTE FUNCTION runwire.guard_final_v1();
 CREATE TRIGGER guard_transition BEFORE UPDATE OF status ON runwire.runs FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION runwire.guard_transition_v1();
+CREATE TRIGGER note_end AFTER UPDATE OF status ON runwire.runs FOR EACH ROW WHEN ((new.awaited AND (new.finished_at IS NOT NULL) AND (old.finished_at IS NULL))) EXECUTE FUNCTION runwire.note_end_v1();
 ALTER TABLE ONLY runwire.api_keys
     ADD CONSTRAINT api_keys_environment_id_fkey FOREIGN KEY (environment_id) REFERENCES runwire.environments(id);

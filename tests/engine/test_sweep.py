@@ -77,7 +77,15 @@ async def test_the_loop_queues_due_runs_and_goes_on_after_a_failure(
     run_id = await triggered(engine, env, NewRun("plain", delay=0.05))
     await query(engine.database, "alter table runwire.writers rename to away")
     retention = Retention(engine.database, history=timedelta(days=7), runs=timedelta(days=30))
-    sweep = Sweep(engine.database, engine.workers, retention, engine.sweep.alarms, interval=0.05)
+    sweep = Sweep(
+        engine.database,
+        engine.workers,
+        engine.waits,
+        engine.waitpoints,
+        retention,
+        engine.sweep.alarms,
+        interval=0.05,
+    )
     with caplog.at_level(logging.WARNING, "runwire.sweep"):
         await sweep.once()
     assert "delete_writers" in caplog.text

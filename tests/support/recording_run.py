@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from runwire import _context
 from runwire._context import (
     AttemptInfo,
+    ChildResult,
+    ChildResults,
     Context,
     MetadataTarget,
     QueueInfo,
@@ -96,6 +98,30 @@ class RecordingRun:
     ) -> TriggeredBatch:
         self.told.append(("batch", *((item.task, item.payload) for item in items)))
         return TriggeredBatch("batch_a", len(items), False, None)
+
+    async def trigger_and_wait(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults:
+        return self.trigger_and_wait_blocking(items, batch=batch, idempotency_key=idempotency_key)
+
+    def trigger_and_wait_blocking(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults:
+        self.told.append(("trigger_and_wait", *((item.task, item.payload) for item in items)))
+        runs = [self.child_result(item) for item in items]
+        return ChildResults("batch_a" if batch else None, tuple(runs))
+
+    def child_result(self, item: BatchItem) -> ChildResult:
+        """Say that a child answered with its payload; tests may replace this."""
+        return ChildResult(
+            f"run_{item.index}", item.task, "COMPLETED", item.payload, None, None, False
+        )
+
+    async def wait_until(self, due: datetime | float) -> None:
+        self.wait_until_blocking(due)
+
+    def wait_until_blocking(self, due: datetime | float) -> None:
+        self.told.append(("wait", due))
 
     async def add_tags(self, tags: Sequence[str]) -> None:
         self.add_tags_blocking(tags)

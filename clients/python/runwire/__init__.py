@@ -1,6 +1,6 @@
 """Tasks, runs and live updates: everything an application imports."""
 
-from runwire import auth, batch, idempotency_keys, metadata, runs, streams, tags, tasks
+from runwire import auth, batch, idempotency_keys, metadata, runs, streams, tags, tasks, wait
 from runwire._async import AsyncRunwire
 from runwire._context import Context
 from runwire._sync import Runwire
@@ -54,4 +54,5 @@ __all__ = [
     "tags",
     "task",
     "tasks",
+    "wait",
 ]

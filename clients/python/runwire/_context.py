@@ -85,6 +85,43 @@ class TriggeredBatch:
     public_access_token: str | None
 
 
+@dataclass(frozen=True)
+class ChildResult:
+    """How a child run ended; output is JSON text, error the wire's object."""
+
+    id: str
+    task: str
+    status: str
+    output: str | None
+    output_type: str | None
+    error: JsonObject | None
+    # Whether an idempotency key led to an earlier run.
+    is_cached: bool
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "COMPLETED"
+
+
+@dataclass(frozen=True)
+class ChildResults:
+    """How children ended, in the order they were asked for."""
+
+    # None where they were triggered without a batch.
+    batch_id: str | None
+    runs: tuple[ChildResult, ...]
+
+
+@dataclass(frozen=True)
+class WaitResult:
+    """How a wait ended; output is JSON text. Where it is not `ok`, the error says why."""
+
+    ok: bool
+    output: str | None = None
+    output_type: str = "application/json"
+    error: JsonObject | None = None
+
+
 class Runtime(Protocol):
     """What the executing run offers. Every method may be called from the task's loop or thread.
 
@@ -149,6 +186,25 @@ class Runtime(Protocol):
     def trigger_batch_blocking(
         self, items: Sequence[BatchItem], idempotency_key: str | None
     ) -> TriggeredBatch: ...
+
+    async def trigger_and_wait(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults:
+        """Start child runs (as a batch of that idempotency key, or by themselves) and wait.
+
+        The run is WAITING meanwhile, its slot free, once everything else in it waits too.
+        """
+        ...
+
+    def trigger_and_wait_blocking(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults: ...
+
+    async def wait_until(self, due: datetime | float) -> None:
+        """Wait for a time, or so many seconds, as `trigger_and_wait` does."""
+        ...
+
+    def wait_until_blocking(self, due: datetime | float) -> None: ...
 
     async def add_tags(self, tags: Sequence[str]) -> None: ...
 

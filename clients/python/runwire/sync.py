@@ -12,6 +12,7 @@ from runwire._sync import Runwire, SyncAuth, SyncBatches, SyncRuns, SyncTasks
 from runwire.metadata import sync as metadata
 from runwire.streams import sync as streams
 from runwire.tags import sync as tags
+from runwire.wait import sync as wait
 
 __all__ = [
     "Runwire",
@@ -23,6 +24,7 @@ __all__ = [
     "streams",
     "tags",
     "tasks",
+    "wait",
 ]
 
 

@@ -37,7 +37,10 @@ select g.queue, g.concurrency_key, g.concurrency_limit
    and exists (select from runwire.runs r
                 where r.environment_id = %(environment_id)s and r.queue = g.queue
                   and r.concurrency_key = g.concurrency_key and r.status = 'QUEUED' and r.limited
-                  and r.task = any(%(tasks)s::text[]))
+                  and r.task = any(%(tasks)s::text[])
+                  -- The worker where its code waits comes first, for a second.
+                  and (r.parked_by is null or r.parked_by = %(worker_id)s
+                       or r.queued_at < runwire.now_v1() - interval '1 second'))
  order by g.last_served, g.queue, g.concurrency_key
  limit %(slots)s
    for no key update of g skip locked;
@@ -76,6 +79,8 @@ select locked.id
          from runwire.runs r
         where r.environment_id = %(environment_id)s and r.id = chosen.id
           and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
+          and (r.parked_by is null or r.parked_by = %(worker_id)s
+               or r.queued_at < runwire.now_v1() - interval '1 second')
           for no key update skip locked) as locked;
 
 -- pick_unlimited --
@@ -101,6 +106,9 @@ select locked.id
         where r.environment_id = %(environment_id)s and r.id = heads.id
           and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
           and not r.limited
+          -- The worker where its code waits comes first, for a second.
+          and (r.parked_by is null or r.parked_by = %(worker_id)s
+               or r.queued_at < runwire.now_v1() - interval '1 second')
           -- A queue that has just got a limit: the sweep will send its runs through groups.
           and not exists (select from runwire.queue_groups g
                            where g.environment_id = %(environment_id)s and g.queue = r.queue
@@ -123,7 +131,12 @@ with clock as materialized (
        set status = 'EXECUTING',
            revision = r.revision + 1,
            execution = r.execution + 1,
-           attempt = r.attempt + 1,
+           -- A run that waited goes on with the attempt it has.
+           attempt = r.attempt + (not r.resuming)::integer,
+           lineage = case when r.resuming then r.lineage else r.execution + 1 end,
+           active_ms = case when r.resuming then r.active_ms else 0 end,
+           resuming = false,
+           parked_by = null,
            max_attempts = coalesce(r.max_attempts, wanted.max_attempts),
            worker_id = worker.id,
            version = coalesce(worker.version, r.version),

@@ -34,6 +34,9 @@ with clock as (
            revision = r.revision + 1,
            attempt = r.attempt - (h.becomes = 'QUEUED' and h.released)::integer,
            worker_id = null,
+           -- After an exception of its own the code starts over, with a journal of its own.
+           generation = r.generation + (h.becomes in ('QUEUED', 'DELAYED') and not h.released
+                                        and not h.spared)::integer,
            output = case when h.becomes = 'COMPLETED' then h.output end,
            output_type = case when h.becomes = 'COMPLETED' then h.output_type end,
            -- While a retry waits, the row says what it failed of.
@@ -83,7 +86,7 @@ with clock as (
            c.updated_at, c.task, c.tags, c.batch_id
       from changed c
 )
-select environment_id, id, status, queue, limited, stream_keys, idempotency_key
+select environment_id, id, status, queue, limited, stream_keys, idempotency_key, awaited, waited
   from changed;
 
 -- statuses --

@@ -82,5 +82,6 @@ with clock as (
            updated_at, task, tags, batch_id
       from changed
 )
-select environment_id, id, status, queue, limited, stream_keys, idempotency_key
+select environment_id, id, status, queue, limited, stream_keys, idempotency_key, awaited, waited,
+       parked_by
   from changed;

@@ -43,6 +43,18 @@ analyze (skip_locked) runwire.request_keys;
 -- The same for groups.
 analyze (skip_locked) runwire.queue_groups;
 
+-- analyze_waits --
+-- The same for waits.
+analyze (skip_locked) runwire.waits;
+
+-- analyze_wait_targets --
+-- The same for who waits for what.
+analyze (skip_locked) runwire.wait_targets;
+
+-- analyze_waitpoints --
+-- The same for waitpoints.
+analyze (skip_locked) runwire.waitpoints;
+
 -- delete_request_keys --
 -- Deletes the keys of calls that nobody repeats any more.
 delete from runwire.request_keys

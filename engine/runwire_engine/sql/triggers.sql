@@ -158,11 +158,11 @@ with given as (
                   %(max_attempts)s::integer[], %(max_durations)s::double precision[],
                   %(priorities)s::double precision[], %(idempotency_keys)s::text[],
                   %(parent_ids)s::text[], %(root_ids)s::text[], %(depths)s::integer[],
-                  %(batch_ids)s::text[], %(are_tests)s::boolean[])
+                  %(batch_ids)s::text[], %(are_tests)s::boolean[], %(awaited)s::boolean[])
            with ordinality
            as g (id, task, queue, concurrency_key, payload, payload_type, metadata, delay_until,
                  delay, ttl, max_attempts, max_duration, priority, idempotency_key, parent_id,
-                 root_id, depth, batch_id, is_test, place)
+                 root_id, depth, batch_id, is_test, awaited, place)
       left join (
           select t.place, array_agg(t.tag order by t.position) as tags
             from unnest(%(tag_places)s::bigint[], %(tags)s::text[]) with ordinality
@@ -179,7 +179,7 @@ with given as (
            (environment_id, id, bucket, task, status, queue, concurrency_key, limited, sort_at,
             priority, payload, payload_type, tags, parent_id, root_id, depth, batch_id,
             idempotency_key, is_test, max_attempts, max_duration, ttl, expires_at, delayed_until,
-            created_at, updated_at, queued_at)
+            created_at, updated_at, queued_at, awaited)
     select %(environment_id)s, t.id, (%(now)s::timestamptz at time zone 'UTC')::date, t.task,
            case when t.due > %(now)s then 'DELAYED' else 'QUEUED' end,
            t.queue, t.concurrency_key, q.queue is not null,
@@ -189,7 +189,8 @@ with given as (
            t.idempotency_key, t.is_test, t.max_attempts, t.max_duration, t.ttl,
            coalesce(t.due, %(now)s) + make_interval(secs => t.ttl),
            case when t.due > %(now)s then t.due end,
-           %(now)s, %(now)s, case when t.due > %(now)s then null else %(now)s::timestamptz end
+           %(now)s, %(now)s, case when t.due > %(now)s then null else %(now)s::timestamptz end,
+           t.awaited
       from timed t
       left join lateral (
            select g.queue

@@ -103,5 +103,5 @@ with clock as materialized (
            updated_at, task, tags, batch_id
       from changed
 )
-select environment_id, id, status, queue, limited, stream_keys, idempotency_key
+select environment_id, id, status, queue, limited, stream_keys, idempotency_key, awaited, waited
   from changed;
