@@ -49,6 +49,7 @@ GROUPS: Final = (
     "streams",
     "batches",
     "tasks",
+    "schedules",
     "tokens",
     "session",
     "health",

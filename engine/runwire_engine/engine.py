@@ -18,9 +18,11 @@ from runwire_engine.outcomes import Outcomes
 from runwire_engine.retention import Retention
 from runwire_engine.run_metadata import RunMetadata
 from runwire_engine.runs import Runs
+from runwire_engine.schedules import Schedules
 from runwire_engine.settings import EngineSettings
 from runwire_engine.streams import Streams
 from runwire_engine.sweep import Sweep
+from runwire_engine.ticks import Ticks
 from runwire_engine.waitpoints import Waitpoints
 from runwire_engine.waits import Waits
 from runwire_engine.workers import Workers
@@ -48,12 +50,17 @@ class Engine:
     waits: Waits
     waitpoints: Waitpoints
     sweep: Sweep
+    schedules: Schedules
+    ticks: Ticks
 
 
 @asynccontextmanager
-async def open_engine(settings: EngineSettings, *, sweeping: bool = True) -> AsyncGenerator[Engine]:
+async def open_engine(
+    settings: EngineSettings, *, sweeping: bool = True, ticking: bool = False
+) -> AsyncGenerator[Engine]:
     """Connect and run the flushers, the doorbell and the sweep, for the length of a block.
 
+    `ticking`: makes the runs of schedules, too; servers do.
     Raises DatabaseUnavailableError when Postgres does not answer.
     """
     database = Database(settings.database_url, max_size=settings.pool_size)
@@ -61,18 +68,21 @@ async def open_engine(settings: EngineSettings, *, sweeping: bool = True) -> Asy
     try:
         engine = _compose(settings, database)
         flushers = (engine.runs, engine.streams, engine.metadata, engine.outcomes)
-        sweep_scope = anyio.CancelScope(shield=True)
+        # The sweep and the ticks end by themselves, between two statements.
+        passes = anyio.CancelScope(shield=True)
 
-        async def sweep() -> None:
-            with sweep_scope:
-                async with anyio.create_task_group() as steps:
-                    steps.start_soon(engine.waits.run)
+        async def make_passes() -> None:
+            with passes:
+                async with anyio.create_task_group() as loops:
+                    loops.start_soon(engine.waits.run)
                     if sweeping:
-                        steps.start_soon(engine.sweep.run)
+                        loops.start_soon(engine.sweep.run)
+                    if ticking:
+                        loops.start_soon(engine.ticks.run)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engine.bell.run)
-            tasks.start_soon(sweep)
+            tasks.start_soon(make_passes)
             for flusher in flushers:
                 tasks.start_soon(flusher.run)
             try:
@@ -80,8 +90,9 @@ async def open_engine(settings: EngineSettings, *, sweeping: bool = True) -> Asy
             finally:
                 engine.sweep.close()
                 engine.waits.close()
+                engine.ticks.close()
                 await _wind_down(engine)
-                sweep_scope.cancel()
+                passes.cancel()
                 tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
@@ -98,7 +109,8 @@ async def _wind_down(engine: Engine) -> None:
         while not engine.bell.idle:  # noqa: ASYNC110 -- once in a process, for milliseconds
             await anyio.sleep(0.005)
     with anyio.move_on_after(_LAST_SWEEP_SECONDS, shield=True):
-        while not (engine.sweep.idle and engine.waits.idle):  # noqa: ASYNC110 -- as above
+        loops = (engine.sweep, engine.waits, engine.ticks)
+        while not all(loop.idle for loop in loops):  # noqa: ASYNC110 -- as above
             await anyio.sleep(0.005)
 
 
@@ -143,4 +155,6 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
             Alarms(database, horizon_seconds=settings.horizon_alarm),
             interval=settings.sweep,
         ),
+        schedules=Schedules(database),
+        ticks=Ticks(database, bell, poll=settings.poll),
     )

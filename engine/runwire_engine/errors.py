@@ -17,6 +17,8 @@ EngineError
 ├── RunFinalError              yours: the run is over
 ├── BatchNotFoundError         yours: no batch by that id
 ├── WaitpointNotFoundError     yours: no waitpoint by that id
+├── ScheduleNotFoundError      yours: no schedule by that id
+├── ScheduleDeclaredError      yours: the schedule stands in the code of its task
 ├── TokenUsedError             yours: a one-time token that has paid for a run already
 ├── StreamFullError            yours: the stream has reached its limit
 ├── KeyRefusedError            yours: not an API key, or another environment's
@@ -121,6 +123,26 @@ class WaitpointNotFoundError(EngineError):
     def __init__(self, waitpoint_id: str) -> None:
         super().__init__(f"there is no waitpoint {waitpoint_id}")
         self.waitpoint_id = waitpoint_id
+
+
+class ScheduleNotFoundError(EngineError):
+    """There is no such schedule in this environment."""
+
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__(f"there is no schedule {schedule_id}")
+        self.schedule_id = schedule_id
+
+
+class ScheduleDeclaredError(EngineError):
+    """The schedule is declared in the code of its task, and is changed there only."""
+
+    def __init__(self, schedule_id: str, task: str) -> None:
+        super().__init__(
+            f"schedule {schedule_id} stands in the code of task {task!r}: change its cron there;"
+            " it can be deactivated"
+        )
+        self.schedule_id = schedule_id
+        self.task = task
 
 
 class TokenUsedError(EngineError):

@@ -1,4 +1,4 @@
-"""Ids of runs, batches, waitpoints and workers.
+"""Ids of runs, batches, schedules, waitpoints and workers.
 
 The first nine characters are the millisecond an id was made, so that ids of one prefix sort by age
 and land at the right edge of an index; the rest is random. Ids are names, not secrets: what a
@@ -24,6 +24,11 @@ def new_batch_id() -> str:
 def new_waitpoint_id() -> str:
     """Return a fresh waitpoint id."""
     return f"waitpoint_{_fresh()}"
+
+
+def new_schedule_id() -> str:
+    """Return a fresh schedule id."""
+    return f"sched_{_fresh()}"
 
 
 def new_worker_id() -> str:

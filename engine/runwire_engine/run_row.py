@@ -60,6 +60,9 @@ class RunRow:
     lineage: int = 0
     # The active time of this attempt before its last claim.
     active_ms: int = 0
+    # Of a run that came of a tick: its schedule, and the tick's time by the cron.
+    schedule_id: str | None = None
+    scheduled_at: datetime | None = None
 
 
 _COLUMNS: Final = tuple(field.name for field in fields(RunRow))

@@ -521,6 +521,7 @@ def _context(run: ClaimedRun, environment: str) -> Context:
             idempotency_key=run.idempotency_key,
             version=run.version,
             max_duration=run.max_duration,
+            schedule_id=run.schedule_id,
         ),
         attempt=AttemptInfo(run.attempt, run.execution, run.claimed_at or run.updated_at),
         task=TaskInfo(run.task),

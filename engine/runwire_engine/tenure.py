@@ -20,6 +20,7 @@ from runwire_engine.executor import Executor
 from runwire_engine.lease import Lease
 from runwire_engine.outcomes import Finished, Released
 from runwire_engine.runtime import Surroundings
+from runwire_engine.schedules import declared
 from runwire_engine.settings import EngineSettings
 from runwire_engine.threads import Threads
 from runwire_engine.verdicts import Interruption
@@ -64,6 +65,7 @@ class Tenure:
         self._around = around
         self._settings = settings
         self._max_attempts = {task.id: task.retry.max_attempts for task in tasks.values()}
+        self._declares = [spec.task for spec in declared(tasks, settings.environment)]
         self._wanted = anyio.Event()
         self._due = anyio.Event()
         self._claimed_last = anyio.Event()
@@ -141,7 +143,7 @@ class Tenure:
             asked_at = time.monotonic()
             try:
                 await self._around.engine.workers.register(
-                    self._around.environment_id, self.worker_id
+                    self._around.environment_id, self.worker_id, declares=self._declares
                 )
             except EngineError as error:
                 logger.warning("the worker cannot register: %s", error)

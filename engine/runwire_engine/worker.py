@@ -32,6 +32,7 @@ from runwire_engine.errors import DatabaseUnavailableError
 from runwire_engine.ids import new_worker_id
 from runwire_engine.migrations import require_schema
 from runwire_engine.runtime import Surroundings
+from runwire_engine.schedules import declared
 from runwire_engine.settings import EngineSettings
 from runwire_engine.task_loop import TaskLoop
 from runwire_engine.tenure import BACK_OFF, Tenure
@@ -190,6 +191,9 @@ class Worker:
         environment_id = await Environments(engine.database).ensure(self._settings.environment)
         announced = [_announcement(task) for task in self._tasks.values()]
         await engine.catalogue.announce(environment_id, announced)
+        await engine.schedules.declare(
+            environment_id, declared(self._tasks, self._settings.environment), self._tasks.keys()
+        )
         return environment_id
 
     async def _serve_tenure(

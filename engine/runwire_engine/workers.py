@@ -63,8 +63,18 @@ class Workers:
         self._lease = lease
         self._cancel_grace = cancel_grace
 
-    async def register(self, environment_id: int, worker_id: str, *, version: str = "") -> None:
-        """Give a new worker its lease; may be repeated."""
+    async def register(
+        self,
+        environment_id: int,
+        worker_id: str,
+        *,
+        version: str = "",
+        declares: Sequence[str] = (),
+    ) -> None:
+        """Give a new worker its lease; may be repeated.
+
+        `declares`: the tasks in whose code a schedule stands.
+        """
         await self._database.run(
             "workers.register",
             {
@@ -74,6 +84,7 @@ class Workers:
                 "host": socket.gethostname(),
                 "process_id": os.getpid(),
                 "version": version,
+                "declares": list(declares),
             },
         )
 

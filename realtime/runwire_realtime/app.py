@@ -26,6 +26,7 @@ from runwire_realtime.api import (
     health,
     metadata,
     runs,
+    schedules,
     session,
     streams,
     tags,
@@ -59,6 +60,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *tags.OPERATIONS,
     *streams.OPERATIONS,
     *tasks.OPERATIONS,
+    *schedules.OPERATIONS,
     *tokens.OPERATIONS,
     *session.OPERATIONS,
 )
@@ -101,7 +103,7 @@ async def open_services(settings: ServerSettings) -> AsyncGenerator[Services]:
         settings.secret.get_secret_value(), previous.get_secret_value() if previous else None
     )
     await require_schema(settings.database_url.get_secret_value())
-    async with open_engine(_engine_settings(settings)) as engine:
+    async with open_engine(_engine_settings(settings), ticking=True) as engine:
         environments = Environments(engine.database)
         credentials = Credentials(master, environments.verify_key)
         environment_id = await environments.ensure(settings.environment)

@@ -1,5 +1,5 @@
 import runwire
-from runwire import auth, batch, metadata, runs, streams, sync, tasks, wait
+from runwire import auth, batch, metadata, runs, schedules, streams, sync, tasks, wait
 
 
 def test_the_package_offers_these_names() -> None:
@@ -19,6 +19,7 @@ def test_the_package_offers_these_names() -> None:
         "Run",
         "Runwire",
         "RunwireError",
+        "ScheduledTaskPayload",
         "Signal",
         "SubscriptionError",
         "Task",
@@ -30,6 +31,7 @@ def test_the_package_offers_these_names() -> None:
         "idempotency_keys",
         "metadata",
         "runs",
+        "schedules",
         "streams",
         "tags",
         "task",
@@ -39,7 +41,7 @@ def test_the_package_offers_these_names() -> None:
 
 
 def test_every_name_that_is_offered_is_there() -> None:
-    for module in (runwire, auth, batch, metadata, runs, streams, sync, tasks, wait):
+    for module in (runwire, auth, batch, metadata, runs, schedules, streams, sync, tasks, wait):
         missing = [name for name in module.__all__ if not hasattr(module, name)]
         assert not missing, module.__name__
 
@@ -47,9 +49,9 @@ def test_every_name_that_is_offered_is_there() -> None:
 def test_every_call_of_the_async_client_has_a_blocking_twin() -> None:
     with runwire.Runwire(api_url="http://127.0.0.1:1", access_token="t") as blocking:
         client = runwire.AsyncRunwire(api_url="http://127.0.0.1:1", access_token="t")
-        for noun in ("tasks", "runs", "batch", "streams", "auth"):
+        for noun in ("tasks", "runs", "batch", "streams", "auth", "schedules"):
             assert public(getattr(client, noun)) <= public(getattr(blocking, noun)), noun
-    for noun in ("tasks", "runs", "batch", "auth"):
+    for noun in ("tasks", "runs", "batch", "auth", "schedules"):
         assert public(getattr(client, noun)) <= public(getattr(sync, noun)), noun
 
 

@@ -399,6 +399,8 @@ CREATE TABLE runwire.runs (
     waited integer DEFAULT 0 NOT NULL,
     active_ms bigint DEFAULT 0 NOT NULL,
     wake_at timestamp with time zone,
+    schedule_id text,
+    scheduled_at timestamp with time zone,
     CONSTRAINT finished_exactly_when_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['COMPLETED'::text, 'CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text])))),
     CONSTRAINT held_by_a_worker CHECK (
 CASE
@@ -417,6 +419,35 @@ END),
     CONSTRAINT runs_ttl_check CHECK ((ttl > (0)::double precision))
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+CREATE TABLE runwire.schedules (
+    environment_id integer NOT NULL,
+    id text NOT NULL,
+    type text NOT NULL,
+    task text NOT NULL,
+    cron text NOT NULL,
+    timezone text DEFAULT 'UTC'::text NOT NULL,
+    due_window text,
+    missed text DEFAULT 'newest'::text NOT NULL,
+    deduplication_key text NOT NULL,
+    external_id text,
+    active boolean DEFAULT true NOT NULL,
+    suspended_at timestamp with time zone,
+    next_at timestamp with time zone,
+    due_at timestamp with time zone,
+    last_at timestamp with time zone,
+    error text,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    CONSTRAINT due_exactly_when_next CHECK (((due_at IS NULL) = (next_at IS NULL))),
+    CONSTRAINT due_only_when_active CHECK ((active OR (due_at IS NULL))),
+    CONSTRAINT schedules_deduplication_key_check CHECK (((length(deduplication_key) >= 1) AND (length(deduplication_key) <= 256))),
+    CONSTRAINT schedules_external_id_check CHECK ((length(external_id) <= 256)),
+    CONSTRAINT schedules_id_check CHECK ((id ~ '^sched_[0-9a-z]{8,64}$'::text)),
+    CONSTRAINT schedules_missed_check CHECK ((missed = ANY (ARRAY['newest'::text, 'all'::text]))),
+    CONSTRAINT schedules_task_check CHECK (((length(task) >= 1) AND (length(task) <= 128))),
+    CONSTRAINT schedules_type_check CHECK ((type = ANY (ARRAY['DECLARATIVE'::text, 'IMPERATIVE'::text])))
+)
+WITH (fillfactor='70');
 CREATE TABLE runwire.stream_chunks (
     bucket date NOT NULL,
     stream_id bigint NOT NULL,
@@ -509,7 +540,8 @@ CREATE TABLE runwire.workers (
     stopped_at timestamp with time zone,
     host text DEFAULT ''::text NOT NULL,
     process_id integer,
-    version text DEFAULT ''::text NOT NULL
+    version text DEFAULT ''::text NOT NULL,
+    declares text[] DEFAULT '{}'::text[] NOT NULL
 )
 WITH (fillfactor='50');
 CREATE TABLE runwire.writers (
@@ -559,6 +591,10 @@ ALTER TABLE ONLY runwire.run_transitions
     ADD CONSTRAINT run_transitions_pkey PRIMARY KEY (from_status, to_status);
 ALTER TABLE ONLY runwire.runs
     ADD CONSTRAINT runs_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.schedules
+    ADD CONSTRAINT schedules_environment_id_type_deduplication_key_key UNIQUE (environment_id, type, deduplication_key);
+ALTER TABLE ONLY runwire.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (environment_id, id);
 ALTER TABLE ONLY runwire.stream_chunks
     ADD CONSTRAINT stream_chunks_pkey PRIMARY KEY (stream_id, seq, bucket);
 ALTER TABLE ONLY runwire.streams
@@ -588,6 +624,7 @@ CREATE INDEX request_keys_by_age ON runwire.request_keys USING btree (created_at
 CREATE INDEX run_events_by_txid ON ONLY runwire.run_events USING btree (txid);
 CREATE INDEX runs_by_creation ON runwire.runs USING btree (environment_id, created_at DESC, id DESC);
 CREATE INDEX runs_by_task ON runwire.runs USING btree (environment_id, task, created_at DESC, id DESC);
+CREATE UNIQUE INDEX runs_by_tick ON runwire.runs USING btree (environment_id, schedule_id, scheduled_at) WHERE (schedule_id IS NOT NULL);
 CREATE INDEX runs_delayed ON runwire.runs USING btree (delayed_until) WHERE (status = 'DELAYED'::text);
 CREATE INDEX runs_executing ON runwire.runs USING btree (environment_id, queue, concurrency_key) WHERE (status = ANY (ARRAY['DEQUEUED'::text, 'EXECUTING'::text]));
 CREATE INDEX runs_expiring ON runwire.runs USING btree (expires_at) WHERE ((status = ANY (ARRAY['DELAYED'::text, 'QUEUED'::text, 'PENDING_VERSION'::text])) AND (expires_at IS NOT NULL));
@@ -595,6 +632,9 @@ CREATE INDEX runs_held ON runwire.runs USING btree (worker_id) WHERE (status = A
 CREATE INDEX runs_ready ON runwire.runs USING btree (environment_id, task, sort_at, id) WHERE ((status = 'QUEUED'::text) AND (NOT limited));
 CREATE INDEX runs_ready_limited ON runwire.runs USING btree (environment_id, queue, concurrency_key, sort_at, id) WHERE ((status = 'QUEUED'::text) AND limited);
 CREATE INDEX runs_waking ON runwire.runs USING btree (wake_at) WHERE ((status = 'WAITING'::text) AND (wake_at IS NOT NULL));
+CREATE INDEX schedules_by_age ON runwire.schedules USING btree (environment_id, created_at, id);
+CREATE INDEX schedules_due ON runwire.schedules USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (suspended_at IS NULL));
+CREATE INDEX schedules_suspended ON runwire.schedules USING btree (suspended_at) WHERE (suspended_at IS NOT NULL);
 CREATE INDEX wait_targets_by_run ON runwire.wait_targets USING btree (environment_id, run_id);
 CREATE INDEX waitpoints_by_creation ON runwire.waitpoints USING btree (environment_id, created_at DESC, id DESC);
 CREATE UNIQUE INDEX waitpoints_by_key ON runwire.waitpoints USING btree (environment_id, idempotency_key) WHERE (idempotency_key IS NOT NULL);

@@ -49,7 +49,10 @@ async def _things_that_are_there(server: TestRealtime) -> str:
         run = (await http.post("/api/v1/tasks/echo/trigger", json={})).json()["id"]
         batch = (await http.post("/api/v3/batches", json={"runCount": 3})).json()["id"]
         await http.post(f"/realtime/v1/streams/{run}/self/text/append", content="x")
+        wanted = {"task": "echo", "cron": "0 0 1 1 *", "deduplicationKey": "there"}
+        schedule = (await http.post("/api/v1/schedules", json=wanted)).json()["id"]
     names = {"runId": run, "batchId": batch, "taskId": "echo", "key": "text", "target": "self"}
+    names["scheduleId"] = schedule
     lines = [f'"path.{name}" = "{value}"' for name, value in names.items()]
     return "\n".join(["[parameters]", *lines]) + "\n"
 

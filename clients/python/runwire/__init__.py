@@ -1,6 +1,17 @@
 """Tasks, runs and live updates: everything an application imports."""
 
-from runwire import auth, batch, idempotency_keys, metadata, runs, streams, tags, tasks, wait
+from runwire import (
+    auth,
+    batch,
+    idempotency_keys,
+    metadata,
+    runs,
+    schedules,
+    streams,
+    tags,
+    tasks,
+    wait,
+)
 from runwire._async import AsyncRunwire
 from runwire._context import Context
 from runwire._sync import Runwire
@@ -21,6 +32,7 @@ from runwire.errors import (
     UnreachableError,
 )
 from runwire.runs import Event, Run
+from runwire.schedules import ScheduledTaskPayload
 from runwire.tasks import Signal, Task, task
 
 __all__ = [
@@ -39,6 +51,7 @@ __all__ = [
     "Run",
     "Runwire",
     "RunwireError",
+    "ScheduledTaskPayload",
     "Signal",
     "SubscriptionError",
     "Task",
@@ -50,6 +63,7 @@ __all__ = [
     "idempotency_keys",
     "metadata",
     "runs",
+    "schedules",
     "streams",
     "tags",
     "task",

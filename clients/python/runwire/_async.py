@@ -8,12 +8,13 @@ from runwire._settings import AccessToken, Settings
 from runwire.auth import Auth
 from runwire.batch import Batches
 from runwire.runs import Runs
+from runwire.schedules import Schedules
 from runwire.streams import Streams
 from runwire.tasks import Tasks
 
 
 class AsyncRunwire:
-    """The same calls as the modules `tasks`, `runs`, `batch`, `streams` and `auth`.
+    """The same calls as the modules `tasks`, `runs`, `batch`, `streams`, `auth` and `schedules`.
 
     What is not given comes from RUNWIRE_API_URL, RUNWIRE_API_KEY, RUNWIRE_ACCESS_TOKEN. Use it in
     the loop where it is first used, with `async with`, or call `aclose`.
@@ -29,6 +30,7 @@ class AsyncRunwire:
         self.batch = Batches(lambda: client, lambda: client)
         self.streams = Streams(lambda: client)
         self.auth = Auth(lambda: client)
+        self.schedules = Schedules(lambda: client)
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -31,6 +31,8 @@ class RunInfo:
     idempotency_key: str | None
     version: str | None
     max_duration: float | None
+    # Of a run that came of a tick.
+    schedule_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import (
 )
 
 from runwire import _triggering
+from runwire._cron import CronOptions
 from runwire._hooks import Hook, HookT
 from runwire._options import TriggerKeywords
 from runwire._signature import Signature
@@ -42,6 +43,9 @@ class BatchEntry(TypedDict, Generic[PayloadT], total=False):
 
 class Task(Generic[PayloadT, OutputT, P, ReturnT]):
     """A task. Calling it calls the plain function; `trigger` starts a run of it."""
+
+    # When it runs by itself; set by `schedules.task`.
+    cron: CronOptions | None = None
 
     def __init__(
         self,

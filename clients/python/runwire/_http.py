@@ -57,6 +57,13 @@ class Http:
         sent = {"content-type": content_type, **(headers or {})}
         return await self._request("POST", path, content=body, sent=sent)
 
+    async def put(self, path: str, *, json: object) -> httpx.Response:
+        sent = {"content-type": "application/json"}
+        return await self._request("PUT", path, content=orjson.dumps(json), sent=sent)
+
+    async def delete(self, path: str) -> httpx.Response:
+        return await self._request("DELETE", path)
+
     def stream(
         self, path: str, content: bytes, headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[httpx.Response]:

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from runwire import _triggering
+from runwire._cron import Missed
 from runwire._default import Blocking as Owner
 from runwire._definition import BatchEntry, Task
 from runwire._following import Asked, BlockingUpdates
@@ -20,6 +21,8 @@ from runwire.durations import Duration
 from runwire.requests import RunStatus
 from runwire.runs import UNSET, RunList, RunPage
 from runwire.runs import Runs as AsyncRuns
+from runwire.schedules import Schedule, ScheduleKeywords, ScheduleList, SchedulePage
+from runwire.schedules import Schedules as AsyncSchedules
 from runwire.streams import Streams, SyncStreams
 from runwire.tasks import AnyTask, entry, named
 
@@ -199,6 +202,87 @@ class SyncBatches:
         return self._owner().run(self._batches.retrieve(batch_id))
 
 
+class SyncScheduleList:
+    """All schedules, oldest first: `for schedule in …`, or page by page."""
+
+    def __init__(self, owner: Owner, schedules: ScheduleList) -> None:
+        self._owner = owner
+        self._schedules = schedules
+
+    def page(self, number: int = 1) -> SchedulePage:
+        """Return a page; the first is 1."""
+        return self._owner.run(self._schedules.page(number))
+
+    def __iter__(self) -> Iterator[Schedule]:
+        number = 1
+        while True:
+            page = self.page(number)
+            yield from page.schedules
+            if number >= page.pages:
+                return
+            number += 1
+
+
+class SyncSchedules:
+    """Everything about schedules; see `runwire.schedules`."""
+
+    def __init__(self, owner: Callable[[], Owner]) -> None:
+        self._owner = owner
+        self._schedules = AsyncSchedules(lambda: owner().client)
+
+    def create(
+        self,
+        *,
+        task: str | AnyTask,
+        cron: str,
+        deduplication_key: str,
+        timezone: str = "UTC",
+        external_id: str | None = None,
+        window: str | None = None,
+        missed: Missed = "newest",
+    ) -> Schedule:
+        """Make a schedule, or change the one with the same deduplication key."""
+        return self._owner().run(
+            self._schedules.create(
+                task=task,
+                cron=cron,
+                deduplication_key=deduplication_key,
+                timezone=timezone,
+                external_id=external_id,
+                window=window,
+                missed=missed,
+            )
+        )
+
+    def update(self, schedule_id: str, **changes: Unpack[ScheduleKeywords]) -> Schedule:
+        """Change what is given of a schedule that was made by a call. Raises NotFoundError."""
+        return self._owner().run(self._schedules.update(schedule_id, **changes))
+
+    def retrieve(self, schedule_id: str) -> Schedule:
+        """Return a schedule as it is now. Raises NotFoundError."""
+        return self._owner().run(self._schedules.retrieve(schedule_id))
+
+    def list(self, *, per_page: int = 50) -> SyncScheduleList:
+        """Return all schedules, oldest first; nothing is asked until iterated."""
+        return SyncScheduleList(self._owner(), self._schedules.list(per_page=per_page))
+
+    def activate(self, schedule_id: str) -> Schedule:
+        """Have a schedule tick again, from now on. Raises NotFoundError."""
+        return self._owner().run(self._schedules.activate(schedule_id))
+
+    def deactivate(self, schedule_id: str) -> Schedule:
+        """Have a schedule stand still until it is activated. Raises NotFoundError."""
+        return self._owner().run(self._schedules.deactivate(schedule_id))
+
+    def del_(self, schedule_id: str) -> None:
+        """Delete a schedule that was made by a call; its runs stay. Raises NotFoundError."""
+        self._owner().run(self._schedules.del_(schedule_id))
+
+    def timezones(self, *, exclude_utc: bool = False) -> tuple[str, ...]:
+        """Return the names of every time zone a cron may be read in."""
+        return self._owner().run(self._schedules.timezones(exclude_utc=exclude_utc))
+
+
 class SyncAuth:
     """Mints public tokens; see `runwire.auth`."""
 
@@ -258,6 +342,7 @@ class Runwire:
         self.batch = SyncBatches(lambda: owner, lambda: owner)
         self.streams = SyncStreams(lambda: owner.portal, Streams(lambda: owner.client))
         self.auth = SyncAuth(lambda: owner)
+        self.schedules = SyncSchedules(lambda: owner)
 
     def close(self) -> None:
         """Close every connection and end the thread."""

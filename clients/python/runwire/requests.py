@@ -118,6 +118,33 @@ class MetadataBody(_Body):
     operations: list[JsonObject] | None = None
 
 
+class ScheduleBody(_Body):
+    """POST /api/v1/schedules: the same deduplicationKey again changes the same schedule."""
+
+    task: str = Field(min_length=1, max_length=128, examples=["ask"])
+    # Five fields.
+    cron: str = Field(min_length=1, max_length=256, examples=["0 9 * * 1"])
+    deduplication_key: str = Field(min_length=1, max_length=256, examples=["user_42"])
+    # IANA.
+    timezone: str = Field(default="UTC", max_length=64, examples=["Europe/Berlin"])
+    external_id: str | None = Field(default=None, max_length=256)
+    # Spreads runs: "30m", "2h", or "50%" of the time to the next tick.
+    window: str | None = Field(default=None, max_length=16, examples=["30m"])
+    # Of ticks nobody made runs for: one for the newest, or one for each.
+    missed: Literal["newest", "all"] = "newest"
+
+
+class ScheduleChanges(_Body):
+    """PUT /api/v1/schedules/{scheduleId}. Absent stays; externalId and window may be null."""
+
+    task: str | None = Field(default=None, min_length=1, max_length=128)
+    cron: str | None = Field(default=None, min_length=1, max_length=256, examples=["0 9 * * 1"])
+    timezone: str | None = Field(default=None, max_length=64)
+    external_id: str | None = Field(default=None, max_length=256)
+    window: str | None = Field(default=None, max_length=16)
+    missed: Literal["newest", "all"] | None = None
+
+
 class ErrorAnswer(BaseModel):
     """Every error of the HTTP API."""
 

@@ -8,7 +8,7 @@ for run in runs.subscribe_to_run(handle.id):
 """
 
 from runwire import _default, idempotency_keys
-from runwire._sync import Runwire, SyncAuth, SyncBatches, SyncRuns, SyncTasks
+from runwire._sync import Runwire, SyncAuth, SyncBatches, SyncRuns, SyncSchedules, SyncTasks
 from runwire.metadata import sync as metadata
 from runwire.streams import sync as streams
 from runwire.tags import sync as tags
@@ -21,6 +21,7 @@ __all__ = [
     "idempotency_keys",
     "metadata",
     "runs",
+    "schedules",
     "streams",
     "tags",
     "tasks",
@@ -36,3 +37,4 @@ tasks = SyncTasks(_no_client)
 runs = SyncRuns(_default.blocking)
 batch = SyncBatches(_default.blocking, _no_client)
 auth = SyncAuth(_default.blocking)
+schedules = SyncSchedules(_default.blocking)

@@ -1,9 +1,9 @@
 -- register --
 -- Gives a worker its first lease.
 insert into runwire.workers
-       (id, environment_id, started_at, expires_at, host, process_id, version)
+       (id, environment_id, started_at, expires_at, host, process_id, version, declares)
 select %(id)s, %(environment_id)s, clock.now, clock.now + make_interval(secs => %(lease)s),
-       %(host)s, %(process_id)s, %(version)s
+       %(host)s, %(process_id)s, %(version)s, %(declares)s::text[]
   from (select runwire.now_v1() as now) as clock
     on conflict (id) do update set expires_at = excluded.expires_at
  where workers.stopped_at is null;

@@ -18,6 +18,8 @@ from runwire_engine.errors import (
     DataRefusedError,
     RunFinalError,
     RunNotFoundError,
+    ScheduleDeclaredError,
+    ScheduleNotFoundError,
     StreamFullError,
     TokenUsedError,
     TransitionRefusedError,
@@ -82,7 +84,9 @@ def refused_by(error: Exception) -> RefusedError:
             return UnauthorizedError("the one-time token was used up")
         case UnknownTaskError() | RunNotFoundError() | BatchNotFoundError():
             return RefusedError(ErrorCode.NOT_FOUND, str(error))
-        case RunFinalError() | TransitionRefusedError() | FencedError():
+        case ScheduleNotFoundError():
+            return RefusedError(ErrorCode.NOT_FOUND, str(error))
+        case ScheduleDeclaredError() | RunFinalError() | TransitionRefusedError() | FencedError():
             return RefusedError(ErrorCode.CONFLICT, str(error))
         case StreamFullError():
             return RefusedError(ErrorCode.TOO_LARGE, str(error))

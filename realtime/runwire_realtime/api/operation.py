@@ -29,7 +29,7 @@ _NOBODY = Grant(environment_id=0)
 class Operation:
     """A method on a path: what it takes, what it answers, who may call it."""
 
-    method: Literal["GET", "POST", "PUT"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     # In Starlette's form; names in braces are camelCase, as in the documentation.
     path: str
     name: str

@@ -8,6 +8,7 @@ from pydantic.alias_generators import to_camel
 from runwire.requests import RunStatus
 from runwire.wire import Json, JsonObject
 from runwire_engine.run_row import RunRow
+from runwire_realtime.api.cron_view import Generator
 from runwire_realtime.run_view import flags, run_json
 from runwire_realtime.scope import Visibility
 
@@ -26,6 +27,17 @@ class RunError(BaseModel):
 class RunEnvironment(BaseModel):
     id: str
     name: str
+
+
+class RunSchedule(BaseModel):
+    """The schedule that a run came of."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    id: str
+    external_id: str | None = None
+    deduplication_key: str
+    generator: Generator
 
 
 class RunBody(BaseModel):
@@ -81,6 +93,8 @@ class RunBody(BaseModel):
     cost_in_cents: float = 0
     base_cost_in_cents: float = 0
     trigger_function: Literal["trigger"] = "trigger"
+    # Only where one run is read, and its schedule still is there.
+    schedule: RunSchedule | None = None
     related_runs: JsonObject = Field(default_factory=dict[str, Json])
     env: RunEnvironment | None = None
 

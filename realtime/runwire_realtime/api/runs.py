@@ -8,15 +8,16 @@ from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from runwire.durations import seconds
-from runwire.wire import ErrorCode
+from runwire.wire import ErrorCode, JsonObject
 from runwire_engine.new_runs import check_payload, parse_time
 from runwire_engine.runs import RunQuery
 from runwire_engine.states import RunStatus
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
+from runwire_realtime.api.cron_view import generator
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.api.run_access import readable_run, writable_run
-from runwire_realtime.api.run_body import RunBody, run_body
+from runwire_realtime.api.run_body import RunBody, RunSchedule, run_body
 from runwire_realtime.api.run_tokens import TOKEN_HEADERS, run_token
 from runwire_realtime.errors import ForbiddenError, RefusedError
 
@@ -73,7 +74,10 @@ class ReplayBody(BaseModel):
 async def retrieve(call: Call) -> Response:
     """Return one run."""
     row = await readable_run(call)
-    return answer(run_body(row, call.grant.visibility()))
+    body = run_body(row, call.grant.visibility())
+    if row.schedule_id is not None:
+        body |= await _schedule(call, row.schedule_id)
+    return answer(body)
 
 
 async def list_runs(call: Call) -> Response:
@@ -115,6 +119,20 @@ async def replay(call: Call) -> Response:
         request_key=call.request_key(row.id),
     )
     return answer({"id": result.id, "taskIdentifier": row.task}, headers=run_token(call, result.id))
+
+
+async def _schedule(call: Call, schedule_id: str) -> JsonObject:
+    """Return the schedule a run came of, as official clients expect it; not one that is gone."""
+    row = await call.services.engine.schedules.retrieve(call.environment_id, schedule_id)
+    if row is None:
+        return {}
+    of_run = RunSchedule(
+        id=row.id,
+        external_id=row.external_id,
+        deduplication_key=row.deduplication_key,
+        generator=generator(row.cron, row.timezone),
+    )
+    return {"schedule": of_run.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
 def _wanted(query: RunsQuery) -> RunQuery:

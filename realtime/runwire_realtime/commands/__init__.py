@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from runwire_realtime.commands import keys, processes, runs
+from runwire_realtime.commands import keys, processes, runs, schedules
 from runwire_realtime.commands.failure import one_line
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 processes.add_to(app)
 runs.add_to(app)
+schedules.add_to(app)
 keys.add_to(app)
 
 
