@@ -259,12 +259,12 @@ describe("with a real server", () => {
       for (const client of clients) client.close();
       await Promise.all(hanging);
     }
-    await vi.waitFor(() => expect(served.open).toBe(0), 4_000);
+    await vi.waitFor(() => expect(served.open).toBe(0), 30_000);
     expect(served.requests).toBeGreaterThanOrEqual(50);
     // Node keeps connections without a request for a while.
     http.closeAllConnections();
     await new Promise<void>((closed) => void http.close(() => closed()));
-    await vi.waitFor(() => expect(timers()).toBeLessThanOrEqual(before), 4_000);
+    await vi.waitFor(() => expect(timers()).toBeLessThanOrEqual(before), 30_000);
     random.mockRestore();
   });
 });
