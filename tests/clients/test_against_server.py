@@ -113,7 +113,7 @@ def text_of(events: list[Event], key: str = "text") -> str:
 
 async def test_a_run_is_followed_from_its_trigger_to_its_output(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger(story, Prompt(topic="sea"), tags=["user:1"])
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         events = [event async for event in client.runs.subscribe_to_run(handle.id).with_streams()]
     last = [event.run for event in events if event.type == "run"][-1]
     assert last.is_success and last.tags == ("user:1",)
@@ -133,7 +133,7 @@ async def test_a_run_is_followed_by_code_without_a_loop(server: TestRealtime) ->
             log = list(client.streams.read(handle.id, "log"))
             return events, log, client.runs.retrieve(handle)
 
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         events, log, run = await anyio.to_thread.run_sync(follow, abandon_on_cancel=True)
     assert text_of(events) == blocking_story.parse_output(run.output).text
     assert log == [{"words": 20}]
@@ -147,7 +147,7 @@ async def test_the_token_of_a_trigger_reads_that_run_and_no_other(
     token = mine.public_access_token
     assert token is not None
     async with AsyncRunwire(api_url=server.url, access_token=token) as browser:
-        with anyio.fail_after(15):
+        with anyio.fail_after(60):
             states = [run async for run in browser.runs.subscribe_to_run(mine)]
             assert states[-1].is_success
             with pytest.raises((ForbiddenError, NotFoundError)):
@@ -161,7 +161,7 @@ async def test_a_wrong_credential_is_an_error_everywhere(
     server: TestRealtime, credential: str
 ) -> None:
     async with AsyncRunwire(api_url=server.url, access_token=credential) as client:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             with pytest.raises(UnauthorizedError):
                 await client.tasks.trigger("client-story", {"topic": "a"})
             with pytest.raises(UnauthorizedError):
@@ -172,7 +172,7 @@ async def test_a_wrong_credential_is_an_error_everywhere(
 
 async def test_what_does_not_exist_is_an_error(client: AsyncRunwire) -> None:
     unknown = "run_" + "0" * 25
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         with pytest.raises(NotFoundError):
             await client.tasks.trigger("no-such-task")
         with pytest.raises(NotFoundError):
@@ -187,7 +187,7 @@ async def test_a_tag_is_followed_across_runs_from_before_and_after(client: Async
     before = await client.tasks.trigger(story, Prompt(topic="a", words=1), tags=["t", "u"])
     done: set[str] = set()
     wanted = {before.id}
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         async for run in client.runs.subscribe_to_runs_with_tag(["t", "u"]):
             assert {"t", "u"} <= set(run.tags)
             if len(wanted) == 1:
@@ -205,7 +205,7 @@ async def test_a_tag_is_followed_across_runs_from_before_and_after(client: Async
 
 async def test_a_batch_that_a_run_started_is_followed_to_its_end(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger(parent, 5)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         finished = [run async for run in client.runs.subscribe_to_run(handle)][-1]
         batch_id = parent.parse_output(finished.output)
         final: dict[str, Run] = {}
@@ -224,7 +224,7 @@ async def test_a_batch_over_http_has_one_run_for_each_item(client: AsyncRunwire)
             {"task": "client-flaky", "options": {"tags": "x"}},
         ]
     )
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         final = {run.id: run async for run in client.runs.subscribe_to_batch(handle.batch_id)}
     assert sorted(run.task_identifier for run in final.values()) == [
         "client-flaky",
@@ -256,7 +256,7 @@ async def test_a_run_that_a_worker_gave_back_starts_over_in_its_stream(
                 begun.set()
             again.set()
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 async with bench.worker(released):
                     handle = await client.tasks.trigger(released, None)
@@ -269,7 +269,7 @@ async def test_a_run_that_a_worker_gave_back_starts_over_in_its_stream(
 
 async def test_a_run_that_is_over_takes_no_chunk_and_says_which(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger("client-flaky")
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         [run async for run in client.runs.subscribe_to_run(handle)]
     with pytest.raises(FencedError) as refused:
         await client.streams.append("log", "late", target=handle.id)
@@ -278,7 +278,7 @@ async def test_a_run_that_is_over_takes_no_chunk_and_says_which(client: AsyncRun
 
 async def test_a_later_attempt_of_a_stream_is_marked(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger("client-flaky")
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         events = [event async for event in client.runs.subscribe_to_run(handle).with_streams("log")]
     chunks = [event for event in events if event.type == "log"]
     assert [(chunk.chunk, chunk.attempt, chunk.is_restart) for chunk in chunks] == [
@@ -314,7 +314,7 @@ async def test_more_runs_are_followed_at_once_than_fit_on_one_socket(client: Asy
 
 async def test_every_revision_is_told_to_who_asks_for_it(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger("client-flaky", delay=0.3)
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         told = [run.revision async for run in client.runs.subscribe_to_run(handle, mode="every")]
     assert told == list(range(told[0], told[-1] + 1))
     assert told[-1] == (await client.runs.retrieve(handle)).revision
@@ -322,7 +322,7 @@ async def test_every_revision_is_told_to_who_asks_for_it(client: AsyncRunwire) -
 
 async def test_a_run_that_is_stopped_ends_its_subscription(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger("client-sleeper")
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         async for run in client.runs.subscribe_to_run(handle):
             if run.is_executing:
                 await client.runs.cancel(handle)
@@ -340,7 +340,7 @@ async def test_runs_are_listed_and_replayed_and_polled(client: AsyncRunwire) -> 
         await client.tasks.trigger(story, Prompt(topic=str(number), words=1), tags=["listed"])
         for number in range(5)
     ]
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         for handle in handles:
             await client.runs.poll(handle, interval=0.05)
         again = await client.runs.replay(handles[0])
@@ -358,7 +358,7 @@ async def test_a_public_token_narrows_what_is_seen(
         scopes={"read": {"tags": ["seen"]}}, expiration_time="1m", fields=["status"]
     )
     async with AsyncRunwire(api_url=server.url, access_token=token) as browser:
-        with anyio.fail_after(15):
+        with anyio.fail_after(60):
             states = [run async for run in browser.runs.subscribe_to_run(handle)]
     assert states[-1].is_success
     assert all(run.output is None and not run.metadata and not run.tags for run in states)
@@ -369,7 +369,7 @@ async def test_a_subscription_goes_on_in_another_process_by_its_cursor(
 ) -> None:
     handle = await client.tasks.trigger(story, Prompt(topic="a", words=30, pause=0.02))
     first: list[Event] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         following = client.runs.subscribe_to_run(handle).with_streams("text")
         async for event in following:
             first.append(event)
@@ -415,7 +415,7 @@ async def test_many_followers_see_the_same_through_a_network_that_breaks(
 
 async def test_reading_may_begin_anywhere(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger(story, Prompt(topic="a", words=6))
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         await client.runs.poll(handle, interval=0.05)
         whole = [chunk async for chunk in client.streams.read(handle.id, "text")]
         expected: dict[StreamStart, list[str]] = {
@@ -433,7 +433,7 @@ async def test_reading_may_begin_anywhere(client: AsyncRunwire) -> None:
 
 async def test_a_stream_is_written_from_outside_of_its_run(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger("client-sleeper")
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         assert await client.streams.append("notes", {"from": "outside"}, target=handle.id) == 1
         async for event in client.runs.subscribe_to_run(handle).with_streams("notes"):
             if event.type == "notes":

@@ -135,7 +135,7 @@ async def answers(socket: ClientConnection) -> AsyncGenerator[dict[str, Any]]:
 
 async def until_type(socket: ClientConnection, type: str) -> dict[str, Any]:
     """Return the next message of a type."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async for message in answers(socket):
             if message["type"] == type:
                 return message
@@ -145,7 +145,7 @@ async def until_type(socket: ClientConnection, type: str) -> dict[str, Any]:
 async def until_closed(socket: ClientConnection) -> list[dict[str, Any]]:
     """Return what comes until the server closes the socket; the code is `socket.close_code`."""
     found: list[dict[str, Any]] = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         try:
             async for message in answers(socket):
                 found.append(message)
@@ -165,7 +165,7 @@ async def refused(server: TestRealtime, token: str, run_id: str) -> tuple[Runwir
         following = client.runs.subscribe_to_run(run_id)
         reading = client.streams.read(run_id, "ticks")
         for attempt in (client.runs.retrieve(run_id), _drain(following), _drain(reading)):
-            with anyio.fail_after(15), pytest.raises(RunwireError) as caught:
+            with anyio.fail_after(60), pytest.raises(RunwireError) as caught:
                 await attempt
             found.append(caught.value)
     return tuple(found)
@@ -266,7 +266,7 @@ async def test_an_expired_token_ends_what_it_opened(bench: Bench, server: TestRe
             assert {"live", "token_expiring"} <= {message["type"] for message in told}
             assert socket.close_code == CloseCode.TOKEN_EXPIRED
             # The client has no other token to go on with: it says so instead of trying for ever.
-            with anyio.fail_after(15), pytest.raises(UnauthorizedError):
+            with anyio.fail_after(60), pytest.raises(UnauthorizedError):
                 await _drain(client.runs.subscribe_to_run(run_id))
     await bench.engine.runs.cancel(bench.env, run_id)
 

@@ -68,7 +68,7 @@ class Lossy:
             return
         script = _SLOW.format(seconds=_SLOW_SECONDS, table=table)
         await query(self.sound.database, script)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(work)
                 await until_async(self.is_committing)
@@ -270,7 +270,7 @@ async def test_what_a_claim_took_is_handed_out_once(engine: Engine, env: int, wa
         taken: list[tuple[str, int]] = []
 
         async def work() -> None:
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while not taken:
                     try:
                         runs = await at.engine.claims.claim(env, "w1", ALL_TASKS, 5)

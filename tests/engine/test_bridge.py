@@ -12,7 +12,7 @@ import pytest
 from runwire_engine.bridge import Bridge, arrival
 
 pytestmark = pytest.mark.anyio
-WAIT = 5.0
+WAIT = 60.0
 
 
 async def test_a_thread_gets_the_result_of_a_coroutine_on_the_loop() -> None:

@@ -99,7 +99,7 @@ async def test_a_killed_postmaster_is_brought_back_with_every_acknowledged_commi
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(embedded.supervise)
         os.kill(pid, signal.SIGKILL)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await until(lambda: embedded.process_id != pid)
             assert await query_when_back(embedded.dsn, "select answer from kept") == 42
         tasks.cancel_scope.cancel()
@@ -149,7 +149,7 @@ async def test_an_adopted_postgres_that_dies_is_brought_back(
         # Here the dead postmaster is a child of this process, which must reap it.
         await until(lambda: not first.is_running())
         tasks.start_soon(adopter.supervise)
-        with anyio.fail_after(15):
+        with anyio.fail_after(60):
             assert await query_when_back(adopter.dsn, "select 1") == 1
         tasks.cancel_scope.cancel()
     await adopter.stop()

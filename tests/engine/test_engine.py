@@ -40,7 +40,7 @@ async def test_triggers_claims_and_outcomes_ring(database_url: str, env: int) ->
         assert bell.scan
         await engine.catalogue.announce(env, [TaskAnnouncement("plain", "task/plain")])
         await engine.workers.register(env, "w1")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await engine.runs.trigger(env, NewRun("plain"))
             work, moved = False, False
             while not (work and moved):

@@ -38,7 +38,7 @@ class Sink:
 
 @asynccontextmanager
 async def running(flusher: Flusher[int, int]) -> AsyncGenerator[Flusher[int, int]]:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(flusher.run)
             yield flusher

@@ -15,7 +15,7 @@ from runwire_engine.metadata_writer import MetadataWriter
 from tests.support.working import until
 
 pytestmark = pytest.mark.anyio
-WAIT = 5.0
+WAIT = 60.0
 
 
 class Document:

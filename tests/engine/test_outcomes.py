@@ -284,7 +284,7 @@ async def test_a_stream_made_while_the_outcome_waits_for_it_is_ended_too(
 
 
 async def somebody_waits_for_a_lock(engine: Engine) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         waiting = False
         while not waiting:
             rows = await query(

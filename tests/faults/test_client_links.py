@@ -38,7 +38,7 @@ async def gather(proxy: FaultProxy, key: str, run: str) -> list[Event]:
     url = f"http://127.0.0.1:{proxy.port}"
     async with AsyncRunwire(api_url=url, access_token=key) as client:
         following = client.runs.subscribe_to_run(run, mode="every").with_streams()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             return [event async for event in following]
 
 
@@ -119,7 +119,7 @@ async def test_a_link_that_stalls_is_noticed_within_two_and_a_half_heartbeats_an
                     proxy.stall()
                     stalled = anyio.current_time()
                     await server.write("meanwhile")
-                    with anyio.fail_after(15):
+                    with anyio.fail_after(60):
                         while following.state == "live":
                             await anyio.sleep(0.005)  # polls
                     noticed = anyio.current_time() - stalled
@@ -128,7 +128,7 @@ async def test_a_link_that_stalls_is_noticed_within_two_and_a_half_heartbeats_an
                     # The network is another one now: what hangs in the old one stays there.
                     proxy.cut()
                     proxy.flow()
-                    with anyio.fail_after(15):
+                    with anyio.fail_after(60):
                         await server.finish()
     assert seen == ["before", "meanwhile"]
 
@@ -154,7 +154,7 @@ async def test_a_process_that_slept_longer_than_its_token_goes_on_where_it_was(
             program = ("python", "tests/faults/programs/follow_by_tokens.py", run)
             async with running(*program, environment=environment) as follower:
                 await stage.append(run, execution, "first")
-                await follower.until_line('"seq": 0', 30.0)
+                await follower.until_line('"seq": 0')
                 follower.stall()
                 for number in range(10):
                     await stage.append(run, execution, number)

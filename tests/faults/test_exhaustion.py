@@ -99,7 +99,7 @@ async def test_a_postgres_without_connections_closes_no_socket_and_loses_nothing
                 async with stage.server.client() as http:
                     return (await http.get("/readyz")).status_code == 200
 
-            await until_async(is_ready, 20)
+            await until_async(is_ready)
             await traffic.until_flowing()
             record_property("without_connections", round(freed - began, 2))
             record_property("flows_after", round(time.monotonic() - freed, 2))

@@ -132,7 +132,7 @@ async def test_heartbeats_of_many_running_runs_touch_no_row_of_them(bench: Bench
             )
             return bool(rows[0]["n"] == HELD)
 
-        await until_async(all_asleep, 40.0)
+        await until_async(all_asleep)
         before = await _versions(bench)
         seen: set[object] = set()
 
@@ -141,7 +141,7 @@ async def test_heartbeats_of_many_running_runs_touch_no_row_of_them(bench: Bench
             seen.update(row["expires_at"] for row in rows)
             return len(seen) > HEARTBEATS
 
-        await until_async(beaten, 40.0)
+        await until_async(beaten)
         after = await _versions(bench)
         assert after[:2] == before[:2] and after[2] <= before[2]
         assert before[0] == HELD

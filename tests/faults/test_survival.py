@@ -89,7 +89,7 @@ class Setup:
         before = self.postgres.process_id
         assert before is not None
         os.kill(before, signal.SIGKILL)
-        await until(lambda: self.postgres.process_id != before, 30.0)
+        await until(lambda: self.postgres.process_id != before)
 
     async def finished(self) -> int:
         """Return how many runs are over."""

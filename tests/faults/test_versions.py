@@ -318,7 +318,7 @@ async def test_a_process_that_does_not_fit_the_database_says_so_in_one_line_and_
         "worker": ("runwire", "worker", str(PROGRAMS / "mixed_tasks.py")),
     }[part]
     async with running(*command, environment=environment) as process:
-        assert await process.wait(40) == 1
+        assert await process.wait() == 1
         assert len(lines := process.output().splitlines()) == 1, lines
         (line,) = lines
     assert line.startswith("runwire: ") and told in line

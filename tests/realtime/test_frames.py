@@ -63,7 +63,7 @@ async def test_a_broken_frame_ends_its_socket_with_the_right_code(
 async def test_fragments_without_end_are_cut_off_at_the_limit(shared: TestRealtime) -> None:
     async with raw_socket(shared.url) as socket:
         await socket.send(frame(b'{"type":"', first=0))
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             try:
                 for _ in range(200):
                     await socket.send(frame(b"x" * 1024, CONTINUATION, first=0))
@@ -114,7 +114,7 @@ async def test_a_bomb_of_zeros_is_refused_before_it_unfolds(database_url: str) -
                     pass  # it was closed while we were sending
                 assert await socket.close_code() in (1002, 1009, None)
                 # 0.1 s on a machine that is not busy with other tests.
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < 10
             assert rss(server.pid) - before < 5_000_000
             async with open_socket(url):
                 pass

@@ -129,7 +129,7 @@ async def test_the_example_triggers_a_task_and_hands_out_a_token_for_that_run(
             subscribe = {"type": "subscribe", "sub": "s", "to": {"run": answer["run"]}}
             await connection.send(orjson.dumps(subscribe).decode())
             seen: list[str] = []
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while "snapshot" not in seen:
                     seen += [each["type"] for each in orjson.loads(await connection.recv())]
             assert seen[0] == "ready"

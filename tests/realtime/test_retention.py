@@ -36,7 +36,7 @@ async def pass_days(stage: Stage, days: int) -> None:
         async with opened_database(dsn) as later:
             retention = Retention(later, history=HISTORY, runs=RUNS)
             await retention.once()
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while await query(
                     later,
                     "select bucket from runwire.closed_days where {}".format("dropped_at is null"),
@@ -226,7 +226,7 @@ async def test_a_run_that_was_deleted_is_gone_and_one_that_never_was_is_not_foun
 async def until_emptied(stage: Stage) -> None:
     """Wait until the server knows which days are empty: it looks once a second."""
     hub = stage.server.services.realtime.hub
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not hub.is_past(new_run_id()):
             await anyio.sleep(0.02)
 

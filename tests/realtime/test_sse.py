@@ -45,7 +45,7 @@ class Events:
     async def until(self, type: str) -> list[JsonObject]:
         """Return what comes up to the event that holds a message of a type."""
         seen: list[JsonObject] = []
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not any(message["type"] == type for message in seen):
                 seen += await self.next()
         return seen
@@ -63,7 +63,7 @@ class Events:
     async def rest(self) -> list[JsonObject]:
         """Return everything to the clean end."""
         seen: list[JsonObject] = []
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             try:
                 while True:
                     seen += await self.next()

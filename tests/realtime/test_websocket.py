@@ -773,7 +773,7 @@ async def test_injected_text_is_data(stage: Stage) -> None:
 
 async def test_a_flood_is_cut_off(stage: Stage) -> None:
     async with open_socket(stage.url, stage.key) as socket:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             for _ in range(1000):
                 try:
                     await socket.send({"type": "ping"})

@@ -131,7 +131,7 @@ async def test_nothing_grows_under_a_steady_load_and_all_of_it_is_given_back() -
         }
         command = ("python", "-m", "tests.soak.server")
         server = await stack.enter_async_context(running(*command, environment=given))
-        await server.until_ready(f"{url}/readyz", 40.0)
+        await server.until_ready(f"{url}/readyz")
         await stack.enter_async_context(worker_on(postgres.dsn, f"{PROGRAMS}/mixed_tasks.py"))
         soak = Soak(server, postgres.dsn)
         # A first request and a first socket, so that what is made once is made.

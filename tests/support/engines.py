@@ -53,7 +53,7 @@ async def there(engine: Engine, env: int, run_id: str) -> RunRow:
 
 async def until_status(engine: Engine, env: int, run_id: str, status: str) -> None:
     """Wait until somebody else has brought a run to a status."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while (await there(engine, env, run_id)).status != status:
             await anyio.sleep(0.02)
 

@@ -86,13 +86,13 @@ class Process:
         if self._process.poll() is None:
             os.kill(self.pid, number)
 
-    async def wait(self, seconds: float = 15.0) -> int:
+    async def wait(self, seconds: float = 60.0) -> int:
         """Wait for its end and return the exit code. Raises TimeoutError."""
         await until(lambda: self.exit_code is not None, seconds)
         assert self.exit_code is not None
         return self.exit_code
 
-    async def until_line(self, text: str, seconds: float = 15.0) -> str:
+    async def until_line(self, text: str, seconds: float = 60.0) -> str:
         """Wait until it has written a line with this text, and return the line."""
         found: list[str] = []
 
@@ -103,7 +103,7 @@ class Process:
         await until(look, seconds)
         return found[0]
 
-    async def until_ready(self, url: str, seconds: float = 30.0) -> None:
+    async def until_ready(self, url: str, seconds: float = 60.0) -> None:
         """Wait until a GET of this URL (a /readyz) answers 200."""
         async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
 
@@ -146,7 +146,7 @@ async def running(
         process.destroy()
 
 
-async def until(fact: Callable[[], bool], seconds: float = 15.0) -> None:
+async def until(fact: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until a fact holds. Raises TimeoutError."""
     with anyio.fail_after(seconds):
         while True:
@@ -155,7 +155,7 @@ async def until(fact: Callable[[], bool], seconds: float = 15.0) -> None:
             await anyio.sleep(_LOOK_SECONDS)
 
 
-async def until_async(fact: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+async def until_async(fact: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     """Wait until a fact that must be asked for holds. Raises TimeoutError."""
     with anyio.fail_after(seconds):
         while True:

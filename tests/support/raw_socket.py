@@ -19,7 +19,7 @@ CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
 FIN: Final = 0x80
-WAIT: Final = 10.0
+WAIT: Final = 60.0
 
 
 def frame(

@@ -13,7 +13,7 @@ from websockets.typing import Subprotocol
 
 from runwire.wire import PROTOCOL, SOCKET_PATH, Json, JsonObject
 
-WAIT = 10.0
+WAIT = 60.0
 
 
 class Socket:

@@ -40,7 +40,7 @@ class Part:
     past: list[Process] = field(default_factory=list[Process])
 
     async def restart(self) -> None:
-        await self.process.wait(30.0)
+        await self.process.wait()
         self.past.append(self.process)
         await self.begin()
 
@@ -127,7 +127,7 @@ class Stormy:
             return
         self.tell("SIGKILL Postgres")
         os.kill(before, signal.SIGKILL)
-        await until(lambda: self.postgres.process_id not in (before, None), 30.0)
+        await until(lambda: self.postgres.process_id not in (before, None))
 
     async def _kill_backends(self) -> None:
         """Half of all sessions, listeners and senders of bells among them."""

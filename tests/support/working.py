@@ -18,7 +18,7 @@ from runwire_engine.settings import EngineSettings
 from runwire_engine.states import FINAL
 from runwire_engine.worker import Worker
 
-WAIT = 10.0
+WAIT = 60.0
 
 
 async def until(fact: Callable[[], bool]) -> None:
