@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Generator
+from typing import Final
 
 import pytest
 
@@ -9,6 +10,28 @@ from runwire_engine.database import Database
 from runwire_engine.environments import Environments
 from tests.support.pooler import pooler
 from tests.support.postgres import ENVIRONMENT, TestServer, opened_database, running_server
+
+# The group of tests that should have no other of their kind beside them.
+_ALONE: Final = "alone"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests: which of them one process runs, one by one.
+
+    A file is one's, for what its tests share. Tests that start processes of their own, or a
+    browser, are all one's: two of them at once would measure each other. They come first, for they
+    take longest.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _group(item) != _ALONE)
+
+
+def _group(item: pytest.Item) -> str:
+    is_large = any(item.get_closest_marker(name) for name in ("faults", "browser", "autobahn"))
+    return _ALONE if is_large else item.nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ client in processes that are killed and gone on from the cursor they last printe
 compares what each of them saw with the ledger.
 
     RUNWIRE_FAULTS_SEED=8            these faults (the seed is printed); 0: others each time
-    RUNWIRE_ORACLE_SECONDS=120       how long it storms (8)
-    RUNWIRE_ORACLE_CLIENTS=200       clients by the protocol page (24)
-    RUNWIRE_ORACLE_RUNS=1000         runs, batches included (80)
+    RUNWIRE_ORACLE_SECONDS=120       how long it storms (5)
+    RUNWIRE_ORACLE_CLIENTS=200       clients by the protocol page (16)
+    RUNWIRE_ORACLE_RUNS=1000         runs, batches included (50)
 """
 
 import json
@@ -44,9 +44,9 @@ from tests.support.stormy import Stormy, stormy_setup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
-SECONDS: Final = float(os.environ.get("RUNWIRE_ORACLE_SECONDS", "8"))
-CLIENTS: Final = int(os.environ.get("RUNWIRE_ORACLE_CLIENTS", "24"))
-RUNS: Final = int(os.environ.get("RUNWIRE_ORACLE_RUNS", "80"))
+SECONDS: Final = float(os.environ.get("RUNWIRE_ORACLE_SECONDS", "5"))
+CLIENTS: Final = int(os.environ.get("RUNWIRE_ORACLE_CLIENTS", "16"))
+RUNS: Final = int(os.environ.get("RUNWIRE_ORACLE_RUNS", "50"))
 WANDERERS: Final = 2
 # The everyday storm is the same each day; the long one (`make faults`) is another each time.
 USUAL: Final = "0" if "RUNWIRE_ORACLE_SECONDS" in os.environ else "7"

@@ -19,7 +19,8 @@ from tests.support.sockets import open_socket
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 BURNED = 2_000
-ROUNDS = 4
+# Until it shows something.
+ROUNDS = 20
 
 
 async def test_what_happens_after_a_crash_is_told_though_its_transaction_ids_were_used() -> None:
@@ -33,11 +34,11 @@ async def test_what_happens_after_a_crash_is_told_though_its_transaction_ids_wer
                 tasks.start_soon(postgres.supervise)
                 async with running_realtime(postgres.dsn) as realtime:
                     # A synchronous commit of somebody in between makes the ids durable: again.
-                    shown = [
-                        await _crash_and_cancel(postgres, await realtime.tenant("t"))
-                        for _ in range(ROUNDS)
-                    ]
-                    assert any(shown), "no transaction id was given again: this shows nothing"
+                    for _ in range(ROUNDS):
+                        if await _crash_and_cancel(postgres, await realtime.tenant("t")):
+                            break
+                    else:
+                        pytest.fail("no transaction id was given again: this shows nothing")
                 tasks.cancel_scope.cancel()
         finally:
             await postgres.stop()

@@ -4,7 +4,7 @@ Programs written only from the docs trigger runs of mixed tasks and follow them 
 processes, while server, worker and Postgres are killed and started again. In the end everybody
 holds what the database holds, and saw each chunk once and in order.
 
-RUNWIRE_SURVIVAL_RUNS and RUNWIRE_SURVIVAL_ROUNDS make it larger (200 runs, 1 round of each kill).
+RUNWIRE_SURVIVAL_RUNS and RUNWIRE_SURVIVAL_ROUNDS make it larger (80 runs, 1 round of each kill).
 """
 
 import json
@@ -29,13 +29,13 @@ from tests.support.processes import Process, free_port, running, until, until_as
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
-RUNS = int(os.environ.get("RUNWIRE_SURVIVAL_RUNS", "200"))
+RUNS = int(os.environ.get("RUNWIRE_SURVIVAL_RUNS", "80"))
 ROUNDS = int(os.environ.get("RUNWIRE_SURVIVAL_ROUNDS", "1"))
 PROGRAMS = "tests/faults/programs"
 SECRET = "a secret of the tests, forty bytes long.."
 TAG = "survival"
 BY_ID = min(RUNS, 80)  # one socket holds 100 subscriptions
-TRIGGER_SECONDS = 0.05 * RUNS
+TRIGGER_SECONDS = max(6.0, 0.05 * RUNS)
 PATIENCE = 30.0 + RUNS / 10
 
 

@@ -28,7 +28,14 @@ from runwire_engine.embedded import EmbeddedPostgres
 from runwire_engine.environments import Environments
 from runwire_engine.migrations import known_migrations, migrate
 
-FOLDER = Path(__file__).parents[2] / ".runwire" / "test-postgres"
+# Of several processes that share the tests each has a cluster of its own: what a test sees of
+# transactions, sessions and load is then its own, too.
+FOLDER = (
+    Path(__file__).parents[2]
+    / ".runwire"
+    / "test-postgres"
+    / os.environ.get("PYTEST_XDIST_WORKER", "")
+)
 ENVIRONMENT = "dev"
 _TEMPLATE_PREFIX = "runwire_template_"
 _COPY_PREFIX = "runwire_test_"
