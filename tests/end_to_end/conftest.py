@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, async_playwright, expect
 
 from tests.support.pages import Server, environment_of, started
 from tests.support.postgres import TestServer
@@ -15,6 +15,8 @@ from tests.support.processes import running
 
 _BUILD: Final = Path(__file__).parents[2] / "realtime/runwire_realtime/dashboard/index.html"
 _TASKS: Final = "tests/end_to_end/dashboard_tasks.py"
+# A page beside other tests takes its time; the default is five seconds.
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ async def page_with_client(browser: Browser, server: Server, modules: Path) -> A
 
 async def api(server: Server, path: str, body: object) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {API_KEY}"}
-    async with httpx.AsyncClient(base_url=server.address, headers=headers, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=server.address, headers=headers, timeout=60) as http:
         answer = await http.post(path, json=body)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
@@ -154,7 +154,7 @@ async def test_where_no_websocket_passes_a_run_is_read_by_events_also_across_a_c
             seen = len(await stream_text(page, "answer"))
             assert await grown(page, seen) < len(text_of(words))
             run = page.get_by_role("article")
-            await expect(run).to_have_attribute("data-status", "COMPLETED", timeout=40_000)
+            await expect(run).to_have_attribute("data-status", "COMPLETED")
             assert await stream_text(page, "answer") == text_of(words)
             await expect(page.locator(".stream-facts")).to_have_text(f"{words} chunks")
             # Two tries at first, and one after the cut.
@@ -182,7 +182,7 @@ async def test_a_page_that_slept_past_the_end_of_its_token_goes_on_without_a_rel
             arg=before,
         )
         logger.info("live %.2f s after %.0f s of sleep", time.monotonic() - woken, _SLEEP_SECONDS)
-        await page.wait_for_function("() => window.seen.isDone", timeout=40_000)
+        await page.wait_for_function("() => window.seen.isDone", timeout=60_000)
         seen = await page.evaluate("window.seen")
         assert seen["text"] == text_of(words)
         assert seen["errors"] == []

@@ -144,7 +144,7 @@ async def opened_fleet(dsn: str) -> AsyncGenerator[Fleet]:
     async with AsyncExitStack() as stack:
         headers = {"authorization": f"Bearer {key}"}
         http = await stack.enter_async_context(
-            httpx.AsyncClient(headers=headers, timeout=10, trust_env=False)
+            httpx.AsyncClient(headers=headers, timeout=60, trust_env=False)
         )
         fleet = Fleet(dsn, environment_id, key, http, stack)
         async with anyio.create_task_group() as tasks:

@@ -266,7 +266,7 @@ async def test_a_cursor_that_one_version_gave_is_resumed_by_the_other(
 async def _trigger(both: Both, url: str, tag: str, count: int) -> list[str]:
     """Trigger runs that stream some words."""
     headers = {"authorization": f"Bearer {both.key}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as http:
         ids: list[str] = []
         for number in range(count):
             payload = f'{{"number": {number}, "chunks": 5}}'

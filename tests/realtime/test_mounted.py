@@ -38,7 +38,7 @@ async def _served(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(serve, app, listener, stop)
             url = f"http://127.0.0.1:{port_of(listener)}"
-            async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
                 yield http
             stop.set()
     finally:

@@ -34,7 +34,7 @@ class TestRealtime:
     def client(self, credential: str | None = None, **options: Any) -> httpx.AsyncClient:
         """Return a client that carries the API key, or another credential."""
         headers = {"authorization": f"Bearer {self.key if credential is None else credential}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=10, **options)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, **options)
 
     async def tenant(self, *tasks: str) -> "TestRealtime":
         """Return the same server as a new environment sees it, which knows these tasks."""
