@@ -19,7 +19,7 @@ async def server(shared: TestRealtime) -> TestRealtime:
 @pytest.fixture
 async def browser(server: TestRealtime) -> AsyncGenerator[httpx.AsyncClient]:
     headers = {"origin": server.url, "sec-fetch-site": "same-origin"}
-    async with httpx.AsyncClient(base_url=server.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60) as client:
         yield client
 
 

@@ -85,7 +85,7 @@ async def _readiness(http: httpx.AsyncClient, **wanted: object) -> dict[str, Any
     ],
 )
 async def test_a_wrong_credential_is_unauthorized(server: TestRealtime, credential: str) -> None:
-    async with httpx.AsyncClient(base_url=server.url) as anybody:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as anybody:
         for header in (f"Bearer {credential}", f"Basic {credential}", credential):
             headers = {b"authorization": header.encode("latin-1")}
             answer = await anybody.get("/api/v1/runs", headers=headers)
@@ -125,7 +125,7 @@ async def test_pages_of_allowed_origins_may_read_answers_errors_too(
 
 async def test_a_preflight_is_answered_with_the_headers_it_asks_for(server: TestRealtime) -> None:
     wanted = "authorization,content-type,x-trigger-api-version,last-event-id"
-    async with httpx.AsyncClient(base_url=server.url) as browser:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as browser:
         answer = await browser.options(
             "/api/v1/tasks/echo/trigger",
             headers={

@@ -67,7 +67,7 @@ async def test_a_wrong_credential(
     expired = server.services.tokens.mint(
         server.environment_id, ["read:runs"], now=time.time() - 60, lifetime=30
     ).token
-    async with httpx.AsyncClient(base_url=server.url) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         for authorization, word in (
             (None, ""),
             ("Bearer", ""),
@@ -161,7 +161,7 @@ async def test_a_malformed_body_elsewhere(server: TestRealtime, run_id: str, tex
 
 
 async def test_a_sign_in_that_is_none(server: TestRealtime) -> None:
-    async with httpx.AsyncClient(base_url=server.url) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         path = "/api/v1/auth/sign-in"
         for text in (b"", b"{", b"[]", b'{"code": 5}', b"\xff"):
             refused(await http.post(path, content=text, headers=JSON), 400, "malformed")

@@ -73,7 +73,7 @@ class _Dev:
     async def greet(self, name: str) -> object:
         """Trigger a run and return its output."""
         headers = {"authorization": f"Bearer {self.key}"}
-        async with httpx.AsyncClient(base_url=self.url, headers=headers) as http:
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60) as http:
             body = {"payload": f'{{"name": "{name}"}}'}
             made = await http.post("/api/v1/tasks/greet/trigger", json=body)
             path = f"/api/v3/runs/{made.json()['id']}"
@@ -115,7 +115,7 @@ async def test_everything_starts_works_reloads_and_stops_within_five_seconds(fol
     async with running(*_command(folder)) as process:
         dev = await _up(process)
         assert await dev.greet("world") == "hello world"
-        async with httpx.AsyncClient(base_url=dev.url) as browser:
+        async with httpx.AsyncClient(base_url=dev.url, timeout=60) as browser:
             answer = await browser.post("/api/v1/auth/sign-in", json={"code": dev.code})
             assert answer.status_code == 200
         # A broken file is shown, and the next change starts the worker again.
@@ -197,7 +197,7 @@ async def test_the_end_does_not_wait_for_subscribers_or_long_runs(folder: Path) 
     async with running(*_command(folder)) as process:
         dev = await _up(process)
         headers = {"authorization": f"Bearer {dev.key}"}
-        async with httpx.AsyncClient(base_url=dev.url, headers=headers) as http:
+        async with httpx.AsyncClient(base_url=dev.url, headers=headers, timeout=60) as http:
             made = await http.post("/api/v1/tasks/slow/trigger", json={})
             address = f"ws{dev.url.removeprefix('http')}/realtime/v1/socket"
             async with connect(

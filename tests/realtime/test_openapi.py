@@ -38,7 +38,7 @@ def test_every_operation_is_described_once() -> None:
 
 
 async def test_the_description_is_served_as_it_is_made(server: TestRealtime) -> None:
-    async with httpx.AsyncClient(base_url=server.url) as anybody:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as anybody:
         answer = await anybody.get("/openapi.json")
     assert answer.status_code == 200 and answer.json() == describe(OPERATIONS)
 
