@@ -91,15 +91,15 @@ wire: $(PYTHON_READY) ## Write the TypeScript constants of the wire from the Pyt
 
 lock: $(PYTHON_READY) ## Resolve the Python dependencies anew: LOCK_FLAGS=--upgrade for newer ones
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --extra server --extra embedded --group test --group check --group build -o requirements.lock
-	$(COMPILE) --only-group node -o requirements-node.lock
+	$(COMPILE) pyproject.toml --extra server --extra embedded --group test --group check --group build -o requirements.lock
+	$(COMPILE) --group node -o requirements-node.lock
 
 clean: ## Remove what setup and the tests made; the data of `make run` stays
 	rm -rf .venv $(TYPESCRIPT)/node_modules $(PEERS)/node_modules $(dir $(DASHBOARD))
 	rm -rf .runwire/autobahn .runwire/browser .runwire/cache .runwire/test-postgres
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
-COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet $(LOCK_FLAGS)
+COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet $(LOCK_FLAGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Runwire needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
