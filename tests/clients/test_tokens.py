@@ -10,6 +10,7 @@ import pytest
 
 from runwire import AsyncRunwire, ConfigurationError, UnauthorizedError, _connection, _session
 from runwire.errors import ApiError, NotFoundError, UnreachableError
+from runwire_realtime import tokens
 from tests.support.faultproxy import FaultProxy, fault_proxy
 from tests.support.server import TestRealtime
 from tests.support.stage import Stage, open_stage
@@ -63,7 +64,7 @@ async def test_a_token_that_is_about_to_end_is_replaced_and_nothing_is_missed(
     place: Place, is_async: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Short tokens are warned of at once, and are spent one after another."""
-    monkeypatch.setattr(_session, "REFRESH_PAUSE", 0.1)
+    monkeypatch.setattr(_session, "REFRESH_PAUSE", 0.0)
     run = await place.stage.trigger()
     execution = await place.stage.start(run)
     spare = [await place.token("20s") for _ in range(3)] + [await place.token()]
@@ -122,7 +123,11 @@ async def test_a_token_that_ended_without_a_word_is_fetched_again_and_the_rest_i
     assert read == list(range(number + 1)) and asked > 1
 
 
-async def test_a_token_that_cannot_be_asked_for_again_ends_with_an_error(place: Place) -> None:
+async def test_a_token_that_cannot_be_asked_for_again_ends_with_an_error(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For that long events are begun with it, and broken off again and again.
+    monkeypatch.setattr(tokens, "LEEWAY", 0.0)
     run = await place.stage.trigger()
     async with place.client(await place.token("2s")) as client:
         with anyio.fail_after(60), pytest.raises(UnauthorizedError):

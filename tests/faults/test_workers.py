@@ -19,7 +19,7 @@ from runwire_engine.errors import EngineError
 from runwire_engine.runs import NewRun, Parent
 from tests.support.faultproxy import fault_proxy
 from tests.support.history import check, read_ledger
-from tests.support.parts import LEASE, SPANS, SWEEP, own_postgres, server_on, worker_on
+from tests.support.parts import LEASE, SPANS, own_postgres, server_on, worker_on
 from tests.support.processes import Process, free_port, running, until, until_async
 from tests.support.server import SECRET
 from tests.support.sockets import chunks_of, of_type, open_socket
