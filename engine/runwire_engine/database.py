@@ -14,7 +14,7 @@ import logging
 import select
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, LiteralString, TypeVar
+from typing import Any, Final, LiteralString, Protocol, TypeVar
 
 import anyio
 import psycopg
@@ -62,6 +62,14 @@ _BOUNDS_TRANSACTIONS: Final = 170_000
 _ASK_SECONDS: Final = 1.0
 _OPEN_SECONDS: Final = 15.0
 _ROLLBACK_SECONDS: Final = 2.0
+
+
+class Statements(Protocol):
+    """What runs named statements: a transaction of ours, or one of a caller's own."""
+
+    async def all(self, name: str, parameters: Parameters | None = None) -> list[Row]: ...
+
+    async def run(self, name: str, parameters: Parameters | None = None) -> int: ...
 
 
 class Transaction:

@@ -28,6 +28,8 @@ EngineError
 FencedError (runwire.errors) is raised for writes of an execution that lost its run.
 """
 
+from runwire.errors import NotFoundError
+
 
 class EngineError(Exception):
     """Every error the engine raises on purpose."""
@@ -82,12 +84,17 @@ class TransitionRefusedError(EngineError):
     """The schema's guard refused a transition that the run's status does not allow."""
 
 
-class UnknownTaskError(EngineError):
-    """No worker has announced this task in this environment."""
+class UnknownTaskError(EngineError, NotFoundError):
+    """No worker has announced this task in this environment.
+
+    Inside a run and a transaction it is what the HTTP API's answer becomes: a NotFoundError.
+    """
 
     def __init__(self, task: str) -> None:
         super().__init__(
-            f"no worker has announced a task {task!r}; start one whose modules define it"
+            f"no worker has announced a task {task!r}; start one whose modules define it",
+            status=404,
+            code="not_found",
         )
         self.task = task
 

@@ -6,6 +6,7 @@ changed. Bells ring once the commit is acknowledged.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from typing import Final
 
 import anyio
@@ -17,10 +18,11 @@ from runwire_engine.endings import Endings
 from runwire_engine.errors import (
     CommitUnknownError,
     DataRefusedError,
+    LockHeldError,
     RunFinalError,
     RunNotFoundError,
 )
-from runwire_engine.flusher import Flusher
+from runwire_engine.flusher import RETRY_FOR, Flusher
 from runwire_engine.ids import new_run_id
 from runwire_engine.run_pages import RunPage as RunPage
 from runwire_engine.run_pages import RunQuery as RunQuery
@@ -72,9 +74,19 @@ class Runs:
         """Start a run and return its id once it is committed.
 
         Raises UnknownTaskError, TokenUsedError, FencedError (the parent lost its run),
-        DataRefusedError; DatabaseUnavailableError once Postgres has stayed away for 30 s.
+        DataRefusedError; DatabaseUnavailableError once Postgres has stayed away for 30 s, or an
+        open transaction has held the idempotency key for so long.
         """
-        return await self._flusher.submit((environment_id, Wanted(new_run_id(), new)))
+        wanted = Wanted(new_run_id(), new)
+        deadline = anyio.current_time() + RETRY_FOR
+        pauses = (min(0.02 * 2**tried, 0.5) for tried in count())
+        while True:
+            try:
+                return await self._flusher.submit((environment_id, wanted))
+            except LockHeldError:
+                if anyio.current_time() > deadline:
+                    raise
+            await anyio.sleep(next(pauses))
 
     async def trigger_many(
         self, environment_id: int, new: Sequence[NewRun]
@@ -160,6 +172,12 @@ class Runs:
         )
         return await self.trigger(environment_id, new)
 
+    async def reset_key(self, environment_id: int, task: str, key: str) -> bool:
+        """Free an idempotency key of a task: its next trigger makes a new run. False if none was
+        held; the run that it led to goes on."""
+        name = {"environment_id": environment_id, "task": task, "key": key}
+        return await self._database.run("runs.reset_key", name) > 0
+
     async def add_tags(
         self,
         environment_id: int,
@@ -194,15 +212,16 @@ class Runs:
         answers: dict[str, TriggerAnswer] = {}
         for environment_id in sorted({environment_id for environment_id, _ in items}):
             wanted = [wanted for at, wanted in items if at == environment_id]
-            stored = await self._store(environment_id, wanted, repeated=repeated)
+            # Nobody waits for a key that others may hold for long: that would hold up everybody.
+            stored = await self._store(environment_id, wanted, repeated=repeated, waits=False)
             answers.update((w.id, answer) for w, answer in zip(wanted, stored, strict=True))
         return [answers[wanted.id] for _, wanted in items]
 
     async def _store(
-        self, environment_id: int, wanted: Sequence[Wanted], *, repeated: bool
+        self, environment_id: int, wanted: Sequence[Wanted], *, repeated: bool, waits: bool = True
     ) -> Sequence[TriggerAnswer]:
         """Trigger in one transaction; once more, with its partition, on the first of a new day."""
-        work = partial(_trigger, environment_id, wanted, repeated)
+        work = partial(_trigger, environment_id, wanted, repeated, waits)
         try:
             answers, made = await self._database.retrying(work)
         except DataRefusedError:
@@ -221,9 +240,9 @@ def _event(row: Row) -> EventRow:
 
 
 async def _trigger(
-    environment_id: int, wanted: Sequence[Wanted], repeated: bool, tx: Transaction
+    environment_id: int, wanted: Sequence[Wanted], repeated: bool, waits: bool, tx: Transaction
 ) -> tuple[Sequence[TriggerAnswer], Sequence[Row]]:
-    triggering = Triggering(tx, environment_id, wanted)
+    triggering = Triggering(tx, environment_id, wanted, waits=waits)
     answers = await triggering.run(repeated=repeated)
     return answers, triggering.made
 

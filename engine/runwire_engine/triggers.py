@@ -11,10 +11,17 @@ from datetime import datetime
 from typing import Final, TypeAlias
 
 from runwire.errors import FencedError
-from runwire_engine.database import Row, Transaction
-from runwire_engine.errors import StatementError, TokenUsedError, UnknownTaskError
+from runwire_engine.database import Row, Statements, Transaction
+from runwire_engine.errors import (
+    LockHeldError,
+    StatementError,
+    TokenUsedError,
+    UnknownTaskError,
+)
 
 DEFAULT_IDEMPOTENCY_TTL: Final = 30 * 86_400.0
+# How often a key is claimed anew that a failing run freed between the claim and the look at it.
+_KEY_TRIES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +89,27 @@ TriggerAnswer: TypeAlias = TriggerResult | Exception
 class Triggering:
     """Triggers runs of one environment in one transaction."""
 
-    def __init__(self, tx: Transaction, environment_id: int, wanted: Sequence[Wanted]) -> None:
+    def __init__(
+        self,
+        tx: Statements,
+        environment_id: int,
+        wanted: Sequence[Wanted],
+        *,
+        waits: bool = True,
+        holds_parents: bool = True,
+        tasks: Sequence[Row] | None = None,
+    ) -> None:
+        """Say whether to wait for keys that another transaction is claiming (else their triggers
+        are answered with LockHeldError), whether to keep the parents as they are until this one
+        ends, and what `triggers.tasks` would return, where that is known."""
         # The runs that were made, with their queues.
         self.made: list[Row] = []
         self._tx = tx
         self._environment_id = environment_id
         self._wanted = wanted
+        self._waits = waits
+        self._holds_parents = holds_parents
+        self._known_tasks = tasks
         self._answers: dict[str, TriggerAnswer] = {}
         # Wanted runs that are answered like another one of this transaction, by both ids.
         self._follows: dict[str, str] = {}
@@ -110,6 +132,7 @@ class Triggering:
             # What was still committing a moment ago has used its tokens itself.
             await self._recognise()
         await self._claim_keys()
+        await self._give_back_tokens()
         await self._limit_queues()
         await self._insert()
         await self._settle_requests()
@@ -140,7 +163,9 @@ class Triggering:
 
     async def _find_tasks(self) -> None:
         names = sorted({wanted.new.task for wanted in self._wanted})
-        rows = await self._tx.all("triggers.tasks", self._with(tasks=names))
+        rows = self._known_tasks
+        if rows is None:
+            rows = await self._tx.all("triggers.tasks", self._with(tasks=names))
         self._now = rows[0]["now"]
         self._tasks = {row["id"]: row for row in rows}
 
@@ -154,7 +179,8 @@ class Triggering:
         ids = {wanted.new.parent.run_id for wanted in self._open if wanted.new.parent}
         if not ids:
             return
-        rows = await self._tx.all("triggers.hold_parents", self._with(ids=sorted(ids)))
+        name = "triggers.hold_parents" if self._holds_parents else "triggers.parents"
+        rows = await self._tx.all(name, self._with(ids=sorted(ids)))
         self._parents = {row["id"]: row for row in rows}
         for wanted in self._open:
             parent = wanted.new.parent
@@ -211,34 +237,63 @@ class Triggering:
                 cached.append((wanted, name))
         if not leaders:
             return
-        names = sorted(leaders)
+        held: dict[tuple[str, str], str] = {}
+        open_names = sorted(leaders)
+        for _ in range(_KEY_TRIES if self._waits else 1):
+            claimed = await self._claimed_keys(leaders, open_names)
+            open_names = [name for name in open_names if name not in claimed]
+            held.update(await self._held_keys(open_names))
+            open_names = [name for name in open_names if name not in held]
+            if not open_names:
+                break
+        for name in held:
+            leader = leaders[name]
+            self._answers[leader.id] = TriggerResult(held[name], held[name] != leader.id)
+        for name in open_names:
+            self._answers[leaders[name].id] = LockHeldError(
+                "another transaction is claiming this idempotency key"
+            )
+        for wanted, name in cached:
+            self._answers[wanted.id] = (
+                self._answers[leaders[name].id]
+                if name in open_names
+                else TriggerResult(held.get(name, leaders[name].id), is_cached=True)
+            )
+
+    async def _claimed_keys(
+        self, leaders: Mapping[tuple[str, str], Wanted], names: Sequence[tuple[str, str]]
+    ) -> set[tuple[str, str]]:
         rows = await self._tx.all(
             "triggers.claim_keys",
             self._with(
+                waits=self._waits,
                 tasks=[task for task, _ in names],
                 keys=[key for _, key in names],
                 ids=[leaders[name].id for name in names],
                 ttls=[float(leaders[name].new.idempotency_ttl) for name in names],
             ),
         )
-        runs = {(row["task"], row["key"]): leaders[row["task"], row["key"]].id for row in rows}
-        others = [name for name in names if name not in runs]
-        for row in await self._held_keys(others):
-            runs[row["task"], row["key"]] = row["run_id"]
-            leader = leaders[row["task"], row["key"]]
-            self._answers[leader.id] = TriggerResult(row["run_id"], row["run_id"] != leader.id)
-        for wanted, name in cached:
-            self._answers[wanted.id] = TriggerResult(runs[name], is_cached=True)
+        return {(row["task"], row["key"]) for row in rows}
 
-    async def _held_keys(self, names: Sequence[tuple[str, str]]) -> list[Row]:
+    async def _held_keys(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         if not names:
-            return []
+            return {}
         tasks, keys = zip(*names, strict=True)
         rows = await self._tx.all(
             "triggers.held_keys", self._with(tasks=list(tasks), keys=list(keys))
         )
-        _same_number(rows, names, "idempotency keys")
-        return rows
+        return {(row["task"], row["key"]): row["run_id"] for row in rows}
+
+    async def _give_back_tokens(self) -> None:
+        """Leave the one-time tokens of triggers that are to come again unused."""
+        jtis = [
+            wanted.new.one_time_jti[0]
+            for wanted in self._wanted
+            if wanted.new.one_time_jti is not None
+            and isinstance(self._answers.get(wanted.id), LockHeldError)
+        ]
+        if jtis:
+            await self._tx.run("triggers.free_tokens", self._with(jtis=jtis))
 
     async def _limit_queues(self) -> None:
         limits = {
@@ -331,7 +386,7 @@ async def hold_parent(tx: Transaction, environment_id: int, parent: Parent) -> N
         raise fenced(parent.run_id)
 
 
-async def limit_queues(tx: Transaction, environment_id: int, limits: Mapping[str, int]) -> None:
+async def limit_queues(tx: Statements, environment_id: int, limits: Mapping[str, int]) -> None:
     """Set the limits of queues, and send their ready runs through groups."""
     queues = sorted(limits)
     changed = await tx.all(
@@ -346,7 +401,7 @@ async def limit_queues(tx: Transaction, environment_id: int, limits: Mapping[str
         await match_limits(tx)
 
 
-async def match_limits(tx: Transaction) -> list[Row]:
+async def match_limits(tx: Statements) -> list[Row]:
     """Send ready runs through groups exactly if their queue has a limit; return some that moved."""
     moved = await tx.all("triggers.match_limits")
     await tx.run("triggers.make_groups")

@@ -85,3 +85,9 @@ with clock as (
 select environment_id, id, status, queue, limited, stream_keys, idempotency_key, awaited, waited,
        parked_by
   from changed;
+
+-- reset_key --
+-- Frees an idempotency key that is held.
+delete from runwire.idempotency_keys
+ where environment_id = %(environment_id)s and task = %(task)s and key = %(key)s
+   and expires_at > runwire.now_v1();

@@ -20,6 +20,13 @@ select id, execution, root_id, depth
  order by id
    for share;
 
+-- parents --
+-- Executing runs as they are now, for a transaction that may stay open for long.
+select id, execution, root_id, depth
+  from runwire.runs
+ where environment_id = %(environment_id)s and id = any(%(ids)s::text[])
+   and status in ('EXECUTING', 'WAITING');
+
 -- claim_requests --
 -- Claims the keys of calls that nobody has answered yet; waits for whoever is answering one.
 insert into runwire.request_keys (environment_id, operation, key, target_id, created_at)
@@ -64,14 +71,31 @@ select %(environment_id)s, paid.jti, paid.expires_at
     on conflict do nothing
 returning jti;
 
+-- free_tokens --
+-- Gives back one-time tokens that this very transaction used up.
+delete from runwire.used_tokens
+ where environment_id = %(environment_id)s and jti = any(%(jtis)s::text[]);
+
 -- claim_keys --
--- Claims idempotency keys that are free or expired; waits for whoever is claiming one.
+-- Claims idempotency keys that are free or expired. Somebody else may be claiming one, perhaps in a
+-- transaction of an application, which takes its time: waits for it, or leaves that key out.
+with wanted as materialized (
+    select given.*,
+           case when %(waits)s then pg_advisory_xact_lock(given.lock) is not null
+                else pg_try_advisory_xact_lock(given.lock) end as is_ours
+      from (select task, key, id, ttl,
+                   hashtextextended(concat_ws(' ', 'runwire.idempotency_keys',
+                                              %(environment_id)s::text, task, key), 0) as lock
+              from unnest(%(tasks)s::text[], %(keys)s::text[], %(ids)s::text[],
+                          %(ttls)s::double precision[]) as wanted (task, key, id, ttl)
+             order by task, key) as given
+)
 insert into runwire.idempotency_keys as k
        (environment_id, task, key, run_id, created_at, expires_at)
 select %(environment_id)s, wanted.task, wanted.key, wanted.id, %(now)s,
        %(now)s + make_interval(secs => wanted.ttl)
-  from unnest(%(tasks)s::text[], %(keys)s::text[], %(ids)s::text[],
-              %(ttls)s::double precision[]) as wanted (task, key, id, ttl)
+  from wanted
+ where wanted.is_ours
  order by wanted.task, wanted.key
     on conflict (environment_id, task, key) do update
    set run_id = excluded.run_id, created_at = excluded.created_at,
@@ -87,6 +111,7 @@ select wanted.task, wanted.key, k.run_id
        select run_id
          from runwire.idempotency_keys
         where environment_id = %(environment_id)s and task = wanted.task and key = wanted.key
+          and expires_at > %(now)s
         limit 1) as k;
 
 -- limit_queues --
@@ -228,17 +253,21 @@ with given as (
       join given on given.id = m.id
      where given.metadata is not null
 ), grouped as (
+    -- A group that another transaction is making is left to it: that one may stay open for long.
     insert into runwire.queue_groups (environment_id, queue, concurrency_key, concurrency_limit)
-    select distinct m.environment_id, m.queue, m.concurrency_key, base.concurrency_limit
-      from made m
-     cross join lateral (
-           select g.concurrency_limit
-             from runwire.queue_groups g
-            where g.environment_id = m.environment_id and g.queue = m.queue
-              and g.concurrency_key = ''
-            limit 1) as base
-     where m.limited and m.concurrency_key <> ''
-     order by 1, 2, 3
+    select fresh.*
+      from (select distinct m.environment_id, m.queue, m.concurrency_key, base.concurrency_limit
+              from made m
+             cross join lateral (
+                   select g.concurrency_limit
+                     from runwire.queue_groups g
+                    where g.environment_id = m.environment_id and g.queue = m.queue
+                      and g.concurrency_key = ''
+                    limit 1) as base
+             where m.limited and m.concurrency_key <> ''
+             order by 1, 2, 3) as fresh
+     where pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', 'runwire.queue_groups',
+               fresh.environment_id::text, fresh.queue, fresh.concurrency_key), 0))
         on conflict do nothing
 )
 select id, queue, status from made;
