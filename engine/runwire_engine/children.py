@@ -3,22 +3,21 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import orjson
 
 from runwire._context import ChildResult, ChildResults, Triggered, TriggeredBatch
+from runwire.errors import ApiError, InvalidValueError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire.wire import JsonObject
 from runwire_engine.batches import BatchRow
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
-from runwire_engine.errors import BatchNotFoundError
 from runwire_engine.journal import Place, Step, key_of
 from runwire_engine.new_runs import new_run
 from runwire_engine.patience import patiently
 from runwire_engine.states import RunStatus
-from runwire_engine.triggers import Parent
+from runwire_engine.triggers import NewRun, Parent
 from runwire_engine.waits import RunResult
 
 # Mints a token that reads one run ("run", id) or one batch ("batch", id) of an environment.
@@ -60,10 +59,9 @@ class Children:
         """
         target = " ".join(dict.fromkeys(item.task for item in items))
         step = Step(*place, kind="batch" if batch else "run", target=target)
-        body = hashlib.sha256(orjson.dumps([(i.task, i.payload) for i in items])).hexdigest()
-        key = key_of(parent.id, parent.generation, place, step.kind, body)
+        key = key_of(parent.id, parent.generation, place, step.kind, digest_of(items))
         if batch:
-            made = await self._make_batch(parent, items, idempotency_key or key, is_awaited=True)
+            made = await self._make_batch(parent, items, idempotency_key, key, is_awaited=True)
             cached = made.run_ids if _may_be_cached(items, made.is_cached) else ()
             return replace(step, run_ids=made.run_ids, cached_ids=cached, batch_id=made.id)
         new = [
@@ -99,57 +97,56 @@ class Children:
         )
 
     async def trigger_batch(
-        self, parent: ClaimedRun, items: Sequence[BatchItem], idempotency_key: str | None
+        self,
+        parent: ClaimedRun,
+        items: Sequence[BatchItem],
+        idempotency_key: str | None,
+        request_key: str,
     ) -> TriggeredBatch:
         """Start a batch of child runs. Raises what `trigger` raises."""
-        batch = await self._make_batch(parent, items, idempotency_key)
+        batch = await self._make_batch(parent, items, idempotency_key, request_key)
         token = self._token("batch", batch.id)
-        return TriggeredBatch(batch.id, batch.run_count, batch.is_cached, token)
+        return TriggeredBatch(batch.id, batch.run_count, batch.is_cached, token, batch.run_ids)
 
     async def _make_batch(
         self,
         parent: ClaimedRun,
         items: Sequence[BatchItem],
         idempotency_key: str | None,
+        request_key: str,
         *,
         is_awaited: bool = False,
     ) -> BatchRow:
         batches, environment_id = self._engine.batches, self._environment_id
         batch = await patiently(
-            lambda: batches.create(environment_id, len(items), idempotency_key, _parent_of(parent))
+            lambda: batches.create(
+                environment_id,
+                len(items),
+                idempotency_key,
+                _parent_of(parent),
+                request_key=request_key,
+            )
         )
-        # Also one of an earlier execution that died before its items were in.
-        is_cached = batch.is_cached and batch.sealed
-        if not is_cached:
-            new = [
-                (
-                    item.index,
-                    replace(
-                        new_run(
-                            item.task,
-                            item.payload,
-                            item.options,
-                            parent=_parent_of(parent),
-                            batch=(batch.id, item.index),
-                        ),
-                        awaited=is_awaited,
-                    ),
-                )
-                for item in items
-            ]
-            await patiently(lambda: batches.add_items(environment_id, batch.id, new))
-        if is_awaited and not is_cached:
-            batch = await patiently(partial(self._batch, batch.id))
-        return replace(batch, is_cached=is_cached)
-
-    async def _batch(self, batch_id: str) -> BatchRow:
-        batch = await self._engine.batches.retrieve(self._environment_id, batch_id)
-        if batch is None:
-            raise BatchNotFoundError(batch_id)
-        return batch
+        if batch.sealed:
+            return batch
+        # New, or of an execution that died before its items were in.
+        try:
+            new = [(item.index, _item(item, batch.id, parent, is_awaited)) for item in items]
+            added = await patiently(lambda: batches.add_items(environment_id, batch.id, new))
+        except (ApiError, InvalidValueError):
+            # Refused: whoever follows the batch shall not wait for its items.
+            await batches.add_items(environment_id, batch.id, [], end="aborted")
+            raise
+        run_ids = tuple(added.run_ids[item.index] for item in items)
+        return replace(batch, run_ids=run_ids, sealed=added.sealed, is_cached=False)
 
     def _token(self, kind: str, target: str) -> str | None:
         return None if self._mint is None else self._mint(self._environment_id, kind, target)
+
+
+def digest_of(items: Sequence[BatchItem]) -> str:
+    """Return what tells these items from others that a replay may ask for at the same place."""
+    return hashlib.sha256(orjson.dumps([(i.task, i.payload) for i in items])).hexdigest()
 
 
 def _may_be_cached(items: Sequence[BatchItem], is_cached: bool) -> bool:
@@ -184,3 +181,14 @@ def _error_of(run: RunResult) -> JsonObject | None:
 
 def _parent_of(run: ClaimedRun) -> Parent:
     return Parent(run.id, run.execution)
+
+
+def _item(item: BatchItem, batch_id: str, parent: ClaimedRun, is_awaited: bool) -> NewRun:
+    new = new_run(
+        item.task,
+        item.payload,
+        item.options,
+        parent=_parent_of(parent),
+        batch=(batch_id, item.index),
+    )
+    return replace(new, awaited=is_awaited)

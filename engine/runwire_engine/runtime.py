@@ -33,7 +33,7 @@ from runwire.requests import BatchItem, TriggerOptions
 from runwire.wire import JsonObject
 from runwire_engine.branches import Branches
 from runwire_engine.bridge import Bridge, arrival, pending_promise
-from runwire_engine.children import Children
+from runwire_engine.children import Children, digest_of
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
 from runwire_engine.errors import RunFinalError
@@ -241,14 +241,20 @@ class RunRuntime:
         return self._triggering(task, payload, options, request_key).result()
 
     async def trigger_batch(
-        self, items: Sequence[BatchItem], idempotency_key: str | None
+        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch:
-        return await arrival(self._triggering_batch(items, idempotency_key))
+        return await arrival(self._triggering_batch(items, idempotency_key, request_key))
 
     def trigger_batch_blocking(
-        self, items: Sequence[BatchItem], idempotency_key: str | None
+        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch:
-        return self._triggering_batch(items, idempotency_key).result()
+        return self._triggering_batch(items, idempotency_key, request_key).result()
+
+    async def reset_idempotency_key(self, task: str, key: str) -> bool:
+        return await arrival(self._resetting(task, key))
+
+    def reset_idempotency_key_blocking(self, task: str, key: str) -> bool:
+        return self._resetting(task, key).result()
 
     async def add_tags(self, tags: Sequence[str]) -> None:
         await arrival(self._tagging(tags))
@@ -407,10 +413,15 @@ class RunRuntime:
         return self._call(lambda: children.trigger(self._run, task, payload, options, key))
 
     def _triggering_batch(
-        self, items: Sequence[BatchItem], idempotency_key: str | None
+        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> "Future[TriggeredBatch]":
         children = self._around.children
-        return self._call(lambda: children.trigger_batch(self._run, items, idempotency_key))
+        place = self._place_of(request_key)
+        digest = digest_of(items)
+        key = key_of(self._run.id, self._run.generation, place, "trigger_batch", digest)
+        return self._call(
+            lambda: children.trigger_batch(self._run, items, idempotency_key, key)
+        )
 
     def _place_of(self, request_key: str) -> Place:
         """Return the place of a call, which may be repeated."""
@@ -478,6 +489,10 @@ class RunRuntime:
     async def _pass_gate(self) -> None:
         if self._waiting is not None:
             await self._waiting.pass_gate()
+
+    def _resetting(self, task: str, key: str) -> "Future[bool]":
+        runs, environment_id = self._around.engine.runs, self._around.environment_id
+        return self._call(lambda: patiently(lambda: runs.reset_key(environment_id, task, key)))
 
     def _tagging(self, tags: Sequence[str]) -> "Future[RunRow]":
         runs, environment_id = self._around.engine.runs, self._around.environment_id

@@ -242,6 +242,8 @@ CREATE TABLE runwire.batches (
     idempotency_key text,
     created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
     updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    is_open boolean DEFAULT false NOT NULL,
+    errors text DEFAULT '[]'::text NOT NULL,
     CONSTRAINT batches_id_check CHECK ((id ~ '^batch_[0-9a-z]{8,64}$'::text)),
     CONSTRAINT batches_run_count_check CHECK ((run_count >= 0))
 );

@@ -149,5 +149,87 @@ async def test_a_lost_answer_to_commit_neither_loses_nor_doubles_items(
     assert rows[0]["n"] == 3
 
 
+# Open batches, and what was refused -------------------------------------------------------------
+
+
+async def test_a_batch_without_a_number_is_sealed_when_it_ends(engine: Engine, env: int) -> None:
+    batch = await engine.batches.create(env, None)
+    assert (batch.run_count, batch.sealed, batch.status) == (0, False, "PENDING")
+    first = await engine.batches.add_items(env, batch.id, items(batch, 0, 1))
+    assert not first.sealed and (await reread(engine, batch)).run_count == 2
+    last = await engine.batches.add_items(env, batch.id, items(batch, 2), end="complete")
+    assert (last.sealed, last.enqueued, last.expected) == (True, 3, 3)
+    again = await engine.batches.add_items(env, batch.id, [], end="complete")
+    assert again.sealed and again.accepted == 0
+    after = await reread(engine, batch)
+    assert (after.run_count, after.status, len(after.run_ids)) == (3, "PROCESSING", 3)
+
+
+async def test_an_open_batch_takes_no_more_than_a_thousand(engine: Engine, env: int) -> None:
+    batch = await engine.batches.create(env, None)
+    with pytest.raises(DataRefusedError, match="at most 1000 items"):
+        await engine.batches.add_items(env, batch.id, items(batch, 1000))
+
+
+async def test_a_refused_item_is_noted_until_it_comes_after_all(engine: Engine, env: int) -> None:
+    batch = await engine.batches.create(env, 2)
+    bad = [(index, NewRun("nobody", batch=(batch.id, index))) for index in (0, 1)]
+    with pytest.raises(UnknownTaskError):
+        await engine.batches.add_items(env, batch.id, bad)
+    noted = (await reread(engine, batch)).errors
+    assert [(error.index, error.task, error.code) for error in noted] == [
+        (0, "nobody", "not_found"),
+        (1, "nobody", "not_found"),
+    ]
+    await engine.batches.add_items(env, batch.id, items(batch, 0))
+    assert [error.index for error in (await reread(engine, batch)).errors] == [1]
+    await engine.batches.add_items(env, batch.id, items(batch, 1))
+    after = await reread(engine, batch)
+    assert after.errors == () and after.sealed
+
+
+async def test_a_batch_that_is_given_up_is_sealed_and_frees_its_key(
+    engine: Engine, env: int
+) -> None:
+    batch = await engine.batches.create(env, 3, "key")
+    await engine.batches.add_items(env, batch.id, items(batch, 0))
+    with pytest.raises(UnknownTaskError):
+        await engine.batches.add_items(env, batch.id, [(1, NewRun("nobody"))])
+    given_up = await engine.batches.add_items(env, batch.id, [], end="aborted")
+    assert (given_up.sealed, given_up.expected) == (True, 1)
+    (run,) = await engine.claims.claim(env, "w1", ALL_TASKS, 2)
+    assert (await reread(engine, batch)).status == "PROCESSING"
+    await engine.outcomes.finish(env, Completed(run.id, run.execution, "1"))
+    assert (await reread(engine, batch)).status == "ABORTED"
+    again = await engine.batches.create(env, 3, "key")
+    assert again.id != batch.id and not again.is_cached
+
+
+async def test_a_repeated_creation_gets_the_first_answer(engine: Engine, env: int) -> None:
+    first = await engine.batches.create(env, 2, request_key="call")
+    again = await engine.batches.create(env, 2, request_key="call")
+    assert (again.id, again.is_cached) == (first.id, False)
+    keyed = await engine.batches.create(env, 2, "key", request_key="call-2")
+    for _ in range(2):
+        cached = await engine.batches.create(env, 2, "key", request_key="call-3")
+        assert (cached.id, cached.is_cached) == (keyed.id, True)
+    assert keyed.id != first.id
+
+
+async def test_one_creation_that_arrives_many_times_at_once_makes_one_batch(
+    engine: Engine, env: int
+) -> None:
+    made: list[BatchRow] = []
+
+    async def create() -> None:
+        made.append(await engine.batches.create(env, 1, request_key="call"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(create)
+    assert len({batch.id for batch in made}) == 1
+    assert not any(batch.is_cached for batch in made)
+
+
 def _all() -> RunQuery:
     return RunQuery(size=100)

@@ -137,7 +137,7 @@ async def test_increments_of_twenty_children_at_once_add_up_on_parent_and_root(
 
     async def parent() -> str:
         items = [BatchItem(index=index, task=worker_task.id, payload="10") for index in range(20)]
-        batch = await here().trigger_batch(items, None)
+        batch = await here().trigger_batch(items, None, "call")
         return batch.id
 
     made = defined(parent)
@@ -301,8 +301,8 @@ async def test_a_batch_whose_execution_died_before_its_items_were_in_is_filled_b
         execution = Parent(runtime.ctx.run.id, runtime.ctx.attempt.execution)
         await bench.engine.batches.create(bench.env, 2, "one key", execution)
         items = [BatchItem(index=n, task=child.id, options=TriggerOptions()) for n in range(2)]
-        first = await runtime.trigger_batch(items, "one key")
-        second = await runtime.trigger_batch(items, "one key")
+        first = await runtime.trigger_batch(items, "one key", "call")
+        second = await runtime.trigger_batch(items, "one key", "call-2")
         assert first.id == second.id
         return [first.is_cached, second.is_cached, first.id]
 

@@ -129,3 +129,46 @@ async def test_a_batch_token_reads_a_run_that_an_idempotency_key_brought_in(
     async with server.client(made.headers["x-trigger-jwt"]) as reader:
         assert (await reader.get(f"/api/v2/batches/{batch_id}")).json()["runs"] == [run]
         assert (await reader.get(f"/api/v3/runs/{run}")).status_code == 200
+
+
+async def test_a_batch_of_unknown_size_is_created_open_and_ended(http: httpx.AsyncClient) -> None:
+    made = await http.post("/api/v3/batches", json={})
+    assert (made.status_code, made.json()["runCount"]) == (202, 0)
+    batch_id = made.json()["id"]
+    for index in (0, 1):
+        sent = (await _send(http, batch_id, _items(index))).json()
+        assert (sent["itemsAccepted"], sent["sealed"]) == (1, False)
+    ended = await http.post(f"/api/v3/batches/{batch_id}/items", params={"end": "true"})
+    assert ended.json()["sealed"] is True
+    batch = (await http.get(f"/api/v2/batches/{batch_id}")).json()
+    assert (batch["runCount"], batch["sealed"], len(batch["runs"])) == (2, True, 2)
+
+
+async def test_a_batch_tells_which_items_were_refused_and_can_be_given_up(
+    http: httpx.AsyncClient,
+) -> None:
+    batch_id = (await http.post("/api/v3/batches", json={"runCount": 3})).json()["id"]
+    await _send(http, batch_id, _items(0))
+    options = {"delay": "for a while"}
+    bad = _lines({"index": 1, "task": "echo", "options": options}, {"index": 2, "task": "nobody"})
+    assert (await _send(http, batch_id, bad)).status_code == 400
+    assert (await _send(http, batch_id, _items(2, task="nobody"))).status_code == 404
+    errors = (await http.get(f"/api/v2/batches/{batch_id}")).json()["processing"]["errors"]
+    assert [(each["index"], each["taskIdentifier"]) for each in errors] == [
+        (1, "echo"),
+        (2, "nobody"),
+    ]
+    assert all(each["error"] and each["errorCode"] for each in errors)
+    given_up = await http.post(f"/api/v3/batches/{batch_id}/items", params={"abort": "true"})
+    assert given_up.json()["sealed"] is True
+    assert (await http.get(f"/api/v2/batches/{batch_id}")).json()["runCount"] == 1
+
+
+async def test_a_creation_that_is_sent_again_is_the_same_batch(http: httpx.AsyncClient) -> None:
+    headers = {"x-trigger-request-idempotency-key": "one call"}
+    sent = [
+        await http.post("/api/v3/batches", json={"runCount": 1}, headers=headers) for _ in range(2)
+    ]
+    assert sent[0].json() == sent[1].json()
+    other = await http.post("/api/v3/batches", json={"runCount": 1})
+    assert other.json()["id"] != sent[0].json()["id"]

@@ -83,9 +83,9 @@ class RecordingRun:
         return self.trigger_blocking(task, payload, options, request_key)
 
     async def trigger_batch(
-        self, items: Sequence[BatchItem], idempotency_key: str | None
+        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch:
-        return self.trigger_batch_blocking(items, idempotency_key)
+        return self.trigger_batch_blocking(items, idempotency_key, request_key)
 
     def trigger_blocking(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str
@@ -94,10 +94,18 @@ class RecordingRun:
         return Triggered("run_b", False, "token")
 
     def trigger_batch_blocking(
-        self, items: Sequence[BatchItem], idempotency_key: str | None
+        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch:
         self.told.append(("batch", *((item.task, item.payload) for item in items)))
-        return TriggeredBatch("batch_a", len(items), False, None)
+        ids = tuple(f"run_{item.index}" for item in items)
+        return TriggeredBatch("batch_a", len(items), False, None, ids)
+
+    async def reset_idempotency_key(self, task: str, key: str) -> bool:
+        return self.reset_idempotency_key_blocking(task, key)
+
+    def reset_idempotency_key_blocking(self, task: str, key: str) -> bool:
+        self.told.append(("reset", task, key))
+        return True
 
     async def trigger_and_wait(
         self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None

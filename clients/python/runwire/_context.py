@@ -85,6 +85,8 @@ class TriggeredBatch:
     run_count: int
     is_cached: bool
     public_access_token: str | None
+    # The runs of its items, in order.
+    run_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,13 +174,13 @@ class Runtime(Protocol):
     async def trigger(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str
     ) -> Triggered:
-        """Start a child run of this run."""
+        """Start a child run of this run; `request_key` names the call, which may be repeated."""
         ...
 
     async def trigger_batch(
-        self, items: Sequence[BatchItem], idempotency_key: str | None
+        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch:
-        """Start a batch of child runs."""
+        """Start a batch of child runs; `request_key` names the call, which may be repeated."""
         ...
 
     def trigger_blocking(
@@ -186,7 +188,7 @@ class Runtime(Protocol):
     ) -> Triggered: ...
 
     def trigger_batch_blocking(
-        self, items: Sequence[BatchItem], idempotency_key: str | None
+        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch: ...
 
     async def trigger_and_wait(
@@ -207,6 +209,12 @@ class Runtime(Protocol):
         ...
 
     def wait_until_blocking(self, due: datetime | float) -> None: ...
+
+    async def reset_idempotency_key(self, task: str, key: str) -> bool:
+        """Free a key of a task, as `idempotency_keys.create` made it; say whether it was held."""
+        ...
+
+    def reset_idempotency_key_blocking(self, task: str, key: str) -> bool: ...
 
     async def add_tags(self, tags: Sequence[str]) -> None: ...
 

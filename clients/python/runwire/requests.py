@@ -64,9 +64,10 @@ class TriggerAnswer(_Body):
 
 
 class BatchBody(_Body):
-    """POST /api/v3/batches: the first of two phases."""
+    """POST /api/v3/batches: the first of two phases. Without runCount, as many items as come until
+    the batch is ended."""
 
-    run_count: int = Field(ge=0, le=MAX_BATCH_ITEMS)
+    run_count: int | None = Field(default=None, ge=0, le=MAX_BATCH_ITEMS)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=2048)
 
 
@@ -92,6 +93,12 @@ class BatchItemsAnswer(_Body):
     sealed: bool
     enqueued_count: int | None = None
     expected_count: int | None = None
+
+
+class ResetKeyBody(_Body):
+    """POST /api/v1/idempotencyKeys/{key}/reset."""
+
+    task_identifier: str = Field(min_length=1, max_length=128)
 
 
 class PublicTokenBody(_Body):

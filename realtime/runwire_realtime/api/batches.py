@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
+from runwire.errors import InvalidValueError
 from runwire.requests import BatchAnswer, BatchBody, BatchItem, BatchItemsAnswer
-from runwire.wire import ErrorCode, Json
-from runwire_engine.batches import BatchRow
+from runwire_engine.batches import BatchRow, End, ItemError
 from runwire_engine.new_runs import check_payload, new_run
 from runwire_engine.triggers import NewRun
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call, parsed
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.api.run_tokens import TOKEN_HEADERS, batch_token
-from runwire_realtime.errors import ForbiddenError, NotFoundError, RefusedError
+from runwire_realtime.errors import ForbiddenError, NotFoundError
 from runwire_realtime.run_view import wire_time
 
 # How much of a batch is held in memory and written in one transaction.
@@ -29,8 +29,30 @@ _BYTES_AT_ONCE: Final = 1024 * 1024
 _TOKEN_KEY: Final = "token:"
 
 
+class BatchItemError(BaseModel):
+    """An item that was refused and did not come again."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    index: int
+    task_identifier: str
+    error: str
+    error_code: str
+
+
 class BatchProcessing(BaseModel):
-    errors: list[Json] = []
+    errors: list[BatchItemError] = []
+
+
+class BatchItemsQuery(BaseModel):
+    """How a batch is sealed before every promised item is in."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    # No more will come: the batch has the items that are in.
+    end: bool = False
+    # The same, because whoever filled it gave up: its idempotency key is free again.
+    abort: bool = False
 
 
 class BatchView(BaseModel):
@@ -55,7 +77,10 @@ async def create(call: Call) -> Response:
         raise ForbiddenError("a batch needs a scope batchTrigger:tasks:<task>")
     body = await call.body(BatchBody)
     batch = await call.services.engine.batches.create(
-        call.environment_id, body.run_count, _one_time_key(call) or body.idempotency_key
+        call.environment_id,
+        body.run_count,
+        _one_time_key(call) or body.idempotency_key,
+        request_key=call.request_key("batch"),
     )
     # "Cached" makes clients skip the items: true only once they are all in.
     is_cached = batch.is_cached and batch.sealed
@@ -64,8 +89,9 @@ async def create(call: Call) -> Response:
 
 
 async def add_items(call: Call) -> Response:
-    """Take items of a batch; the last one promised seals it."""
+    """Take items of a batch; the last one promised seals it, or the word that it was the last."""
     batch_id = call.id("batchId")
+    end = _end(call.query(BatchItemsQuery))
     batch = await _existing(call, batch_id)
     if call.grant.one_time and batch.idempotency_key != _one_time_key(call):
         raise ForbiddenError("the one-time token is good for another batch")
@@ -77,8 +103,10 @@ async def add_items(call: Call) -> Response:
         )
         accepted += progress.accepted
         deduplicated += progress.deduplicated
-    if progress is None:
-        progress = await call.services.engine.batches.add_items(call.environment_id, batch_id, [])
+    if progress is None or end is not None:
+        progress = await call.services.engine.batches.add_items(
+            call.environment_id, batch_id, [], end=end
+        )
     return answer(
         BatchItemsAnswer(
             id=batch_id,
@@ -107,8 +135,25 @@ async def retrieve(call: Call) -> Response:
             sealed=batch.sealed,
             idempotency_key=_shown_key(batch.idempotency_key),
             runs=list(batch.run_ids),
+            processing=BatchProcessing(
+                errors=[
+                    BatchItemError(
+                        index=each.index,
+                        task_identifier=each.task,
+                        error=each.error,
+                        error_code=each.code,
+                    )
+                    for each in batch.errors
+                ]
+            ),
         )
     )
+
+
+def _end(query: BatchItemsQuery) -> End | None:
+    if query.abort:
+        return "aborted"
+    return "complete" if query.end else None
 
 
 def _one_time_key(call: Call) -> str | None:
@@ -142,10 +187,6 @@ async def _groups(call: Call, batch: BatchRow) -> AsyncIterator[list[tuple[int, 
 
 async def _item(call: Call, batch: BatchRow, line: bytes) -> tuple[int, NewRun]:
     item = await parsed(BatchItem, line, "item")
-    if item.index >= batch.run_count:
-        raise RefusedError(
-            ErrorCode.MALFORMED, f"the batch was announced with {batch.run_count} items"
-        )
     if not call.grant.may_batch_trigger(item.task):
         raise ForbiddenError(f"this item needs the scope batchTrigger:tasks:{item.task[:128]}")
 
@@ -153,9 +194,14 @@ async def _item(call: Call, batch: BatchRow, line: bytes) -> tuple[int, NewRun]:
         payload = check_payload(item.payload, item.options.payload_type)
         return new_run(item.task, payload, item.options, batch=(batch.id, item.index))
 
-    if len(line) <= 128 * 1024:
-        return item.index, make()
-    return item.index, await anyio.to_thread.run_sync(make)
+    try:
+        if len(line) <= 128 * 1024:
+            return item.index, make()
+        return item.index, await anyio.to_thread.run_sync(make)
+    except InvalidValueError as error:
+        refused = ItemError(item.index, item.task[:128], str(error), error.code)
+        await call.services.engine.batches.note_errors(call.environment_id, batch.id, [refused])
+        raise
 
 
 OPERATIONS: Final = (
@@ -169,6 +215,7 @@ OPERATIONS: Final = (
         status=202,
         scopes="batchTrigger:tasks:<task>",
         body=BatchBody,
+        request_key=True,
         answer_headers=TOKEN_HEADERS,
         errors=(408, 413, 415),
     ),
@@ -180,6 +227,7 @@ OPERATIONS: Final = (
         add_items,
         BatchItemsAnswer,
         scopes="batchTrigger:tasks:<task> for each item",
+        query=BatchItemsQuery,
         body=BatchItem,
         body_type="application/x-ndjson",
         body_required=False,
