@@ -24,6 +24,7 @@ from runwire_engine.settings import EngineSettings
 from runwire_realtime.api import (
     batches,
     health,
+    idempotency_keys,
     metadata,
     runs,
     schedules,
@@ -56,6 +57,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *runs.OPERATIONS,
     *timeline.OPERATIONS,
     *batches.OPERATIONS,
+    *idempotency_keys.OPERATIONS,
     *metadata.OPERATIONS,
     *tags.OPERATIONS,
     *streams.OPERATIONS,

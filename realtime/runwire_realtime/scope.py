@@ -145,6 +145,10 @@ class Grant:
             run_id, task, tags, batch_ids
         )
 
+    def may_reset_keys(self, task: str) -> bool:
+        """Say whether idempotency keys of this task may be freed."""
+        return self._may("write", "runs") or self._may("write", "tasks", task)
+
     def may_trigger(self, task: str) -> bool:
         return self._may("trigger", "tasks", task)
 
