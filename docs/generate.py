@@ -37,7 +37,7 @@ PAGES: Final = (
     DOCS / "design" / "runs.md",
 )
 _PART: Final = re.compile(
-    r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL | re.MULTILINE
+    r"(<!-- generated: ([a-z_-]+) -->\n).*?(<!-- end -->)", re.DOTALL | re.MULTILINE
 )
 # Modules of routes, in the order of the page.
 GROUPS: Final = (
@@ -48,6 +48,7 @@ GROUPS: Final = (
     "metadata",
     "streams",
     "batches",
+    "idempotency_keys",
     "tasks",
     "schedules",
     "tokens",

@@ -419,9 +419,7 @@ class RunRuntime:
         place = self._place_of(request_key)
         digest = digest_of(items)
         key = key_of(self._run.id, self._run.generation, place, "trigger_batch", digest)
-        return self._call(
-            lambda: children.trigger_batch(self._run, items, idempotency_key, key)
-        )
+        return self._call(lambda: children.trigger_batch(self._run, items, idempotency_key, key))
 
     def _place_of(self, request_key: str) -> Place:
         """Return the place of a call, which may be repeated."""

@@ -7,6 +7,7 @@ def test_the_package_offers_these_names() -> None:
         "AbortTaskRunError",
         "ApiError",
         "AsyncRunwire",
+        "BatchTriggerError",
         "ConfigurationError",
         "ConflictError",
         "Context",
@@ -16,6 +17,7 @@ def test_the_package_offers_these_names() -> None:
         "InvalidValueError",
         "NotFoundError",
         "NotInRunError",
+        "NotInTransactionError",
         "Run",
         "Runwire",
         "RunwireError",
@@ -49,9 +51,9 @@ def test_every_name_that_is_offered_is_there() -> None:
 def test_every_call_of_the_async_client_has_a_blocking_twin() -> None:
     with runwire.Runwire(api_url="http://127.0.0.1:1", access_token="t") as blocking:
         client = runwire.AsyncRunwire(api_url="http://127.0.0.1:1", access_token="t")
-        for noun in ("tasks", "runs", "batch", "streams", "auth", "schedules"):
+        for noun in ("tasks", "runs", "batch", "idempotency_keys", "streams", "auth", "schedules"):
             assert public(getattr(client, noun)) <= public(getattr(blocking, noun)), noun
-    for noun in ("tasks", "runs", "batch", "auth", "schedules"):
+    for noun in ("tasks", "runs", "batch", "idempotency_keys", "auth", "schedules"):
         assert public(getattr(client, noun)) <= public(getattr(sync, noun)), noun
 
 

@@ -1,12 +1,24 @@
+import json
 import socket
-from collections.abc import AsyncGenerator, Iterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from runwire import AsyncRunwire, ConfigurationError, Runwire, _http, auth
+from runwire import (
+    AsyncRunwire,
+    ConfigurationError,
+    Runwire,
+    _batching,
+    _http,
+    auth,
+    idempotency_keys,
+)
+from runwire.batch import BatchItem, ItemError
 from runwire.errors import (
+    BatchTriggerError,
     ConflictError,
     ForbiddenError,
     InvalidValueError,
@@ -18,6 +30,7 @@ from runwire.errors import (
     UnauthorizedError,
     UnreachableError,
 )
+from tests.support.recording_run import executing
 from tests.support.scripted_http import ScriptedHttp, scripted_http
 from tests.support.scripted_server import run
 
@@ -170,6 +183,163 @@ async def test_a_batch_is_sent_in_two_phases_until_it_is_sealed(
     assert items[0].body == items[1].body and items[0].path == "/api/v3/batches/batch_a/items"
     lines = items[0].body.splitlines()
     assert len(lines) == 2 and b'"index":0' in lines[0] and b'"payload":"1"' in lines[0]
+
+
+ACCEPTED = {"id": "batch_a", "itemsAccepted": 1, "itemsDeduplicated": 0}
+CREATED = {"id": "batch_a", "runCount": 0, "isCached": False}
+
+
+async def arriving(count: int) -> AsyncIterator[BatchItem]:
+    for number in range(count):
+        yield {"task": "t", "payload": number}
+
+
+async def test_a_batch_of_an_iterable_is_sent_while_it_is_read(
+    server: ScriptedHttp, client: AsyncRunwire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_batching, "_GROUP_ITEMS", 2)
+    monkeypatch.setattr(_batching, "_GROUP_SECONDS", 3600.0)
+    server.answer(202, CREATED, x_trigger_jwt="jwt")
+    server.answer(200, {**ACCEPTED, "sealed": False})
+    sent_before: list[int] = []
+
+    async def watched() -> AsyncIterator[BatchItem]:
+        async for item in arriving(5):
+            yield item
+            sent_before.append(len(server.asked))
+        server.answers[:] = [(200, {**ACCEPTED, "sealed": True}, {})]
+
+    handle = await client.batch.trigger(watched())
+    assert (handle.batch_id, handle.run_count, handle.public_access_token) == ("batch_a", 5, "jwt")
+    created, *sent = server.asked
+    assert created.json == {}
+    assert [asked.path.partition("/items")[2] for asked in sent] == ["", "", "", "?end=true"]
+    lines = [json.loads(line) for asked in sent for line in asked.body.splitlines()]
+    assert [(line["index"], line["payload"]) for line in lines] == [(n, str(n)) for n in range(5)]
+    # The first item leaves at once, then as many as make a group.
+    assert sent_before == [2, 2, 3, 3, 4]
+
+
+def test_a_blocking_batch_of_a_generator_is_read_in_its_own_thread(server: ScriptedHttp) -> None:
+    server.answer(202, CREATED)
+    server.answer(200, {**ACCEPTED, "sealed": True})
+    threads: set[int] = set()
+
+    def numbers() -> Iterator[BatchItem]:
+        for number in range(250):
+            threads.add(threading.get_ident())
+            yield {"task": "t", "payload": number}
+
+    with Runwire(api_url=server.url, access_token="key") as blocking:
+        handle = blocking.batch.trigger(numbers())
+    assert handle.run_count == 250 and threads == {threading.get_ident()}
+    sent = [line for asked in server.asked[1:] for line in asked.body.splitlines()]
+    assert len(sent) == 250
+
+
+async def test_a_cached_batch_reads_no_more_of_its_iterable(
+    server: ScriptedHttp, client: AsyncRunwire
+) -> None:
+    server.answer(202, {"id": "batch_a", "runCount": 7, "isCached": True})
+    handle = await client.batch.trigger(arriving(1_000_000), idempotency_key="k")
+    assert (handle.is_cached, handle.run_count, len(server.asked)) == (True, 7, 1)
+
+
+@pytest.mark.parametrize("count", [0, 1001])
+async def test_an_iterable_yields_one_to_a_thousand(
+    server: ScriptedHttp, client: AsyncRunwire, count: int
+) -> None:
+    server.answer(202, CREATED)
+    server.answer(200, {**ACCEPTED, "sealed": True})
+    if count == 0:
+        with pytest.raises(InvalidValueError, match="1 to 1000 runs, not 0"):
+            await client.batch.trigger(arriving(count))
+        assert server.asked == []
+        return
+    with pytest.raises(BatchTriggerError, match="not 1001") as raised:
+        await client.batch.trigger(arriving(count))
+    assert (raised.value.batch_id, raised.value.phase) == ("batch_a", "stream")
+    assert server.asked[-1].path.endswith("/items?abort=true")
+
+
+async def test_a_source_that_fails_leaves_what_was_started_and_says_where(
+    server: ScriptedHttp, client: AsyncRunwire
+) -> None:
+    async def broken(first: bool) -> AsyncIterator[BatchItem]:
+        if first:
+            yield {"task": "t"}
+        raise RuntimeError("the file ends here")
+
+    with pytest.raises(RuntimeError, match="the file ends"):
+        await client.batch.trigger(broken(False))
+    assert server.asked == []
+    server.answer(202, CREATED)
+    server.answer(200, {**ACCEPTED, "sealed": False})
+    with pytest.raises(BatchTriggerError, match="the file ends here") as raised:
+        await client.batch.trigger(broken(True))
+    error = raised.value
+    assert (error.phase, error.batch_id, error.item_count) == ("stream", "batch_a", 1)
+    assert isinstance(error.cause, RuntimeError) and error.__cause__ is error.cause
+    assert not error.is_rate_limited and error.retry_after is None
+    assert server.asked[-1].path.endswith("/items?abort=true")
+
+
+async def test_a_batch_that_is_refused_says_in_which_phase(
+    server: ScriptedHttp, client: AsyncRunwire
+) -> None:
+    server.answer(429, {"error": "slowly", "code": "rate_limited"}, retry_after="0")
+    with pytest.raises(BatchTriggerError) as raised:
+        await client.batch.trigger([{"task": "t"}, {"task": "t"}])
+    error = raised.value
+    assert (error.phase, error.batch_id, error.item_count) == ("create", None, 2)
+    assert error.is_rate_limited and error.retry_after == 0.0
+    server.answers[:] = []
+    server.answer(202, CREATED)
+    server.answer(404, {"error": "no such task", "code": "not_found"})
+    with pytest.raises(BatchTriggerError, match="no such task") as raised:
+        await client.batch.trigger([{"task": "t"}])
+    assert (raised.value.phase, raised.value.batch_id) == ("stream", "batch_a")
+    assert isinstance(raised.value.cause, NotFoundError)
+    assert server.asked[-1].path.endswith("/items?abort=true")
+
+
+async def test_a_batch_tells_what_was_refused_of_it(
+    server: ScriptedHttp, client: AsyncRunwire
+) -> None:
+    at = "2026-11-23T20:47:46.123Z"
+    problem = {"index": 1, "taskIdentifier": "t", "error": "no", "errorCode": "not_found"}
+    server.answer(
+        200,
+        {
+            "id": "batch_a",
+            "status": "ABORTED",
+            "createdAt": at,
+            "updatedAt": at,
+            "runCount": 1,
+            "runs": ["run_a"],
+            "processing": {"errors": [problem]},
+        },
+    )
+    held = await client.batch.retrieve("batch_a")
+    assert held.processing_errors == (ItemError(1, "t", "no", "not_found"),)
+    assert held.is_completed and held.run_ids == ("run_a",)
+
+
+async def test_a_key_is_reset_as_it_was_made(server: ScriptedHttp, client: AsyncRunwire) -> None:
+    server.answer(200, {"id": "k"})
+    made = idempotency_keys.create(["a", "b"], scope="global")
+    assert await client.idempotency_keys.reset("my task", ["a", "b"], scope="global")
+    assert await client.idempotency_keys.reset("my task", made)
+    for asked in server.asked:
+        assert asked.path == f"/api/v1/idempotencyKeys/{made}/reset"
+        assert asked.json == {"taskIdentifier": "my task"}
+    await client.idempotency_keys.reset("t", "k", parent_run_id="run_a")
+    with executing():
+        assert server.asked[-1].path.split("/")[4] == idempotency_keys.create("k")
+    with pytest.raises(InvalidValueError, match="attempt_number"):
+        await client.idempotency_keys.reset("t", "k", scope="attempt", parent_run_id="run_a")
+    server.answers[:] = [(404, {"error": "none", "code": "not_found"}, {})]
+    assert not await client.idempotency_keys.reset("my task", made)
 
 
 async def test_a_list_follows_its_pages(server: ScriptedHttp, client: AsyncRunwire) -> None:

@@ -163,6 +163,8 @@ async def test_triggers_go_through_the_run() -> None:
         assert (many.batch_id, many.id, many.run_count) == ("batch_a", "batch_a", 2)
         await batch.trigger([{"task": child, "payload": Word(text="e")}, {"task": "other"}])
         sync.batch.trigger([{"task": "other", "payload": 1}])
+        await child.batch_trigger({"payload": Word(text=text)} async for text in letters())
+        child.sync.batch_trigger({"payload": Word(text=text)} for text in "ij")
     assert run.told == [
         ("trigger", "in-run-child", '{"text":"a"}', ["x"]),
         ("trigger", "other", "[1]", None),
@@ -171,6 +173,24 @@ async def test_triggers_go_through_the_run() -> None:
         ("batch", ("in-run-child", '{"text":"c"}'), ("in-run-child", '{"text":"d"}')),
         ("batch", ("in-run-child", '{"text":"e"}'), ("other", None)),
         ("batch", ("other", "1")),
+        ("batch", ("in-run-child", '{"text":"g"}'), ("in-run-child", '{"text":"h"}')),
+        ("batch", ("in-run-child", '{"text":"i"}'), ("in-run-child", '{"text":"j"}')),
+    ]
+
+
+async def letters() -> AsyncIterator[str]:
+    yield "g"
+    yield "h"
+
+
+async def test_a_key_is_reset_through_the_run() -> None:
+    with executing() as run:
+        assert await idempotency_keys.reset("other", "k")
+        assert sync.idempotency_keys.reset("other", ["a", "b"], scope="global")
+        hashed = idempotency_keys.create("k")
+    assert run.told == [
+        ("reset", "other", hashed),
+        ("reset", "other", idempotency_keys.create(["a", "b"], scope="global")),
     ]
 
 

@@ -51,6 +51,8 @@ async def _things_that_are_there(server: TestRealtime) -> str:
         await http.post(f"/realtime/v1/streams/{run}/self/text/append", content="x")
         wanted = {"task": "echo", "cron": "0 0 1 1 *", "deduplicationKey": "there"}
         schedule = (await http.post("/api/v1/schedules", json=wanted)).json()["id"]
+        held = {"options": {"idempotencyKey": "text"}}
+        await http.post("/api/v1/tasks/ask/trigger", json=held)
     names = {"runId": run, "batchId": batch, "taskId": "echo", "key": "text", "target": "self"}
     names["scheduleId"] = schedule
     lines = [f'"path.{name}" = "{value}"' for name, value in names.items()]

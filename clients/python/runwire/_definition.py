@@ -1,8 +1,9 @@
 """What a task is: a plain function, what it takes, its options, and the calls that start it."""
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Final,
@@ -16,14 +17,19 @@ from typing import (
     overload,
 )
 
-from runwire import _triggering
+from runwire import _batching, _triggering
+from runwire._batching import BatchHandle, Key, blocking_entries_of, entries_of
 from runwire._cron import CronOptions
 from runwire._hooks import Hook, HookT
 from runwire._options import TriggerKeywords
 from runwire._signature import Signature
 from runwire._task_options import QueueOptions, RetryOptions
+from runwire._triggering import Entry, RunHandle
 from runwire.errors import InvalidValueError, TaskError
 from runwire.wire import JsonObject
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
@@ -87,19 +93,33 @@ class Task(Generic[PayloadT, OutputT, P, ReturnT]):
         return SyncTask(cast("Task[PayloadT, OutputT, ..., Any]", self))
 
     async def trigger(
-        self, payload: PayloadT = NO_PAYLOAD, **options: Unpack[TriggerKeywords]
-    ) -> "_triggering.RunHandle[OutputT]":
+        self,
+        payload: PayloadT = NO_PAYLOAD,
+        *,
+        connection: "AsyncConnection[Any] | None" = None,
+        **options: Unpack[TriggerKeywords],
+    ) -> RunHandle[OutputT]:
         """Start a run. The payload is validated first; raises InvalidValueError when it is wrong.
 
-        Inside a run the new run is its child; elsewhere the call goes over HTTP.
+        Inside a run the new run is its child; elsewhere the call goes over HTTP. With a psycopg
+        connection it becomes part of that one's transaction: the run exists only if it commits.
         """
-        return await _triggering.trigger(None, self.id, self.dump_payload(payload), options)
+        return await _triggering.trigger(None, self.wanted(payload, options), connection)
 
     async def batch_trigger(
-        self, items: Sequence[BatchEntry[PayloadT]], *, idempotency_key: str | None = None
-    ) -> "_triggering.BatchHandle":
-        """Start up to 1 000 runs as one batch: `[{"payload": …, "options": {…}}, …]`."""
-        return await _triggering.trigger_batch(None, self.entries(items), idempotency_key)
+        self,
+        items: Iterable[BatchEntry[PayloadT]] | AsyncIterable[BatchEntry[PayloadT]],
+        *,
+        idempotency_key: Key = None,
+        connection: "AsyncConnection[Any] | None" = None,
+    ) -> BatchHandle:
+        """Start up to 1 000 runs as one batch: `[{"payload": …, "options": {…}}, …]`.
+
+        The items of a list are checked before anything is sent. Those of another iterable, sync or
+        async, are sent while it is read. Raises BatchTriggerError when not all could be started.
+        """
+        entries = entries_of(items, self.entry)
+        return await _batching.trigger_batch(None, entries, idempotency_key, connection)
 
     def on_cancel(self, hook: HookT) -> HookT:
         """Attach what is called when a run is canceled while it executes.
@@ -152,14 +172,22 @@ class Task(Generic[PayloadT, OutputT, P, ReturnT]):
         """Return `run.output` as what the function returned. Raises InvalidValueError."""
         return cast(OutputT, self._output.parse(output))
 
-    def entries(self, items: Sequence[BatchEntry[PayloadT]]) -> list["_triggering.Entry"]:
-        """Return batch items as they are triggered, each payload validated."""
-        return [
-            _triggering.Entry(
-                self.id, self.dump_payload(item.get("payload")), item.get("options", {})
-            )
-            for item in items
-        ]
+    def wanted(self, payload: object, options: TriggerKeywords) -> Entry:
+        """Return a run of this task as it is triggered, its payload validated."""
+        return Entry(self.id, self.dump_payload(payload), options, self.parse_output)
+
+    def entry(self, item: BatchEntry[PayloadT]) -> Entry:
+        """Return an item of a batch as it is triggered. Raises TypeError for a key that is none."""
+        check_item(item)
+        return self.wanted(item.get("payload"), item.get("options", {}))
+
+
+def check_item(item: Mapping[str, object], *more: str) -> None:
+    """Raise TypeError for a key that no item of a batch has; `more` are those it may have."""
+    known = ("payload", "options", *more)
+    unknown = sorted(set(item) - set(known))
+    if unknown:
+        raise TypeError(f"a batch item has no {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 class SyncTask(Generic[PayloadT, OutputT]):
@@ -169,17 +197,25 @@ class SyncTask(Generic[PayloadT, OutputT]):
         self._task = task
 
     def trigger(
-        self, payload: PayloadT = NO_PAYLOAD, **options: Unpack[TriggerKeywords]
-    ) -> "_triggering.RunHandle[OutputT]":
+        self,
+        payload: PayloadT = NO_PAYLOAD,
+        *,
+        connection: "Connection[Any] | None" = None,
+        **options: Unpack[TriggerKeywords],
+    ) -> RunHandle[OutputT]:
         """Start a run, as `Task.trigger` does."""
-        task = self._task
-        return _triggering.trigger_blocking(None, task.id, task.dump_payload(payload), options)
+        return _triggering.trigger_blocking(None, self._task.wanted(payload, options), connection)
 
     def batch_trigger(
-        self, items: Sequence[BatchEntry[PayloadT]], *, idempotency_key: str | None = None
-    ) -> "_triggering.BatchHandle":
+        self,
+        items: Iterable[BatchEntry[PayloadT]],
+        *,
+        idempotency_key: Key = None,
+        connection: "Connection[Any] | None" = None,
+    ) -> BatchHandle:
         """Start up to 1 000 runs as one batch, as `Task.batch_trigger` does."""
-        return _triggering.trigger_batch_blocking(None, self._task.entries(items), idempotency_key)
+        entries = blocking_entries_of(items, self._task.entry)
+        return _batching.trigger_batch_blocking(None, entries, idempotency_key, connection)
 
 
 class Decorator(Protocol):

@@ -29,7 +29,9 @@ class TriggerKeywords(TypedDict, total=False):
     delay: Duration | datetime
     # How long it may wait in the queue before it expires.
     ttl: Duration
-    idempotency_key: str
+    # The same key of the same task leads to the same run; plain text counts within the run.
+    idempotency_key: str | Sequence[str]
+    # How long the key is good: 30 days unless told otherwise.
     idempotency_key_ttl: Duration
     queue: str | QueueChoice
     # One copy of the queue, with its own concurrency limit, for each value.
@@ -49,6 +51,8 @@ def trigger_options(given: TriggerKeywords) -> TriggerOptions:
     unknown = sorted(set(given) - set(TriggerKeywords.__annotations__))
     if unknown:
         raise TypeError(f"trigger has no option {', '.join(unknown)}")
+    if given.get("idempotency_key_ttl") is not None and given.get("idempotency_key") is None:
+        raise InvalidValueError("idempotency_key_ttl needs an idempotency_key", code="option")
     values: dict[str, Any] = {
         name: _VALUE[name](value) if name in _VALUE else value
         for name, value in given.items()
@@ -105,7 +109,7 @@ def _seconds(value: object) -> float:
 
 
 def _hashed(value: object) -> str:
-    return idempotency_keys.create(cast(str, value))
+    return idempotency_keys.create(cast(str | Sequence[str], value))
 
 
 _VALUE = {

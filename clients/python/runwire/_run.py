@@ -133,7 +133,8 @@ def _same(value: Json) -> Json:
     return cast(Json, value)
 
 
-def _error(value: Json) -> RunError:
+def run_error(value: Json) -> RunError:
+    """Return why a run failed out of the object on the wire."""
     return RunError(
         name=value.get("name", "Error"),
         message=value.get("message", ""),
@@ -160,5 +161,5 @@ _READ: Final[dict[str, Any]] = {
     # Stays an object, so that reading a key of it gives None.
     "metadata": dict,
     "realtime_streams": tuple,
-    "error": _error,
+    "error": run_error,
 }

@@ -1,11 +1,13 @@
 """The blocking twins: the async classes, run on a thread of their own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
-from runwire import _triggering
+from runwire import _batching, _triggering
+from runwire._batching import BatchHandle, Key, blocking_entries_of
 from runwire._cron import Missed
 from runwire._default import Blocking as Owner
 from runwire._definition import BatchEntry, Task
@@ -13,18 +15,22 @@ from runwire._following import Asked, BlockingUpdates
 from runwire._options import TriggerKeywords
 from runwire._run import Run
 from runwire._settings import AccessToken, Settings
-from runwire._triggering import BatchHandle, RunHandle
+from runwire._triggering import RunHandle
 from runwire.auth import Auth, Expiry, Scopes
-from runwire.batch import Batch, BatchItem, entries
+from runwire.batch import Batch, BatchItem, mixed_entry
 from runwire.batch import Batches as AsyncBatches
 from runwire.durations import Duration
+from runwire.idempotency_keys import SyncIdempotencyKeys
 from runwire.requests import RunStatus
 from runwire.runs import UNSET, RunList, RunPage
 from runwire.runs import Runs as AsyncRuns
 from runwire.schedules import Schedule, ScheduleKeywords, ScheduleList, SchedulePage
 from runwire.schedules import Schedules as AsyncSchedules
 from runwire.streams import Streams, SyncStreams
-from runwire.tasks import AnyTask, entry, named
+from runwire.tasks import AnyTask, entry, wanted
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
@@ -42,31 +48,44 @@ class SyncTasks:
         self,
         task: Task[PayloadT, OutputT, ..., Any],
         payload: PayloadT = ...,
+        *,
+        connection: "Connection[Any] | None" = None,
         **options: Unpack[TriggerKeywords],
     ) -> RunHandle[OutputT]: ...
 
     @overload
     def trigger(
-        self, task: str, payload: object = None, **options: Unpack[TriggerKeywords]
+        self,
+        task: str,
+        payload: object = None,
+        *,
+        connection: "Connection[Any] | None" = None,
+        **options: Unpack[TriggerKeywords],
     ) -> RunHandle[Any]: ...
 
     def trigger(
-        self, task: Any, payload: object = None, **options: Unpack[TriggerKeywords]
+        self,
+        task: Any,
+        payload: object = None,
+        *,
+        connection: "Connection[Any] | None" = None,
+        **options: Unpack[TriggerKeywords],
     ) -> RunHandle[Any]:
         """Start a run of a task, given by its id or itself."""
-        id, text = named(task, payload)
-        return _triggering.trigger_blocking(self._owner(), id, text, options)
+        entry = wanted(task, payload, options)
+        return _triggering.trigger_blocking(self._owner(), entry, connection)
 
     def batch_trigger(
         self,
         task: str | AnyTask,
-        items: Sequence[BatchEntry[Any]],
+        items: Iterable[BatchEntry[Any]],
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: Key = None,
+        connection: "Connection[Any] | None" = None,
     ) -> BatchHandle:
         """Start up to 1 000 runs of a task as one batch."""
-        ready = [entry(task, item) for item in items]
-        return _triggering.trigger_batch_blocking(self._owner(), ready, idempotency_key)
+        entries = blocking_entries_of(items, partial(entry, task))
+        return _batching.trigger_batch_blocking(self._owner(), entries, idempotency_key, connection)
 
 
 class SyncRunList:
@@ -192,10 +211,17 @@ class SyncBatches:
         self._batches = AsyncBatches(lambda: owner().client, lambda: owner().client)
 
     def trigger(
-        self, items: Sequence[BatchItem], *, idempotency_key: str | None = None
+        self,
+        items: Iterable[BatchItem],
+        *,
+        idempotency_key: Key = None,
+        connection: "Connection[Any] | None" = None,
     ) -> BatchHandle:
         """Start up to 1 000 runs of any tasks."""
-        return _triggering.trigger_batch_blocking(self._chosen(), entries(items), idempotency_key)
+        entries = blocking_entries_of(items, mixed_entry)
+        return _batching.trigger_batch_blocking(
+            self._chosen(), entries, idempotency_key, connection
+        )
 
     def retrieve(self, batch_id: str) -> Batch:
         """Return a batch as it is now. Raises NotFoundError."""
@@ -340,6 +366,7 @@ class Runwire:
         self.tasks = SyncTasks(lambda: owner)
         self.runs = SyncRuns(lambda: owner)
         self.batch = SyncBatches(lambda: owner, lambda: owner)
+        self.idempotency_keys = SyncIdempotencyKeys(lambda: owner, lambda: owner)
         self.streams = SyncStreams(lambda: owner.portal, Streams(lambda: owner.client))
         self.auth = SyncAuth(lambda: owner)
         self.schedules = SyncSchedules(lambda: owner)

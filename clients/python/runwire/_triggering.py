@@ -1,32 +1,27 @@
-"""Starting runs: through the executing run where there is one, else over HTTP."""
+"""Starting single runs: through the executing run where there is one, else over HTTP, or inside a
+transaction of the caller's own."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
-import orjson
-
-from runwire import _context, _default, idempotency_keys
+from runwire import _context, _default, _transactional, idempotency_keys
 from runwire._client import Client
+from runwire._context import Triggered
 from runwire._default import Blocking
 from runwire._options import TriggerKeywords, trigger_options
-from runwire.errors import InvalidValueError, ServerError
-from runwire.requests import (
-    MAX_BATCH_ITEMS,
-    BatchAnswer,
-    BatchBody,
-    BatchItem,
-    BatchItemsAnswer,
-    TriggerAnswer,
-    TriggerBody,
-)
+from runwire.errors import ConfigurationError
+from runwire.requests import BatchItem, TriggerAnswer, TriggerBody
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
 
 OutputT = TypeVar("OutputT")
 
-# How often the items of a batch are sent when the server answers that some are still missing.
-BATCH_TRIES = 5
+# From the JSON of an output to what the task's function returned.
+Parse: TypeAlias = Callable[[object], Any]
 
 
 @dataclass(frozen=True)
@@ -42,130 +37,97 @@ class RunHandle(Generic[OutputT]):
 
 
 @dataclass(frozen=True)
-class BatchHandle:
-    """A batch that was triggered."""
-
-    batch_id: str
-    run_count: int
-    is_cached: bool
-    # Reads this batch and its runs for an hour.
-    public_access_token: str | None
-
-    @property
-    def id(self) -> str:
-        return self.batch_id
-
-
-@dataclass(frozen=True)
 class Entry:
-    """One run of a batch, its payload as JSON text."""
+    """One run that is wanted, its payload as JSON text."""
 
     task: str
     payload: str | None
     options: TriggerKeywords
+    # Makes of its output what the task returned.
+    parse: Parse | None = None
+
+    def item(self, index: int) -> BatchItem:
+        """Return it as it travels. Raises TypeError and InvalidValueError for its options."""
+        options = trigger_options(self.options)
+        return BatchItem(index=index, task=self.task, payload=self.payload, options=options)
 
 
 async def trigger(
-    client: Client | None, task: str, payload: str | None, options: TriggerKeywords
+    client: Client | None,
+    entry: Entry,
+    connection: "AsyncConnection[Any] | None" = None,
 ) -> RunHandle[Any]:
     """Start a run. With a client the call always goes over HTTP."""
-    ready = trigger_options(options)
+    options = trigger_options(entry.options)
+    if connection is not None:
+        refuse_client(client)
+        environment, parent = _transactional.surroundings()
+        engine = _transactional.engine()
+        return _handle(
+            entry.task,
+            await engine.trigger(
+                connection, environment, entry.task, entry.payload, options, parent
+            ),
+        )
     runtime = _context.current() if client is None else None
     if runtime is not None:
-        answer = await runtime.trigger(task, payload, ready, str(uuid.uuid4()))
-        return RunHandle(answer.id, task, answer.is_cached, answer.public_access_token)
+        key = request_key()
+        return _handle(entry.task, await runtime.trigger(entry.task, entry.payload, options, key))
     client = client or _default.client()
-    body = TriggerBody(payload=payload, options=ready)
+    body = TriggerBody(payload=entry.payload, options=options)
     response = await client.http.post(
-        f"/api/v1/tasks/{quote(task, safe='')}/trigger", json=_body(body)
+        f"/api/v1/tasks/{quote(entry.task, safe='')}/trigger",
+        json=body.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
     handle = TriggerAnswer.model_validate_json(response.content)
-    return RunHandle(handle.id, task, handle.is_cached, response.headers.get("x-trigger-jwt"))
+    token = response.headers.get("x-trigger-jwt")
+    return RunHandle(handle.id, entry.task, handle.is_cached, token)
 
 
 def trigger_blocking(
-    owner: Blocking | None, task: str, payload: str | None, options: TriggerKeywords
+    owner: Blocking | None, entry: Entry, connection: "Connection[Any] | None" = None
 ) -> RunHandle[Any]:
     """Start a run from code without a loop."""
+    if connection is not None:
+        refuse_client(owner)
+        options = trigger_options(entry.options)
+        environment, parent = _transactional.surroundings()
+        engine = _transactional.engine()
+        return _handle(
+            entry.task,
+            engine.trigger_blocking(
+                connection, environment, entry.task, entry.payload, options, parent
+            ),
+        )
     runtime = _context.current() if owner is None else None
     if runtime is not None:
-        ready = trigger_options(options)
-        answer = runtime.trigger_blocking(task, payload, ready, str(uuid.uuid4()))
-        return RunHandle(answer.id, task, answer.is_cached, answer.public_access_token)
-    owner = owner or _default.blocking()
-    return owner.run(trigger(owner.client, task, payload, options))
-
-
-async def trigger_batch(
-    client: Client | None, entries: Sequence[Entry], idempotency_key: str | None
-) -> BatchHandle:
-    """Start a batch of runs. With a client the call always goes over HTTP."""
-    items, key = _items(entries), _key(idempotency_key)
-    runtime = _context.current() if client is None else None
-    if runtime is not None:
-        answer = await runtime.trigger_batch(items, key)
-        return BatchHandle(
-            answer.id, answer.run_count, answer.is_cached, answer.public_access_token
-        )
-    client = client or _default.client()
-    created = await client.http.post(
-        "/api/v3/batches", json=_body(BatchBody(run_count=len(items), idempotency_key=key))
-    )
-    batch = BatchAnswer.model_validate_json(created.content)
-    if not batch.is_cached:
-        await _send_items(client, batch.id, items)
-    return BatchHandle(
-        batch.id, batch.run_count, batch.is_cached, created.headers.get("x-trigger-jwt")
-    )
-
-
-def trigger_batch_blocking(
-    owner: Blocking | None, entries: Sequence[Entry], idempotency_key: str | None
-) -> BatchHandle:
-    """Start a batch of runs from code without a loop."""
-    runtime = _context.current() if owner is None else None
-    if runtime is not None:
-        answer = runtime.trigger_batch_blocking(_items(entries), _key(idempotency_key))
-        return BatchHandle(
-            answer.id, answer.run_count, answer.is_cached, answer.public_access_token
+        options = trigger_options(entry.options)
+        key = request_key()
+        return _handle(
+            entry.task, runtime.trigger_blocking(entry.task, entry.payload, options, key)
         )
     owner = owner or _default.blocking()
-    return owner.run(trigger_batch(owner.client, entries, idempotency_key))
+    return owner.run(trigger(owner.client, entry))
 
 
-async def _send_items(client: Client, batch_id: str, items: Sequence[BatchItem]) -> None:
-    lines = b"\n".join(orjson.dumps(_body(item)) for item in items)
-    # The server drops by index what it already has, so sending everything again is safe.
-    for _ in range(BATCH_TRIES):
-        response = await client.http.post(
-            f"/api/v3/batches/{batch_id}/items", content=lines, content_type="application/x-ndjson"
-        )
-        if BatchItemsAnswer.model_validate_json(response.content).sealed:
-            return
-    raise ServerError(
-        f"batch {batch_id} was not sealed after {BATCH_TRIES} tries", status=500, code="internal"
-    )
+def request_key() -> str:
+    """Return a name for one call, under which it may be repeated."""
+    return str(uuid.uuid4())
 
 
-def _items(entries: Sequence[Entry]) -> list[BatchItem]:
-    if not 1 <= len(entries) <= MAX_BATCH_ITEMS:
-        raise InvalidValueError(
-            f"a batch has 1 to {MAX_BATCH_ITEMS} runs, not {len(entries)}", code="batch_size"
-        )
-    return [
-        BatchItem(
-            index=index,
-            task=entry.task,
-            payload=entry.payload,
-            options=trigger_options(entry.options),
-        )
-        for index, entry in enumerate(entries)
-    ]
-
-
-def _key(idempotency_key: str | None) -> str | None:
+def key_of(idempotency_key: str | Sequence[str] | None) -> str | None:
+    """Return the idempotency key of a batch as it travels."""
     return None if idempotency_key is None else idempotency_keys.create(idempotency_key)
 
 
-def _body(body: TriggerBody | BatchBody | BatchItem) -> dict[str, object]:
-    return body.model_dump(mode="json", by_alias=True, exclude_none=True)
+def refuse_client(client: object | None) -> None:
+    """Refuse a connection beside a client. Raises ConfigurationError."""
+    if client is not None:
+        raise ConfigurationError(
+            "a client triggers over HTTP, not on a connection: use the task's own calls, or the"
+            " modules runwire.tasks and runwire.batch"
+        )
+
+
+def _handle(task: str, answer: Triggered) -> RunHandle[Any]:
+    return RunHandle(answer.id, task, answer.is_cached, answer.public_access_token)

@@ -1,22 +1,26 @@
 """Batches: many runs started, and followed, as one. Blocking twins: `runwire.sync.batch`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import quote
 
 import orjson
 
-from runwire import _default, _triggering
+from runwire import _batching, _default
+from runwire._batching import BatchHandle, Key, entries_of
 from runwire._client import Client
-from runwire._definition import BatchEntry, Task
+from runwire._definition import Task, check_item
 from runwire._options import TriggerKeywords
-from runwire._triggering import BatchHandle
-from runwire.tasks import entry
+from runwire._triggering import Entry
+from runwire.tasks import wanted
 from runwire.wire import JsonObject
 
-__all__ = ["Batch", "BatchHandle", "BatchItem", "Batches", "retrieve", "trigger"]
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+__all__ = ["Batch", "BatchHandle", "BatchItem", "Batches", "ItemError", "retrieve", "trigger"]
 
 
 class _Named(TypedDict):
@@ -31,8 +35,22 @@ class BatchItem(_Named, total=False):
 
 
 @dataclass(frozen=True)
+class ItemError:
+    """An item of a batch that was refused, so that it has no run."""
+
+    index: int
+    task_identifier: str
+    error: str
+    error_code: str
+
+
+@dataclass(frozen=True)
 class Batch:
-    """The state of a batch."""
+    """The state of a batch.
+
+    PENDING while items are missing; then PROCESSING, as long as a run of it is not over; then
+    COMPLETED, PARTIAL_FAILED when a run has failed, or ABORTED when items of it were refused.
+    """
 
     id: str
     status: Literal["PENDING", "PROCESSING", "COMPLETED", "PARTIAL_FAILED", "ABORTED"]
@@ -40,6 +58,7 @@ class Batch:
     run_ids: tuple[str, ...]
     created_at: datetime
     updated_at: datetime
+    processing_errors: tuple[ItemError, ...] = ()
 
     @property
     def is_completed(self) -> bool:
@@ -54,10 +73,19 @@ class Batches:
         self._client = client
 
     async def trigger(
-        self, items: Sequence[BatchItem], *, idempotency_key: str | None = None
+        self,
+        items: Iterable[BatchItem] | AsyncIterable[BatchItem],
+        *,
+        idempotency_key: Key = None,
+        connection: "AsyncConnection[Any] | None" = None,
     ) -> BatchHandle:
-        """Start up to 1 000 runs of any tasks: `[{"task": …, "payload": …, "options": {…}}, …]`."""
-        return await _triggering.trigger_batch(self._client(), entries(items), idempotency_key)
+        """Start up to 1 000 runs of any tasks: `[{"task": …, "payload": …, "options": {…}}, …]`.
+
+        An iterable that is no list, sync or async, is sent while it is read. Raises
+        BatchTriggerError when not all could be started.
+        """
+        entries = entries_of(items, mixed_entry)
+        return await _batching.trigger_batch(self._client(), entries, idempotency_key, connection)
 
     async def retrieve(self, batch_id: str) -> Batch:
         """Return a batch as it is now. Raises NotFoundError."""
@@ -70,15 +98,22 @@ class Batches:
             run_ids=tuple(body["runs"]),
             created_at=datetime.fromisoformat(body["createdAt"]),
             updated_at=datetime.fromisoformat(body["updatedAt"]),
+            processing_errors=tuple(
+                ItemError(
+                    error["index"],
+                    error["taskIdentifier"],
+                    error["error"],
+                    error["errorCode"],
+                )
+                for error in body["processing"]["errors"]
+            ),
         )
 
 
-def entries(items: Sequence[BatchItem]) -> list[_triggering.Entry]:
-    """Return the items of a mixed batch as they are triggered."""
-    return [
-        entry(item["task"], cast(BatchEntry[Any], {k: v for k, v in item.items() if k != "task"}))
-        for item in items
-    ]
+def mixed_entry(item: BatchItem) -> Entry:
+    """Return an item of a batch of several tasks as it is triggered."""
+    check_item(item, "task")
+    return wanted(item["task"], item.get("payload"), item.get("options", {}))
 
 
 def _nobody() -> Client | None:

@@ -4,8 +4,11 @@ RunwireError
 ├── InvalidValueError        yours: a value that cannot be sent or stored
 ├── ConfigurationError       yours: no address, no credential, a wrong option
 ├── NotInRunError            yours: a call that only makes sense inside an executing run
+├── NotInTransactionError    yours: a connection that is in no transaction, or in a failed one
 ├── TaskError                yours: a task definition that cannot work
 ├── AbortTaskRunError        yours, raised on purpose: fail the attempt and do not retry
+├── SubtaskUnwrapError       a child run that was waited for did not complete
+├── BatchTriggerError        a batch could not be started, or not whole; the cause says why
 ├── ApiError                 theirs: the server refused a request
 │   ├── MalformedError (400) ├── UnauthorizedError (401) ├── ForbiddenError (403)
 │   ├── NotFoundError (404)  ├── ConflictError (409, 422) ├── TooLargeError (413)
@@ -16,7 +19,12 @@ RunwireError
 └── FencedError              a write came from an execution that no longer holds its run
 """
 
+from typing import TYPE_CHECKING, Literal
+
 from runwire.wire import ErrorCode
+
+if TYPE_CHECKING:
+    from runwire._run import RunError
 
 
 class RunwireError(Exception):
@@ -39,12 +47,62 @@ class NotInRunError(RunwireError):
     """The call needs an executing run around it."""
 
 
+class NotInTransactionError(RunwireError):
+    """The connection is in no transaction that a run could be triggered in."""
+
+
 class TaskError(RunwireError):
     """A task definition that cannot work; the message says what to change."""
 
 
 class AbortTaskRunError(RunwireError):
     """Raise it in a task to fail the run at once, without further attempts."""
+
+
+class SubtaskUnwrapError(RunwireError):
+    """A child run did not complete: which one, and its error."""
+
+    def __init__(self, error: "RunError", *, run_id: str, task_identifier: str) -> None:
+        super().__init__(f"run {run_id} of task {task_identifier!r} failed: {error.message}")
+        self.error = error
+        self.run_id = run_id
+        self.task_identifier = task_identifier
+
+
+class BatchTriggerError(RunwireError):
+    """A batch was not started whole; `__cause__` (also `cause`) is what went wrong.
+
+    `phase` is "create" while there is no batch yet, then "stream": what it had by then goes on, and
+    `batch_id` names it. `item_count` is how many items were to be sent, as far as they were known.
+    """
+
+    def __init__(
+        self,
+        cause: BaseException,
+        *,
+        phase: Literal["create", "stream"],
+        batch_id: str | None,
+        item_count: int,
+    ) -> None:
+        what = (
+            "a batch could not be created" if batch_id is None else f"batch {batch_id} is not whole"
+        )
+        super().__init__(f"{what} ({item_count} items): {cause or type(cause).__name__}")
+        self.phase: Literal["create", "stream"] = phase
+        self.batch_id = batch_id
+        self.item_count = item_count
+        self.cause = cause
+        self.__cause__ = cause
+
+    @property
+    def is_rate_limited(self) -> bool:
+        """Whether the server had too many requests, and `retry_after` may say until when."""
+        return isinstance(self.cause, RateLimitedError)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which to try again, where the server said so."""
+        return self.cause.retry_after if isinstance(self.cause, RateLimitedError) else None
 
 
 class FencedError(RunwireError):

@@ -98,7 +98,7 @@ class BatchItemsAnswer(_Body):
 class ResetKeyBody(_Body):
     """POST /api/v1/idempotencyKeys/{key}/reset."""
 
-    task_identifier: str = Field(min_length=1, max_length=128)
+    task_identifier: str = Field(min_length=1, max_length=128, examples=["ask"])
 
 
 class PublicTokenBody(_Body):

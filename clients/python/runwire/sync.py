@@ -7,8 +7,16 @@ for run in runs.subscribe_to_run(handle.id):
     print(run.status)
 """
 
-from runwire import _default, idempotency_keys
-from runwire._sync import Runwire, SyncAuth, SyncBatches, SyncRuns, SyncSchedules, SyncTasks
+from runwire import _default
+from runwire._sync import (
+    Runwire,
+    SyncAuth,
+    SyncBatches,
+    SyncRuns,
+    SyncSchedules,
+    SyncTasks,
+)
+from runwire.idempotency_keys import SyncIdempotencyKeys
 from runwire.metadata import sync as metadata
 from runwire.streams import sync as streams
 from runwire.tags import sync as tags
@@ -36,5 +44,6 @@ def _no_client() -> None:
 tasks = SyncTasks(_no_client)
 runs = SyncRuns(_default.blocking)
 batch = SyncBatches(_default.blocking, _no_client)
+idempotency_keys = SyncIdempotencyKeys(_default.blocking, _no_client)
 auth = SyncAuth(_default.blocking)
 schedules = SyncSchedules(_default.blocking)

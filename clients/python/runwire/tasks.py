@@ -11,12 +11,14 @@ of `ctx` and `signal` by name; the annotations are the schema, read by pydantic.
 every call: `write_story.sync.trigger(…)`, `runwire.sync.tasks.trigger(…)`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, Unpack, cast, overload
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
-from runwire import _triggering
+from runwire import _batching, _triggering
+from runwire._batching import BatchHandle, Key, entries_of
 from runwire._client import Client
-from runwire._definition import BatchEntry, Decorator, SyncTask, Task
+from runwire._definition import BatchEntry, Decorator, SyncTask, Task, check_item
 from runwire._hooks import Hook
 from runwire._options import TriggerKeywords
 from runwire._signature import Signal
@@ -29,10 +31,13 @@ from runwire._task_options import (
     queue_options,
     retry_options,
 )
-from runwire._triggering import BatchHandle, RunHandle
+from runwire._triggering import Entry, RunHandle
 from runwire.durations import Duration, seconds
 from runwire.errors import TaskError
 from runwire.values import MAX_PAYLOAD_BYTES, encode
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
 
 __all__ = [
     "BatchEntry",
@@ -140,51 +145,65 @@ class Tasks:
         self,
         task: Task[PayloadT, OutputT, ..., Any],
         payload: PayloadT = ...,
+        *,
+        connection: "AsyncConnection[Any] | None" = None,
         **options: Unpack[TriggerKeywords],
     ) -> RunHandle[OutputT]: ...
 
     @overload
     async def trigger(
-        self, task: str, payload: object = None, **options: Unpack[TriggerKeywords]
+        self,
+        task: str,
+        payload: object = None,
+        *,
+        connection: "AsyncConnection[Any] | None" = None,
+        **options: Unpack[TriggerKeywords],
     ) -> RunHandle[Any]: ...
 
     async def trigger(
-        self, task: Any, payload: object = None, **options: Unpack[TriggerKeywords]
+        self,
+        task: Any,
+        payload: object = None,
+        *,
+        connection: "AsyncConnection[Any] | None" = None,
+        **options: Unpack[TriggerKeywords],
     ) -> RunHandle[Any]:
         """Start a run of a task, given by its id or itself.
 
-        By id the payload is checked by the worker only. Raises NotFoundError for an unknown task.
+        By id the payload is checked by the worker only. With a psycopg connection the run becomes
+        part of that one's transaction. Raises NotFoundError for an unknown task.
         """
-        id, text = named(task, payload)
-        return await _triggering.trigger(self._client, id, text, options)
+        return await _triggering.trigger(self._client, wanted(task, payload, options), connection)
 
     async def batch_trigger(
         self,
         task: str | AnyTask,
-        items: Sequence[BatchEntry[Any]],
+        items: Iterable[BatchEntry[Any]] | AsyncIterable[BatchEntry[Any]],
         *,
-        idempotency_key: str | None = None,
+        idempotency_key: Key = None,
+        connection: "AsyncConnection[Any] | None" = None,
     ) -> BatchHandle:
-        """Start up to 1 000 runs of a task as one batch: `[{"payload": …, "options": {…}}, …]`."""
-        entries = [entry(task, item) for item in items]
-        return await _triggering.trigger_batch(self._client, entries, idempotency_key)
+        """Start up to 1 000 runs of a task as one batch: `[{"payload": …, "options": {…}}, …]`.
+
+        An iterable that is no list, sync or async, is sent while it is read. Raises
+        BatchTriggerError when not all could be started.
+        """
+        entries = entries_of(items, partial(entry, task))
+        return await _batching.trigger_batch(self._client, entries, idempotency_key, connection)
 
 
-def named(task: str | AnyTask, payload: object) -> tuple[str, str | None]:
-    """Return the id of a task and a payload for it as JSON text."""
+def wanted(task: str | AnyTask, payload: object, options: TriggerKeywords) -> Entry:
+    """Return a run of a task as it is triggered, its payload as JSON text."""
     if isinstance(task, Task):
-        return task.id, task.dump_payload(payload)
+        return task.wanted(payload, options)
     text = None if payload is None else encode(payload, what="payload", limit=MAX_PAYLOAD_BYTES)
-    return task, text
+    return Entry(task, text, options)
 
 
-def entry(task: str | AnyTask, item: BatchEntry[Any]) -> _triggering.Entry:
+def entry(task: str | AnyTask, item: BatchEntry[Any]) -> Entry:
     """Return one item of a batch as it is triggered. Raises TypeError for a key that is none."""
-    unknown = sorted(set(item) - {"payload", "options"})
-    if unknown:
-        raise TypeError(f"a batch item has no {', '.join(unknown)}; it has payload and options")
-    id, text = named(task, item.get("payload"))
-    return _triggering.Entry(id, text, item.get("options", {}))
+    check_item(item)
+    return wanted(task, item.get("payload"), item.get("options", {}))
 
 
 _default_tasks = Tasks(None)
