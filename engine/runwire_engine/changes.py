@@ -5,8 +5,7 @@ transactions already seen. The next read returns exactly the events of those tha
 since, whatever order they committed in, and no open transaction of somebody holds it up.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
 
@@ -17,8 +16,6 @@ from runwire_engine.statements import statement
 # More than this at once, and reading the followed runs again is cheaper than their events.
 TAIL_LIMIT: Final = 5_000
 RESUME_LIMIT: Final = 20_000
-# A cursor names the transactions that were in progress; with more, it starts before all of them.
-MAX_IN_PROGRESS: Final = 64
 _ADOPTED_AT_ONCE: Final = 5_000
 
 
@@ -50,17 +47,6 @@ class Changes:
     snapshot: str
 
 
-@dataclass(frozen=True, slots=True)
-class EventFilter:
-    """Which events of an environment: those that fulfil every condition given."""
-
-    run_ids: Sequence[str] | None = None
-    # All of these tags, held by the run before or after the event.
-    tags: Sequence[str] = field(default=())
-    tasks: Sequence[str] | None = None
-    batch_id: str | None = None
-
-
 class Tail:
     """Follows the events of every environment; one `read` at a time."""
 
@@ -71,7 +57,7 @@ class Tail:
 
     @property
     def position(self) -> str:
-        """The snapshot read up to, as text; opaque but for `read_since`."""
+        """The snapshot read up to, as text; opaque but for `Following.touched`."""
         if self._position is None:
             raise RuntimeError("the tail was not started")
         return self._position
@@ -88,43 +74,10 @@ class Tail:
         Raises StandbyError, and StatementTimeoutError after two seconds. After any error the
         position is what it was: read again, or `start` anew.
         """
-        rows = await _read(
-            self._database,
-            "changes.tail",
-            {"snapshot": self.position, "limit": self._limit + 1},
-            settle="changes.settle_soon",
-        )
+        rows = await _read(self._database, {"snapshot": self.position, "limit": self._limit + 1})
         changes = _changes(rows, self._limit)
         self._position = changes.snapshot
         return changes
-
-
-async def read_since(
-    database: Database,
-    snapshot: str,
-    environment_id: int,
-    wanted: EventFilter = EventFilter(),  # frozen
-    *,
-    limit: int = RESUME_LIMIT,
-) -> Changes:
-    """Return the events that a feed has not seen at a position. Raises StandbyError.
-
-    A shortened position (see `cursor_of`) returns some that it has seen.
-    """
-    rows = await _read(
-        database,
-        "changes.since",
-        {
-            "snapshot": snapshot,
-            "environment_id": environment_id,
-            "run_ids": None if wanted.run_ids is None else list(wanted.run_ids),
-            "tags": list(wanted.tags),
-            "tasks": None if wanted.tasks is None else list(wanted.tasks),
-            "batch_id": wanted.batch_id,
-            "limit": limit + 1,
-        },
-    )
-    return _changes(rows, limit)
 
 
 async def epoch(database: Database) -> str:
@@ -197,22 +150,8 @@ async def begin_history(database: Database) -> str:
     return await epoch(database)
 
 
-def cursor_of(snapshot: str) -> str:
-    """Return a position short enough to hand out: exact, or one that starts a little earlier."""
-    oldest, _, in_progress = snapshot.split(":")
-    if in_progress.count(",") < MAX_IN_PROGRESS:
-        return snapshot
-    return f"{oldest}:{oldest}:"
-
-
-async def _read(
-    database: Database,
-    name: str,
-    parameters: dict[str, object],
-    *,
-    settle: str = "changes.settle",
-) -> list[Row]:
-    """Run a statement that must use the index on txid, whatever the statistics say.
+async def _read(database: Database, parameters: dict[str, object]) -> list[Row]:
+    """Read the tail by the index on txid, whatever the statistics say.
 
     Today's partition grows faster than it is analysed, and a plan that reads it whole looks cheap
     until it is not. One round trip: the settings travel with the statement.
@@ -221,8 +160,8 @@ async def _read(
         connection = session.connection
         async with connection.pipeline():
             await connection.execute(statement("changes.begin"))
-            await connection.execute(statement(settle))
-            cursor = await connection.execute(statement(name), parameters)
+            await connection.execute(statement("changes.settle"))
+            cursor = await connection.execute(statement("changes.tail"), parameters)
             await connection.execute(statement("changes.commit"))
         return await cursor.fetchall()
 

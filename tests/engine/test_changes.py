@@ -3,20 +3,14 @@
 import random
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import pytest
 
-from runwire_engine.changes import (
-    Changes,
-    EventFilter,
-    EventRow,
-    Tail,
-    cursor_of,
-    epoch,
-    read_since,
-)
+from runwire_engine.changes import EventRow, Tail, epoch
 from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.following import Following
 from runwire_engine.statements import statement
 from tests.support.run_rows import insert_run
 
@@ -149,10 +143,10 @@ async def test_a_position_survives_the_tail_that_made_it(database: Database, env
         tail = Tail(database)
         position = await tail.start()
     await moved(database, env, run_id)
-    changes = await read_since(database, position, env)
-    assert keys(changes.events) == [(run_id, 2), (run_id, 3)]
-    assert keys((await read_since(database, changes.snapshot, env)).events) == []
-    assert (await read_since(database, position, env, limit=1)).jumped
+    touched = await Following(database).touched(env, position, 10)
+    assert {id: each.first for id, each in touched.items()} == {run_id: 2}
+    position = await Tail(database).start()
+    assert await Following(database).touched(env, position, 10) == {}
 
 
 async def test_a_feed_resumes_with_what_it_follows_and_nothing_else(
@@ -169,19 +163,17 @@ async def test_a_feed_resumes_with_what_it_follows_and_nothing_else(
     position = await Tail(database).start()
     await moved(database, env, both, one)
 
-    async def resumed(wanted: EventFilter, environment: int = env) -> set[str]:
-        changes: Changes = await read_since(database, position, environment, wanted)
-        return {event.run_id for event in changes.events}
+    async def resumed(environment: int = env, **wanted: Any) -> set[str]:
+        return set(await Following(database).touched(environment, position, 10, **wanted))
 
-    assert await resumed(EventFilter()) == {both, one}
-    assert await resumed(EventFilter(), env + 1) == set()
-    assert await resumed(EventFilter(tags=("a",))) == {both, one}
-    assert await resumed(EventFilter(tags=("a", "b"))) == {both}
-    assert await resumed(EventFilter(tasks=("t2",))) == {one}
-    assert await resumed(EventFilter(run_ids=(both,))) == {both}
-    assert await resumed(EventFilter(run_ids=())) == set()
-    assert await resumed(EventFilter(batch_id="batch_00000000")) == {one}
-    assert await resumed(EventFilter(batch_id="batch_00000001")) == {both}
+    assert await resumed() == {both, one}
+    assert await resumed(env + 1) == set()
+    assert await resumed(tags=("a",)) == {both, one}
+    assert await resumed(tags=("a", "b")) == {both}
+    assert await resumed(tasks=["t2"]) == {one}
+    assert await resumed(batch_id="batch_00000000") == {one}
+    assert await resumed(batch_id="batch_00000001") == {both}
+    assert len(await Following(database).touched(env, position, 1)) == 1
 
 
 async def test_a_shortened_cursor_returns_more_and_never_less(database: Database, env: int) -> None:
@@ -192,12 +184,10 @@ async def test_a_shortened_cursor_returns_more_and_never_less(database: Database
         position = await Tail(database).start()
         oldest = position.split(":")[0]
     await moved(database, env, run_id)
-    assert cursor_of(position) == position
-    assert keys((await read_since(database, position, env)).events) == [(run_id, 3)]
-    crowded = f"{oldest}:{int(oldest) + 100}:{','.join(str(int(oldest) + n) for n in range(65))}"
-    assert cursor_of(crowded) == f"{oldest}:{oldest}:"
-    shortened = await read_since(database, f"{oldest}:{oldest}:", env)
-    assert keys(shortened.events) == [(run_id, 2), (run_id, 3)]
+    following = Following(database)
+    assert (await following.touched(env, position, 10))[run_id].first == 3
+    shortened = await following.touched(env, f"{oldest}:{oldest}:", 10)
+    assert shortened[run_id].first == 2
 
 
 async def test_the_epoch_names_this_database_and_this_generation(database: Database) -> None:

@@ -1,14 +1,10 @@
 -- begin --
--- Opens a transaction for one of the reads below.
+-- Opens a transaction for the read below.
 begin;
 
 -- settle --
--- Makes the planner use the indexes on txid, and plan them once for every position.
-select set_config('enable_seqscan', 'off', true),
-       set_config('plan_cache_mode', 'force_generic_plan', true);
-
--- settle_soon --
--- The same for a read that is waited for by everybody, and must give up soon.
+-- Makes the planner use the indexes on txid, and plan once for every position. Everybody waits for
+-- this read: it must give up soon.
 select set_config('enable_seqscan', 'off', true),
        set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('statement_timeout', '2s', true);
@@ -81,32 +77,5 @@ select now.snapshot, now.is_standby, e.environment_id, e.run_id, e.revision, e.t
                where txid = any (array(select pg_snapshot_xip(%(snapshot)s::pg_snapshot)))
              ) as became_visible
        order by environment_id, run_id, revision
-       limit %(limit)s
-  ) as e on true;
-
--- since --
--- As tail, of one environment and only what a feed follows.
-select now.snapshot, now.is_standby, e.environment_id, e.run_id, e.revision, e.type, e.delta,
-       e.created_at, e.task, e.tags, e.batch_id
-  from (select pg_current_snapshot()::text as snapshot, pg_is_in_recovery() as is_standby) as now
-  left join lateral (
-      select *
-        from (select environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id
-                from runwire.run_events
-               where txid >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot)
-              union all
-              select environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id
-                from runwire.run_events
-               where txid = any (array(select pg_snapshot_xip(%(snapshot)s::pg_snapshot)))
-             ) as became_visible
-       where environment_id = %(environment_id)s
-         and (%(run_ids)s::text[] is null or run_id = any(%(run_ids)s::text[]))
-         and tags @> %(tags)s::text[]
-         and (%(tasks)s::text[] is null or task = any(%(tasks)s::text[]))
-         and (%(batch_id)s::text is null or exists (
-              select from runwire.batch_items i
-               where i.environment_id = %(environment_id)s and i.run_id = became_visible.run_id
-                 and i.batch_id = %(batch_id)s::text))
-       order by run_id, revision
        limit %(limit)s
   ) as e on true;
