@@ -181,6 +181,11 @@ class Listener:
         self._own = f"runwire_ping_{secrets.token_hex(8)}"
         self._tasks: TaskGroup | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it was found out if bells arrive here: they did once, or cannot."""
+        return self._has_heard or self.is_poll_only
+
     async def __aenter__(self) -> "Listener":
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()

@@ -8,7 +8,7 @@ data.
 
 import logging
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import anyio
 
@@ -28,10 +28,15 @@ logger = logging.getLogger("runwire.feed")
 
 _POLL: Final = 1.0
 _PAUSE: Final = 0.2
-# Told stale within 3 s of the last word from the database; counted in turns of this loop, so that a
-# process that was held up does not blame the database.
-_WATCH: Final = 0.5
-_SILENT_TURNS: Final = 5
+# Told stale within 3 s of the last word from the database. Of the time between two looks no more
+# than this counts, so that a process that was held up does not blame the database.
+_WATCH: Final = 0.25
+_SILENCE: Final = 2.25
+_MOST_OF_A_LOOK: Final = 1.0
+
+
+# Bells are heard; the poll alone tells what is new; or that is not known yet.
+Notifications: TypeAlias = Literal["listening", "poll-only", "starting"]
 
 
 class Feed:
@@ -49,7 +54,8 @@ class Feed:
         self._following = Following(database)
         self._tail = Tail(database)
         self._tail_wanted = anyio.Event()
-        self._silent_turns = 0
+        # Seconds since the last word from the database.
+        self._silent_for = 0.0
         self._lost_touch = anyio.Event()
         # How often the tail was read, and the place of the followed runs, look by look.
         self._tails_read = 0
@@ -94,9 +100,11 @@ class Feed:
                 self._rang(bell)
 
     @property
-    def is_listening(self) -> bool:
-        """Whether bells are heard; otherwise the poll alone tells what is new."""
-        return self._bells.listening
+    def notifications(self) -> Notifications:
+        """How news is heard of."""
+        if self._bells.listening:
+            return "listening"
+        return "poll-only" if self._bells.is_known else "starting"
 
     def _rang(self, bell: Bell) -> None:
         for moved in bell.streams:
@@ -118,7 +126,7 @@ class Feed:
 
     def _scan(self) -> None:
         """Look up every followed stream."""
-        for name in self._hub.followed_streams():
+        for name in self._hub.streams.names():
             self._hub.wants.head(*name)
 
     # The tail
@@ -150,7 +158,7 @@ class Feed:
         else:
             events = [_event(row) for row in changes.events if self._concerns(row)]
             self._hub.apply(events, changes.snapshot)
-        self._silent_turns = 0
+        self._silent_for = 0.0
         self._tails_read += 1
         self._tail_read.set()
         self._tail_read = anyio.Event()
@@ -237,9 +245,11 @@ class Feed:
     # Freshness
 
     async def _watch(self) -> None:
+        looked_at = anyio.current_time()
         while True:
             await anyio.sleep(_WATCH)
-            self._silent_turns += 1
+            before, looked_at = looked_at, anyio.current_time()
+            self._silent_for += min(looked_at - before, _MOST_OF_A_LOOK)
             if self._is_silent and self._hub.stale_since is None:
                 logger.warning("the database does not answer; subscribers are told")
                 self._hub.say_state("stale", wire_time(datetime.now(UTC)))
@@ -247,7 +257,7 @@ class Feed:
 
     @property
     def _is_silent(self) -> bool:
-        return self._silent_turns >= _SILENT_TURNS
+        return self._silent_for >= _SILENCE
 
     async def _come_back(self) -> None:
         """Say live, whenever it was lost, once what was missed has been read."""

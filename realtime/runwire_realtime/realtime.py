@@ -33,7 +33,7 @@ from runwire_realtime.admission import Admission
 from runwire_realtime.connection import TICK, Authenticate, Connection
 from runwire_realtime.credentials import bearer
 from runwire_realtime.errors import ForbiddenError, RefusedError
-from runwire_realtime.feed import Feed
+from runwire_realtime.feed import Feed, Notifications
 from runwire_realtime.feed_loading import FeedLoading
 from runwire_realtime.frames import Frames
 from runwire_realtime.hub import Hub
@@ -64,8 +64,7 @@ class Statistics:
     # The snapshot up to which events were applied.
     position: str
     is_stale: bool
-    # Bells are heard; otherwise the poll alone tells what is new.
-    is_listening: bool
+    notifications: Notifications
     is_draining: bool
 
 
@@ -180,10 +179,10 @@ class Realtime:
             connections=len(self._connections),
             subscriptions=sum(each.subscriptions for each in self._connections),
             runs=len(hub.runs),
-            streams=len(hub.streams),
+            streams=len(hub.streams.topics),
             position=hub.position,
             is_stale=hub.stale_since is not None,
-            is_listening=self._feed.is_listening,
+            notifications=self._feed.notifications,
             is_draining=self._admission.is_draining,
         )
 

@@ -28,7 +28,7 @@ Record = Callable[[str, object], None]
 
 
 def is_listening(stage: Stage) -> bool:
-    return stage.server.services.realtime.statistics().is_listening
+    return stage.server.services.realtime.statistics().notifications == "listening"
 
 
 async def listen_sessions(stage: Stage) -> list[int]:

@@ -8,9 +8,13 @@ import pytest
 from psycopg import AsyncConnection
 
 from runwire_engine.changes import EventRow
+from runwire_engine.database import Database
+from runwire_engine.following import Following
 from runwire_engine.runs import NewRun
 from runwire_realtime.feed import Feed
 from runwire_realtime.hub import Hub
+from runwire_realtime.limits import HubLimits
+from runwire_realtime.reads import Reads
 from tests.support.engines import query
 from tests.support.sockets import chunks_of, of_type, open_socket, until_true
 from tests.support.stage import Stage
@@ -34,6 +38,12 @@ async def terminate(stage: Stage, name: str) -> int:
     for pid in pids:
         await query(stage.engine.database, "select pg_terminate_backend(%s)", pid)
     return len(pids)
+
+
+async def test_whether_bells_arrive_is_not_known_before_the_first(database: Database) -> None:
+    hub = Hub(HubLimits())
+    feed = Feed(hub, Reads(hub, Following(database)), database)
+    assert feed.notifications == "starting"
 
 
 async def test_without_any_bell_everything_comes_with_the_poll(stage: Stage) -> None:

@@ -78,6 +78,9 @@ class Clock:
     def __getattr__(self, name: str) -> Any:
         return getattr(anyio, name)
 
+    def current_time(self) -> float:
+        return self.now
+
     async def sleep(self, seconds: float) -> None:
         woken = asyncio.Event()
         heapq.heappush(self._sleepers, (self.now + seconds, next(self._numbers), woken))

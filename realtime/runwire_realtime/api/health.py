@@ -1,6 +1,6 @@
 """GET /healthz: the process answers. GET /readyz: it can serve; else the reasons."""
 
-from typing import Final, Literal
+from typing import Final
 
 import anyio
 from pydantic import BaseModel
@@ -12,6 +12,7 @@ from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
 from runwire_realtime.api.ok import Ok
 from runwire_realtime.api.operation import Operation
+from runwire_realtime.feed import Notifications
 from runwire_realtime.schema import problem_with
 from runwire_realtime.services import Services
 
@@ -23,8 +24,9 @@ class Readiness(BaseModel):
     ready: bool
     # Why not.
     reasons: list[str]
-    # Whether bells of Postgres are heard, or everything comes with the poll, once a second.
-    notifications: Literal["listening", "poll-only"]
+    # Whether bells of Postgres are heard, or everything comes with the poll, once a second; which
+    # of the two is found out as the server starts.
+    notifications: Notifications
     # What is wrong with Postgres, but holds up nobody yet.
     warnings: list[str]
 
@@ -38,11 +40,10 @@ async def readyz(call: Call) -> Response:
     """Answer 200 when requests and subscriptions can be served now, else 503 with the reasons."""
     services = call.services
     reasons = await reasons_not_ready(services)
-    is_listening = services.realtime.statistics().is_listening
     readiness = Readiness(
         ready=not reasons,
         reasons=reasons,
-        notifications="listening" if is_listening else "poll-only",
+        notifications=services.realtime.statistics().notifications,
         warnings=services.engine.sweep.alarms.sounding,
     )
     return answer(readiness, 503 if reasons else 200)
