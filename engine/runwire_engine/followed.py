@@ -45,10 +45,11 @@ class Touched:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What decided, before a revision, which feeds held a run."""
+    """What decided, before a revision, which feeds held a run; `batch_id`: it was created in it."""
 
     tags: tuple[str, ...]
     status: str
+    batch_id: str | None
 
 
 @dataclass(frozen=True, slots=True)

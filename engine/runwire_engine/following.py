@@ -137,14 +137,17 @@ class Following:
         return {row["run_id"]: Touched(row["first"], row["created"], row["tagged"]) for row in rows}
 
     async def before(self, environment_id: int, revisions: Mapping[str, int]) -> dict[str, Before]:
-        """Return the tags and the status of runs before a revision, which is not their first."""
+        """Return what runs were before a revision, which is not their first."""
         names = {
             "environment_id": environment_id,
             "ids": list(revisions),
             "revisions": list(revisions.values()),
         }
         rows = await self._database.all("following.before", names)
-        return {row["run_id"]: Before(tuple(row["tags"]), row["status"]) for row in rows}
+        return {
+            row["run_id"]: Before(tuple(row["tags"]), row["status"], row["batch_id"])
+            for row in rows
+        }
 
     async def creations(
         self, environment_id: int, ids: Sequence[str], batch_id: str | None = None

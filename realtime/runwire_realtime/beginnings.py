@@ -10,14 +10,21 @@ from runwire_engine.followed import FollowedRun
 from runwire_realtime.run_topic import is_reference
 
 
-def beginning(run: FollowedRun, then: JsonObject) -> FollowedRun | None:
+def beginning(
+    run: FollowedRun, then: JsonObject, *, by_reference: bool = False
+) -> FollowedRun | None:
     """Return a run at revision 1, from its row as it is now and what its creation set.
 
-    None when its metadata was too large to stand in the delta: then only the row tells of it.
+    None when its metadata was too large to stand in the delta: then only the row tells of it, if it
+    is not to stand by reference.
     """
     metadata = then.get("metadata")
+    sizes = {name: size for name, size in run.sizes.items() if name == "payload"}
     if is_reference(metadata):
-        return None
+        if not by_reference:
+            return None
+        sizes["metadata"] = then["metadata"]["$large"]["bytes"]
+        metadata = None
     row = replace(
         run.row,
         status=then["status"],
@@ -42,7 +49,6 @@ def beginning(run: FollowedRun, then: JsonObject) -> FollowedRun | None:
         expired_at=None,
         metadata=None if metadata is None else orjson.dumps(metadata).decode(),
     )
-    sizes = {name: size for name, size in run.sizes.items() if name == "payload"}
     return replace(run, row=row, sizes=sizes)
 
 

@@ -5,7 +5,7 @@ may be read at leisure, as the socket has room for them.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Final, TypeVar
@@ -22,11 +22,13 @@ from runwire_realtime import messages
 from runwire_realtime.cursors import FeedCursor, feed_cursor
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.hub import Hub
+from runwire_realtime.run_past import RunPast, logged_steps
 from runwire_realtime.subscription import BatchTarget, RunsTarget, TagsTarget
 
 logger = logging.getLogger("runwire.feeds")
 
 _PAUSE: Final = 0.2
+_EVENTS_PER_PAGE: Final = 200
 T = TypeVar("T")
 # Begins when the socket can take another page, and is nobody else's while it is read and queued.
 Turn = Callable[[], AbstractAsyncContextManager[None]]
@@ -102,7 +104,7 @@ class _Load:
         # Everything up to here has been applied, so nothing after it is missed.
         position = feed_cursor(self._hub.history, self._hub.position)
         # A feed that is read again does not begin later than before.
-        feed.since = feed.since or await self._since()
+        feed.filter.since = feed.filter.since or await self._since()
         cursor = feed.subscription.cursor
         if isinstance(cursor, FeedCursor):
             reason = await self._gap(cursor)
@@ -187,7 +189,7 @@ class _Load:
                 if any(run.row.id not in created for run in runs):
                     feed.start_over(GapReason.RETENTION)
                 self._check()
-                feed.resumed(runs, created)
+                feed.resumed(runs, created, {})
                 self._check()
         feed.complete()
         return None
@@ -217,31 +219,60 @@ class _Load:
         for at in range(0, len(ids), size):
             part = await self._placed({id: touched[id] for id in ids[at : at + size]})
             async with self._turn():
-                feed.resumed(await self._rows(list(part)), part)
+                runs = await self._rows(list(part))
+                pasts = await self._pasts(
+                    runs, {run_id: each.first - 1 for run_id, each in part.items()}
+                )
+                feed.resumed(runs, part, pasts)
                 self._check()
         rest = {each.run_id: each.revision for each in held if each.run_id not in touched}
         ids = list(rest)
         for at in range(0, len(ids), size):
             async with self._turn():
-                feed.held(await self._rows(ids[at : at + size]), rest)
+                runs = await self._rows(ids[at : at + size])
+                feed.held(runs, rest, await self._pasts(runs, rest))
                 self._check()
         feed.complete()
         return None
+
+    async def _pasts(
+        self, runs: Sequence[FollowedRun], revisions: Mapping[str, int]
+    ) -> dict[str, RunPast]:
+        """Return what runs were at these revisions, of those for which that has to be told."""
+        pasts: dict[str, RunPast] = {}
+        for run in runs:
+            revision = revisions[run.row.id]
+            if self._feed.needs_past(run, revision):
+                pasts[run.row.id] = await self._past(run.row.id, revision)
+        return pasts
+
+    async def _past(self, run_id: str, revision: int) -> RunPast:
+        past = RunPast(revision, self._hub.limits.past_bytes)
+        while not past.is_whole:
+            events = await self._read(
+                self._following.events(self._environment_id, run_id, past.after, _EVENTS_PER_PAGE)
+            )
+            reason = past.add(logged_steps(events))
+            if reason is not None:
+                self._feed.start_over(reason)
+                raise StartedOverError
+        return past
 
     async def _placed(self, touched: dict[str, Touched]) -> dict[str, Touched]:
         """Make all news of runs that were not in the feed before what is news of them.
 
         Their client may have been told of them since its cursor, or not at all.
         """
+        filter = self._feed.filter
         asked = {
             run_id: each.first
             for run_id, each in touched.items()
-            if each.first > 1 and self._feed.may_have_entered(each)
+            if each.first > 1 and filter.may_have_entered(each)
         }
         if not asked:
             return touched
         before = await self._read(self._following.before(self._environment_id, asked))
-        entered = [run_id for run_id, then in before.items() if not self._feed.held_then(then)]
+        entered = [run_id for run_id, then in before.items() if not filter.held_then(then)]
         created = await self._read(self._following.creations(self._environment_id, entered))
         return {**touched, **{run_id: created.get(run_id, Touched(1)) for run_id in entered}}
 
@@ -268,11 +299,16 @@ class _Load:
     async def _members(self, *, is_open: bool) -> list[Member] | None:
         """Return the newest runs of the feed; `is_open`: those that are not over."""
         feed, following, limits = self._feed, self._following, self._hub.limits
+        since = feed.filter.since
         match feed.target:
             case TagsTarget(tags):
                 return await self._read(
                     following.tagged(
-                        self._environment_id, tags, feed.since, limits.feed_runs, is_open=is_open
+                        self._environment_id,
+                        tags,
+                        since,
+                        limits.feed_runs,
+                        is_open=is_open,
                     )
                 )
             case RunsTarget(tasks, statuses):
@@ -281,7 +317,7 @@ class _Load:
                         self._environment_id,
                         None if tasks is None else sorted(tasks),
                         None if statuses is None else sorted(statuses),
-                        feed.since,
+                        since,
                         limits.feed_runs,
                         is_open=is_open,
                     )

@@ -7,16 +7,19 @@ changes once more simply joins again.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import orjson
 
 from runwire.wire import GapReason, JsonObject
-from runwire_engine.followed import Before, FollowedRun, Touched
+from runwire_engine.followed import FollowedRun, Touched
 from runwire_realtime import messages
 from runwire_realtime.beginnings import beginning
 from runwire_realtime.cursors import FeedCursor
+from runwire_realtime.feed_filter import FeedFilter
+from runwire_realtime.run_past import RunPast
+from runwire_realtime.run_reader import RunReader
+from runwire_realtime.run_streams import Entry
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.subscription import (
     BatchTarget,
@@ -25,7 +28,6 @@ from runwire_realtime.subscription import (
     RunTarget,
     Stage,
     Subscription,
-    TagsTarget,
 )
 
 if TYPE_CHECKING:
@@ -49,8 +51,7 @@ class FeedMembers:
         self.is_resumed = False
         # +1 with each start over, so that a snapshot being read for nothing is noticed.
         self.version = 0
-        # Of a tags or runs feed: runs created before are not in it.
-        self.since: datetime | None = None
+        self.filter = FeedFilter(self.target)
         # Of a batch: all its items are there; those it had when it was read; its runs that are not
         # over yet, and those that are.
         self.is_sealed = False
@@ -67,6 +68,13 @@ class FeedMembers:
         self._postponed: set[str] = set()
         # Runs that the snapshot left out and that join afterwards; members, maybe, from before it.
         self._skipped: set[str] = set()
+        # Runs that the client may hold and that join after the resume; of which revision on it has
+        # to be told of them.
+        self._owed: dict[str, int] = {}
+        # How far the streams of runs were read that have left, the first that did first.
+        self._left: dict[str, Mapping[str, int]] = {}
+        # Too many have left: one that comes back cannot be told from one that enters.
+        self._has_forgotten = False
         # Final members, oldest first.
         self._finals: dict[str, None] = {}
 
@@ -99,6 +107,12 @@ class FeedMembers:
         return self.wants_every and self.is_loading and self.subscription.cursor is not None
 
     @property
+    def awaits_every(self) -> bool:
+        """Whether it is about to join runs of which it wants each revision."""
+        is_joining = bool(self._candidates) or bool(self._postponed)
+        return self.is_resuming_every or (self.wants_every and is_joining)
+
+    @property
     def is_unsettled(self) -> bool:
         """Whether it may lack a run that has entered."""
         return self.is_loading or bool(self._candidates) or bool(self._postponed)
@@ -114,6 +128,7 @@ class FeedMembers:
         self._candidates.clear()
         self._created.clear()
         self._postponed.clear()
+        self._owed.clear()
 
     def creation_of(self, run_id: str) -> JsonObject | None:
         """Return what the creation of a run set that is about to join, where it was seen."""
@@ -124,53 +139,24 @@ class FeedMembers:
     def event(self, event: "RunEvent") -> None:
         """Take an event of a run that the feed's target may include."""
         if self.is_loading:
-            if not self._may_be_entered_by(event) and not self._is_left_by(event):
+            if not self.filter.may_be_entered_by(event) and not self.filter.is_left_by(event):
                 return
             before = self._touched.get(event.run_id, 0)
             self._touched[event.run_id] = max(before, event.step.revision)
             self._note_creation(event)
         elif event.run_id in self.members:
-            if self._is_left_by(event):
+            if self.filter.is_left_by(event):
                 self._remove(event.run_id)
-        elif self._may_be_entered_by(event):
+        elif self.filter.may_be_entered_by(event):
             self._note_creation(event)
             self._consider(event.run_id)
-        elif self.is_resumed and self._is_left_by(event):
+        elif self.is_resumed and self.filter.is_left_by(event):
             # The client may hold it from before.
             self._say_removed(event.run_id)
 
     def _note_creation(self, event: "RunEvent") -> None:
         if event.step.revision == 1:
             self._created[event.run_id] = event.step.changes
-
-    def _is_left_by(self, event: "RunEvent") -> bool:
-        tags, status = event.step.changes.get("tags"), event.step.changes.get("status")
-        match self.target:
-            case TagsTarget(wanted):
-                was_held = set(wanted) <= set(event.tags)
-                return (
-                    was_held
-                    and isinstance(tags, list)
-                    and not set(wanted) <= set(cast(list[str], tags))
-                )
-            case RunsTarget(tasks, statuses) if statuses is not None:
-                is_ours = tasks is None or event.task in tasks
-                return is_ours and isinstance(status, str) and status not in statuses
-            case _:
-                return False
-
-    def _may_be_entered_by(self, event: "RunEvent") -> bool:
-        status = event.step.changes.get("status")
-        match self.target:
-            case TagsTarget(tags):
-                return set(tags) <= set(event.tags)
-            case RunsTarget(tasks, statuses):
-                is_other = (
-                    statuses is not None and isinstance(status, str) and status not in statuses
-                )
-                return not is_other and (tasks is None or event.task in tasks)
-            case BatchTarget():
-                return True
 
     def _consider(self, run_id: str) -> None:
         self._candidates.add(run_id)
@@ -195,6 +181,7 @@ class FeedMembers:
         elif self.is_resumed and not is_included:
             self._say_removed(run_id)
         self._created.pop(run_id, None)
+        self._owed.pop(run_id, None)
         self._skipped.discard(run_id)
         self.look_done()
 
@@ -212,41 +199,7 @@ class FeedMembers:
 
     def includes(self, run: FollowedRun) -> bool:
         """Say whether a run as it is now belongs to the feed."""
-        row = run.row
-        match self.target:
-            case TagsTarget(tags):
-                return set(tags) <= set(row.tags) and self._is_recent(run)
-            case RunsTarget(tasks, statuses):
-                return (
-                    (tasks is None or row.task in tasks)
-                    and (statuses is None or row.status in statuses)
-                    and self._is_recent(run)
-                )
-            case BatchTarget(batch_id):
-                return batch_id in run.batches
-
-    def may_have_entered(self, touched: Touched) -> bool:
-        """Say whether what is news of a run may have brought it into the feed."""
-        match self.target:
-            case TagsTarget():
-                return touched.tagged == touched.first
-            case RunsTarget(_, statuses):
-                return statuses is not None
-            case BatchTarget():
-                return False
-
-    def held_then(self, before: Before) -> bool:
-        """Say whether the feed held a run as it was."""
-        match self.target:
-            case TagsTarget(tags):
-                return set(tags) <= set(before.tags)
-            case RunsTarget(_, statuses):
-                return statuses is None or before.status in statuses
-            case BatchTarget():
-                return True
-
-    def _is_recent(self, run: FollowedRun) -> bool:
-        return self.since is None or run.row.created_at >= self.since
+        return self.filter.includes(run)
 
     def _join(self, run: FollowedRun, *, is_told: bool, is_news: bool = False) -> None:
         follower = self.follower
@@ -258,6 +211,11 @@ class FeedMembers:
         ):
             self.start_over(GapReason.OVERFLOW)
             return
+        first = self._owed.get(run_id)
+        if first is not None and self._has_lost(run_id, first):
+            self.start_over(GapReason.OVERFLOW)
+            return
+        entry = self._entry(run_id, is_news=is_news)
         reader = follower.reader(run_id)
         follower.hub.learn(reader.topic, run)
         if not is_told and follower.wants_every(run):
@@ -265,21 +223,51 @@ class FeedMembers:
         self.members.add(run_id)
         if isinstance(self.target, BatchTarget):
             self.open_runs.add(run_id)
-        reader.join(self.subscription, run, is_told=is_told, is_news=is_news)
+        reader.join(self.subscription, run, entry, is_told=is_told)
+
+    def _has_lost(self, run_id: str, first: int) -> bool:
+        """Say whether others here were told a run without revisions that this has to tell."""
+        reader = self.follower.readers.get(run_id)
+        is_news = self.wants_every and run_id not in self.members
+        return is_news and reader is not None and reader.has_skipped(first)
+
+    def _entry(self, run_id: str, *, is_news: bool) -> Entry:
+        """Return how the client comes to read the streams of a run that joins."""
+        left = self._left.pop(run_id, {} if self._has_forgotten and not is_news else None)
+        if left is not None:
+            return Entry(is_news, left, has_left=True)
+        positions = self.subscription.positions
+        was_held = self._owed.pop(run_id, None) is not None
+        if positions is None or (self.subscription.stage is Stage.LIVE and not was_held):
+            return Entry(is_news)
+        return Entry(is_news, positions.get(run_id, {}))
 
     def _remove(self, run_id: str) -> None:
         self.members.discard(run_id)
         self._finals.pop(run_id, None)
         reader = self.follower.readers.get(run_id)
         if reader is not None:
+            self._note_left(reader)
             reader.leave(self.subscription)
         self._say_removed(run_id)
+
+    def _note_left(self, reader: RunReader) -> None:
+        """Keep how far a run's streams were read, in case it comes back."""
+        places = reader.streams.places(self.sub)
+        is_gone = isinstance(self.target, RunsTarget) and reader.topic.final_at is not None
+        if places is None or is_gone or not self.subscription.begins_relative:
+            return
+        self._left[reader.topic.run_id] = places
+        if len(self._left) > self.follower.limits.left_kept:
+            del self._left[next(iter(self._left))]
+            self._has_forgotten = True
 
     def run_vanished(self, run_id: str) -> None:
         """Let a run go that was deleted."""
         if run_id in self.members:
             self.open_runs.discard(run_id)
             self._remove(run_id)
+            self._left.pop(run_id, None)
             self.look_done()
 
     def _say_removed(self, run_id: str) -> None:
@@ -319,6 +307,7 @@ class FeedMembers:
         self.close()
         for known in (self._finals, self.open_runs, self._over, self._touched, self._skipped):
             known.clear()
+        self._left.clear()
         self.version += 1
         self.is_loading, self.is_resumed, self.is_sealed = True, False, False
         self.subscription.stage = Stage.ALLOWED
@@ -376,9 +365,11 @@ class FeedMembers:
         """
         reader = self.follower.readers.get(run.row.id)
         if reader is None:
-            return False
-        skips_revisions = reader.is_every and reader.written != run.row.revision
-        return skips_revisions or not reader.view.is_served_by(run)
+            return self.follower.is_about_to_begin(run, self)
+        if reader.is_every and reader.written != run.row.revision:
+            return True
+        is_late = reader.written == 0 and self.follower.is_about_to_begin(run, self)
+        return is_late or not reader.view.is_served_by(run)
 
     def _say_page(self, documents: Sequence[bytes], cursor: str | None, *, more: bool) -> None:
         self.follower.outbox.say(messages.snapshot(self.sub, documents, cursor=cursor, more=more))
@@ -387,18 +378,46 @@ class FeedMembers:
         """Note what happened between the reading of a row and now, when it is followed."""
         self.follower.hub.moved_to(topic, self._touched.get(topic.run_id, 0))
 
-    def resumed(self, runs: Sequence[FollowedRun], touched: Mapping[str, Touched]) -> None:
-        """Write runs that changed since the cursor; `touched` says from where on."""
-        for run in runs:
-            if self._would_skip(run):
-                self._touched.setdefault(run.row.id, 0)
-                continue
-            if self.includes(run):
-                self._resume(run, touched[run.row.id])
-            else:
-                self._remove(run.row.id)
+    def needs_past(self, run: FollowedRun, revision: int) -> bool:
+        """Say whether a client that holds nothing has to be told what it held of a run."""
+        reader = self.follower.readers.get(run.row.id)
+        is_told = run.row.id in self.members or (reader is not None and reader.is_written)
+        is_wanted = self.subscription.holds_nothing and not is_told and self.includes(run)
+        return is_wanted and 0 < revision < run.row.revision and self.follower.wants_every(run)
 
-    def _resume(self, run: FollowedRun, touched: Touched) -> None:
+    def resumed(
+        self,
+        runs: Sequence[FollowedRun],
+        touched: Mapping[str, Touched],
+        pasts: Mapping[str, RunPast],
+    ) -> None:
+        """Write runs that changed since the cursor; `touched` says from where on.
+
+        `pasts`: what they were there, of those that need it.
+        """
+        for run in runs:
+            run_id = run.row.id
+            news = touched[run_id]
+            if self._has_lost(run_id, news.first):
+                self.start_over(GapReason.OVERFLOW)
+                return
+            if self._would_skip(run):
+                self._postpone(run_id, news.first, _creation(news))
+            elif self.includes(run):
+                self._resume(run, news, pasts.get(run_id))
+            else:
+                self._remove(run_id)
+
+    def _postpone(self, run_id: str, first: int, creation: JsonObject | None = None) -> None:
+        """Have a run join after the resume, told from a revision on."""
+        self._touched.setdefault(run_id, 0)
+        if run_id in self.members:
+            return
+        self._owed[run_id] = first
+        if creation is not None:
+            self._created.setdefault(run_id, creation)
+
+    def _resume(self, run: FollowedRun, touched: Touched, past: RunPast | None) -> None:
         was_member = run.row.id in self.members
         self._join(run, is_told=True, is_news=touched.first == 1 and not was_member)
         reader = self.follower.readers.get(run.row.id)
@@ -410,7 +429,10 @@ class FeedMembers:
                 reader.expect_every()
             if reader.is_every and touched.first > 1:
                 reader.resumes(touched.first - 1)
+                if past is not None:
+                    self._say_past(run, reader, past)
             else:
+                reader.resumes(touched.first - 1)
                 whole = self._beginning(run, _creation(touched))
                 document = reader.topic.document(whole, reader.view)
                 self.follower.outbox.say(messages.run(document))
@@ -420,21 +442,68 @@ class FeedMembers:
         self._catch_up(reader.topic)
         reader.moved()
 
-    def held(self, runs: Sequence[FollowedRun], revisions: Mapping[str, int]) -> None:
-        """Follow runs that the client holds, at these revisions."""
+    def _say_past(self, run: FollowedRun, reader: RunReader, past: RunPast) -> None:
+        document = past.document(run, reader.view)
+        self.follower.outbox.say(messages.base(self.sub, document))
+        if past.has_references:
+            reader.widen()
+
+    def held(
+        self,
+        runs: Sequence[FollowedRun],
+        revisions: Mapping[str, int],
+        pasts: Mapping[str, RunPast],
+    ) -> None:
+        """Follow runs that the client holds, at these revisions, or held: then `pasts` helps."""
         for run in runs:
             # A candidate was never told: its row is about to say whether it must be.
             is_open = run.row.id in self._candidates
             if run.row.id in self.members or is_open or not self.includes(run):
                 continue
+            first = revisions[run.row.id] + 1
+            if self._has_lost(run.row.id, first):
+                self.start_over(GapReason.OVERFLOW)
+                return
             if self._would_skip(run):
-                self._touched.setdefault(run.row.id, 0)
+                self._postpone(run.row.id, first)
                 continue
             self._join(run, is_told=True)
-            reader = self.follower.reader(run.row.id)
-            reader.resumes(revisions[run.row.id])
+            reader = self.follower.readers.get(run.row.id)
+            if reader is None or not self.is_loading:
+                return
+            if self.subscription.holds_nothing:
+                self._remind(run, reader, first - 1, pasts.get(run.row.id))
+            elif self._may_be_unknown(run) and run.row.revision == first - 1:
+                self._introduce(run, reader)
+            reader.resumes(first - 1)
             self.follower.hub.moved_to(reader.topic, run.row.revision)
             self._catch_up(reader.topic)
+
+    def _may_be_unknown(self, run: FollowedRun) -> bool:
+        """Say whether the run may have come without an event: as an item for an older run."""
+        return isinstance(self.target, BatchTarget) and run.row.batch_id != self.target.batch_id
+
+    def _introduce(self, run: FollowedRun, reader: RunReader) -> None:
+        if not reader.is_written:
+            document = reader.topic.document(run, reader.view)
+            self.follower.outbox.say(messages.run(document))
+        self.follower.outbox.say(messages.joined(self.sub, run.row.id))
+
+    def _remind(
+        self, run: FollowedRun, reader: RunReader, revision: int, past: RunPast | None
+    ) -> None:
+        """Tell a client that holds nothing of a run that it held at a revision."""
+        say = self.follower.outbox.say
+        if past is not None:
+            self._say_past(run, reader, past)
+        elif reader.is_written or run.row.revision != revision:
+            if not reader.is_written:
+                say(messages.run(reader.topic.document(run, reader.view)))
+                reader.resumes(revision)
+                reader.holds(run.row.revision)
+            say(messages.joined(self.sub, run.row.id))
+        else:
+            say(messages.base(self.sub, reader.topic.document(run, reader.view)))
 
     def complete(self) -> None:
         """Go live: everything is queued, and what happened meanwhile is looked at."""

@@ -143,6 +143,21 @@ class Follower:
         seen = (feed.creation_of(run_id) for feed in self.feeds.values())
         return next((each for each in seen if each is not None), None)
 
+    @property
+    def awaits_every(self) -> bool:
+        """Whether a feed is about to join runs of which it wants each revision."""
+        return any(each.awaits_every for each in self.feeds.values())
+
+    def is_about_to_begin(self, run: FollowedRun, feed: FeedMembers) -> bool:
+        """Say whether another feed is about to tell a run from its creation on."""
+        return any(
+            each is not feed
+            and each.wants_every
+            and each.creation_of(run.row.id) is not None
+            and each.includes(run)
+            for each in self.feeds.values()
+        )
+
     def is_resuming_every(self, run: FollowedRun, feed: FeedMembers) -> bool:
         """Say whether another feed is about to tell each revision since a cursor."""
         return any(

@@ -12,26 +12,24 @@ from datetime import date
 from typing import TypeVar
 
 from runwire.wire import CloseCode
-from runwire_engine.bells import ChunkRow, StreamMoved
+from runwire_engine.bells import StreamMoved
 from runwire_engine.followed import FollowedRun, StreamHead
 from runwire_engine.id_format import day_of
 from runwire_realtime import messages
 from runwire_realtime.feed_members import FeedMembers
+from runwire_realtime.followed_streams import FollowedStreams
 from runwire_realtime.follower import Follower
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.outbox import Outbox
 from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_topic import RunTopic, Step, step_of
 from runwire_realtime.scope import Grant
-from runwire_realtime.stream_reader import StreamReader
-from runwire_realtime.stream_topic import StreamTopic
 from runwire_realtime.subscription import BatchTarget, RunsTarget, TagsTarget
 from runwire_realtime.wants import StreamName, Wants
 
 RunKey = tuple[int, str]
 # An environment and a `jti`; API keys have none.
 TokenKey = tuple[int, str | None]
-StreamKey = tuple[int, str, str]
 Key = TypeVar("Key")
 
 
@@ -59,7 +57,7 @@ class Hub:
         # The snapshot up to which events have been applied.
         self.position = ""
         self.runs: dict[RunKey, RunTopic] = {}
-        self.streams: dict[StreamKey, StreamTopic] = {}
+        self.streams = FollowedStreams(limits, self.wants)
         self.followers: set[Follower] = set()
         # Connections that have shown no credential yet, the oldest first.
         self.strangers: dict[Outbox, None] = {}
@@ -73,10 +71,6 @@ class Hub:
         self._runs_feeds: dict[int, set[FeedMembers]] = {}
         # Feeds that wait for a run's row to decide whether it joins.
         self._candidates: dict[RunKey, set[FeedMembers]] = {}
-        # Runs of which streams were moved in order of their last chunk: the ring of the one that
-        # has been quiet for longest is emptied first.
-        self._rings: dict[StreamKey, StreamTopic] = {}
-        self._ring_bytes = 0
         # Days whose runs are deleted.
         self._emptied: frozenset[date] = frozenset()
 
@@ -184,30 +178,6 @@ class Hub:
         if not is_used and self.runs.get(topic.key) is topic:
             del self.runs[topic.key]
             self.wants.rows.pop(topic.key, None)
-
-    def join_stream(self, run: RunReader, key: str) -> StreamReader:
-        """Return a new reader of a stream."""
-        topic = self._stream(run.topic, key)
-        reader = run.stream_reader(topic)
-        topic.readers.add(reader)
-        return reader
-
-    def _stream(self, run: RunTopic, key: str) -> StreamTopic:
-        name = (*run.key, key)
-        topic = self.streams.get(name)
-        if topic is None:
-            topic = self.streams[name] = StreamTopic(*name, self.limits)
-        return topic
-
-    def leave_stream(self, reader: StreamReader) -> None:
-        reader.close()
-        self._drop_unread(reader.topic)
-
-    def _drop_unread(self, topic: StreamTopic) -> None:
-        if not topic.readers and self.streams.get(topic.name) is topic:
-            del self.streams[topic.name]
-            self.wants.fills.pop(topic.name, None)
-            self._empty_ring(topic)
 
     def want_streams(self, topic: RunTopic) -> None:
         """Have the list of a run's streams read."""
@@ -412,53 +382,15 @@ class Hub:
 
     def rang(self, moved: StreamMoved) -> None:
         """Take what a bell says of a stream: its chunks, if they are the next ones."""
-        topic = self.streams.get((moved.environment_id, moved.run_id, moved.key))
+        topic = self.streams.topics.get((moved.environment_id, moved.run_id, moved.key))
         if topic is None or not topic.is_known:
             run = self.runs.get((moved.environment_id, moved.run_id))
             if run is not None and moved.key not in run.stream_keys and _reads_streams(run):
                 self.want_streams(run)
             return
-        self.extend(topic, moved.chunks, moved.next_seq)
+        self.streams.extend(topic, moved.chunks, moved.next_seq)
         if moved.ended:
             self.wants.head(*topic.name)
-
-    def extend(self, topic: StreamTopic, chunks: Sequence[ChunkRow], head: int = 0) -> None:
-        """Append chunks that continue a stream, and let its readers write."""
-        before = topic.bytes if topic.name in self._rings else 0
-        if topic.extend(chunks):
-            self._rings.pop(topic.name, None)
-            self._rings[topic.name] = topic
-            self._ring_bytes += topic.bytes - before
-            self._limit_rings()
-            for reader in topic.readers:
-                reader.mark()
-        topic.heard(head)
-        if topic.is_behind:
-            self.wants.fill(topic)
-
-    def filled(self, topic: StreamTopic, chunks: Sequence[ChunkRow]) -> None:
-        """Take chunks that were read from the end of a stream's ring on."""
-        place = chunks[0].seq if chunks else topic.head
-        if place > topic.end:
-            # The log has lost what lies between; readers hear of it when they read there.
-            self._empty_ring(topic)
-            topic.skip_to(place)
-            for reader in topic.readers:
-                reader.mark()
-        self.extend(topic, chunks)
-
-    def _limit_rings(self) -> None:
-        while self._ring_bytes > self.limits.rings_bytes and len(self._rings) > 1:
-            self._empty_ring(next(iter(self._rings.values())))
-
-    def _empty_ring(self, topic: StreamTopic) -> None:
-        if self._rings.pop(topic.name, None) is not None:
-            self._ring_bytes -= topic.bytes
-        topic.empty()
-
-    def followed_streams(self) -> list[StreamName]:
-        """Return the streams whose place in the database is worth a look: all that may move."""
-        return [name for name, topic in self.streams.items() if topic.eof_reason is None]
 
     def take_heads(self) -> dict[StreamName, bool]:
         """Return the streams to be looked up, and whether their run was final before that."""
@@ -480,29 +412,20 @@ class Hub:
             run_key = (head.environment_id, head.run_id)
             if run_key in listed:
                 listed[run_key][head.key] = head
-            topic = self.streams.get((*run_key, head.key))
+            topic = self.streams.topics.get((*run_key, head.key))
             if topic is not None:
-                self._take_head(topic, head)
+                self.streams.take_head(topic, head)
         for run_key, rows in listed.items():
             run = self.runs.get(run_key)
             if run is not None:
                 self._listed(run, list(rows.values()), is_final=names[*run_key, None])
-
-    def _take_head(self, topic: StreamTopic, head: StreamHead) -> None:
-        if topic.learn(head):
-            for reader in topic.readers:
-                reader.mark()
-        if any(reader.next is None for reader in topic.readers):
-            self.wants.head(topic.environment_id, topic.run_id, None)
-        if topic.is_behind:
-            self.wants.fill(topic)
 
     def _listed(self, run: RunTopic, heads: Sequence[StreamHead], *, is_final: bool) -> None:
         """Let readers of all streams of a run find those there are."""
         reason = (run.status or "").lower()
         run.stream_keys.update(head.key for head in heads)
         for head in heads:
-            topic = self._stream(run, head.key)
+            topic = self.streams.topic(run, head.key)
             topic.learn(head)
             if is_final:
                 topic.close_unwritten(reason)
@@ -512,7 +435,7 @@ class Hub:
                 reader.streams.close_unwritten(reason)
         run.is_sealed = run.is_sealed or is_final
         for head in heads:
-            self._drop_unread(self.streams[*run.key, head.key])
+            self.streams.drop_unread(self.streams.topics[*run.key, head.key])
         for reader in list(run.readers):
             reader.moved()
 

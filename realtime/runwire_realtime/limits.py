@@ -46,6 +46,8 @@ class HubLimits:
     # Changes of a run kept for its readers; who is further behind gets the run whole.
     steps_kept: int = 256
     steps_bytes: int = 64 * 1024
+    # What is read of a run's history to tell it as it was.
+    past_bytes: int = 4 * 1024 * 1024
     # Recent chunks kept for the readers of a stream, and of all streams; older ones are in the log.
     ring_bytes: int = 256 * 1024
     rings_bytes: int = 64 * 1024 * 1024
@@ -59,6 +61,8 @@ class HubLimits:
     feed_runs: int = 1000
     # Final runs that a feed still remembers; forgotten ones join again when they change.
     finals_kept: int = 1000
+    # Runs of which a feed remembers, once they have left, how far their streams were read.
+    left_kept: int = 1000
     # Runs that one connection follows at once.
     followed_runs: int = 10_000
     # Pages read from the log at the same time, for all connections.

@@ -24,6 +24,10 @@ def snapshot(sub: str, runs: Sequence[bytes], *, cursor: str | None, more: bool)
     return b"".join((head, b",".join(runs), b"],", tail))
 
 
+def base(sub: str, document: bytes) -> bytes:
+    return b'{"type":"base","sub":' + orjson.dumps(sub) + b',"run":' + document + b"}"
+
+
 def live(sub: str) -> bytes:
     return _message("live", sub=sub)
 

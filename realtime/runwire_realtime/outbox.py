@@ -83,7 +83,7 @@ class Outbox:
     @property
     def has_room(self) -> bool:
         """Whether another page of a snapshot may be queued."""
-        return self._control_bytes < self._limits.page_room_bytes
+        return self.waiting_bytes < self._limits.page_room_bytes
 
     @property
     def is_drained(self) -> bool:

@@ -18,9 +18,10 @@ from runwire_engine.errors import EngineError
 from runwire_engine.following import Following
 from runwire_realtime import messages
 from runwire_realtime.hub import Hub
+from runwire_realtime.run_past import logged_steps
 from runwire_realtime.run_reader import RunReader
-from runwire_realtime.run_topic import RunTopic, step_of
-from runwire_realtime.run_view import MAX_VALUE_BYTES, wire_time
+from runwire_realtime.run_topic import RunTopic
+from runwire_realtime.run_view import MAX_VALUE_BYTES
 from runwire_realtime.stream_reader import StreamReader
 from runwire_realtime.stream_topic import StreamTopic
 
@@ -71,7 +72,8 @@ class Reads:
         However long that takes, and whatever else comes to be wanted meanwhile.
         """
         await self._whole_turns(self._rows, self._heads)
-        behind = [(topic, topic.head) for topic in self._hub.streams.values() if topic.is_behind]
+        topics = self._hub.streams.topics.values()
+        behind = [(topic, topic.head) for topic in topics if topic.is_behind]
         while any(topic.readers and topic.end < head for topic, head in behind):
             await self._whole_turns(self._fills)
 
@@ -157,7 +159,7 @@ class Reads:
         pages = await self._following.chunks(wanted, limits.ring_bytes, _CHUNKS_PER_PAGE)
         for topic in topics:
             if topic.id is not None and topic.readers:
-                self._hub.filled(topic, pages.get(topic.id, []))
+                self._hub.streams.filled(topic, pages.get(topic.id, []))
 
     async def _catch_up(self) -> None:
         for reader in list(self._wants.pages):
@@ -238,7 +240,7 @@ class Reads:
             await holders.gone.wait()
 
     async def _history(self, run: RunReader) -> None:
-        after, topic = run.written, run.topic
+        after, topic = run.history_after, run.topic
         try:
             async with self._limiter:
                 events = await self._following.events(
@@ -249,8 +251,7 @@ class Reads:
             await anyio.sleep(_PAUSE)
             run.history_failed()
             return
-        steps = [step_of(e.revision, e.delta, wire_time(e.created_at)) for e in events]
-        run.history_read(after, steps)
+        run.history_read(after, logged_steps(events))
 
 
 class _Holders:

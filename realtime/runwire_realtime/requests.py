@@ -46,6 +46,7 @@ def subscription_of(message: Subscribe, grant: Grant, now: float) -> Subscriptio
         cursor=_cursor(message.cursor, target),
         resumed_from=message.cursor or "",
         positions=message.positions,
+        holds_nothing=message.whole,
         awaited_until=now + message.wait if message.wait else None,
     )
 

@@ -5,7 +5,6 @@ union of the fields asked for), one mode (`every` beats `latest`), one revision 
 streams are read, the run's final state waits until all of them have been written to their end.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,8 @@ from runwire_engine.followed import FollowedRun
 from runwire_realtime import messages
 from runwire_realtime.beginnings import beginning
 from runwire_realtime.cursors import RunCursor, run_cursor
-from runwire_realtime.run_streams import RunStreams
+from runwire_realtime.run_history import RunHistory
+from runwire_realtime.run_streams import Entry, RunStreams
 from runwire_realtime.run_topic import RunTopic, Step, size_of
 from runwire_realtime.run_view import View, view_of
 from runwire_realtime.stream_reader import StreamReader
@@ -41,22 +41,20 @@ class RunReader:
         self._follower = follower
         # Subscriptions to this run that have not been told how it stands, or may have lost it.
         self._openings: list[Subscription] = []
-        # Feeds to be told that they hold the run, once the client has it, and whether all of it is
-        # news; then its streams follow.
-        self._joined: dict[Subscription, bool] = {}
+        # Feeds to be told that they hold the run, once the client has it; then its streams follow.
+        self._joined: dict[Subscription, Entry] = {}
         # The changes are not at hand, or larger than the run: it is sent whole.
         self._needs_whole = False
         # The client holds the run, but not all that it may see by now.
         self._has_widened = False
-        # How the run was created, where each revision is wanted and that is seen.
+        # How the run was created, where each revision is wanted and nothing of it was told yet.
         self._created: JsonObject | None = None
+        # The last revision before which some were skipped; 0: the client got each, or has it.
+        self._skipped_to = 0
         # A feed that is still to be resumed will want each revision.
         self._expects_every = False
         self._row: FollowedRun | None = None
-        # Changes read from the log, for the mode `every`.
-        self._steps: deque[Step] = deque()
-        # The revision after which a change is known to be in the log.
-        self._missed_after = 0
+        self._history = RunHistory()
         self._is_reading = False
         self._holds_slot = False
 
@@ -70,18 +68,15 @@ class RunReader:
         self.moved()
 
     def join(
-        self, subscription: Subscription, run: FollowedRun, *, is_told: bool, is_news: bool = False
+        self, subscription: Subscription, run: FollowedRun, entry: Entry, *, is_told: bool
     ) -> None:
-        """Follow the run for a feed that it has entered; `is_told`: the client knows.
-
-        `is_news`: the run was created after the feed began, so that all its streams are news.
-        """
+        """Follow the run for a feed that it has entered; `is_told`: the client knows."""
         self.subscriptions[subscription.sub] = subscription
         self._look()
         if is_told:
-            self.streams.add(subscription, is_news=is_news)
+            self.streams.add(subscription, entry)
         else:
-            self._joined[subscription] = is_news
+            self._joined[subscription] = entry
         self.moved()
         if not is_told and self.written == 0 and self._row is None and self._take_slot():
             self.row_read(run)
@@ -123,6 +118,11 @@ class RunReader:
             self._has_widened = True
 
     @property
+    def _tells_each(self) -> bool:
+        """Whether each revision is wanted, or will be by a feed that is about to say so."""
+        return self.is_every or self._follower.awaits_every
+
+    @property
     def is_written(self) -> bool:
         """Whether the client holds this run, so that patches apply."""
         return self.written > 0 and not self._needs_whole
@@ -141,7 +141,13 @@ class RunReader:
         """Note that the client was given the run whole at a revision, by other means."""
         if revision >= self.written:
             self._needs_whole = self._has_widened = False
+        if revision > self.written + 1:
+            self._skipped_to = revision
         self.written = max(self.written, revision)
+
+    def has_skipped(self, first: int) -> bool:
+        """Say whether a client that has all before a revision lacks it or one after it."""
+        return self._skipped_to > first
 
     def resumes(self, revision: int) -> None:
         """Note at which revision the client held the run when it came."""
@@ -149,7 +155,12 @@ class RunReader:
 
     def begin_with(self, created: JsonObject | None) -> None:
         """Tell the run from its creation on, which set this, where nothing of it is told yet."""
-        self._created = self._created or created
+        if self.written == 0:
+            self._created = self._created or created
+
+    def widen(self) -> None:
+        """Send the run whole once it is told up to now: values were left out of what was told."""
+        self._has_widened = True
 
     def expect_every(self) -> None:
         """Skip no revision: a feed that is still to be resumed wants each."""
@@ -198,9 +209,9 @@ class RunReader:
         if run is None or not self.subscriptions:
             self._drop_row()
             return
-        if self._created is not None and self.written == 0 and not self._openings:
-            run = beginning(run, self._created) or run
-        self._created = None
+        if self._follower.wants_every(run):
+            # Also where a feed is about to join that saw it come.
+            self.begin_with(self._follower.creation_of(run.row.id))
         self._row = run
         self._follower.outbox.mark(self)
 
@@ -215,7 +226,9 @@ class RunReader:
             subscription.awaited_until = None
             if isinstance(subscription.cursor, RunCursor):
                 subscription.broken = self._gap_of(subscription.cursor, run.row.revision)
-            self.streams.add(subscription)
+            positions = subscription.positions
+            places = None if positions is None else positions.get(self.topic.run_id, {})
+            self.streams.add(subscription, Entry(places=places))
 
     def _refuse(self, subscription: Subscription) -> None:
         if self._follower.hub.is_past(self.topic.run_id):
@@ -282,11 +295,14 @@ class RunReader:
         # A feed's page may have brought a subscription up to where it resumes.
         return self._with_live([]) or self._change(self.topic.revision)
 
-    def _announced(self) -> list[bytes]:
+    def _announced(self, *, only_news: bool = False) -> list[bytes]:
         """Return what tells that feeds hold the run, which the client has got by now."""
-        joined, self._joined = self._joined, {}
-        for subscription, is_news in joined.items():
-            self.streams.add(subscription, is_news=is_news)
+        joined = {
+            each: entry for each, entry in self._joined.items() if entry.is_news or not only_news
+        }
+        for subscription, entry in joined.items():
+            del self._joined[subscription]
+            self.streams.add(subscription, entry)
         return [messages.joined(each.sub, self.topic.run_id) for each in joined]
 
     def _change(self, target: int) -> bytes | None:
@@ -298,23 +314,40 @@ class RunReader:
         steps = self._steps_to(target)
         if not steps:
             return None
-        is_long = not self.is_every and size_of(steps) > self._follower.limits.patch_bytes
-        if is_long or any(step.is_partial for step in steps):
+        is_partial = any(step.is_partial for step in steps)
+        if self._tells_each:
+            if is_partial and not self._may_refer(steps[-1]):
+                return None
+        elif is_partial or size_of(steps) > self._follower.limits.patch_bytes:
             self._want_whole()
             return None
+        if len(steps) > 1:
+            self._skipped_to = steps[-1].revision
         self.written = steps[-1].revision
         return self._with_live([self.topic.patch(steps, self.view)])
 
+    def _may_refer(self, step: Step) -> bool:
+        """Say whether a change is told with a value that stands by reference.
+
+        Only where the row does not have it any more; the run comes whole as soon as it can.
+        """
+        self._has_widened = True
+        if self._row is None and not self._is_blocked:
+            self._want_row()
+        return self._is_blocked or (
+            self._row is not None and self._row.row.revision > step.revision
+        )
+
     def _steps_to(self, target: int) -> Sequence[Step] | None:
-        if not self.is_every:
+        if not self._tells_each:
+            self._history.clear()
             steps = self.topic.between(self.written, target)
             if steps is None:
                 self._want_whole()
             return steps
-        while self._steps and self._steps[0].revision <= self.written:
-            self._steps.popleft()
-        if self._steps:
-            return [self._steps[0]]
+        step = self._history.next(self.written)
+        if step is not None:
+            return [step]
         steps = self.topic.between(self.written, self.written + 1)
         if steps is None:
             self._read_history()
@@ -327,12 +360,21 @@ class RunReader:
         if is_stale or self._is_blocked:
             self._drop_row()
             return None
-        self._resume_openings(run)
-        if self.is_every and 0 < self.written < revision and not self._needs_whole:
+        if self._is_past_awaited(run):
+            return None
+        bases = self._resume_openings(run)
+        if bases:
+            return self._with_live(bases)
+        if self.written == 0 and self._created is not None:
+            begun = self._begun(run, self._created)
+            if begun is not None:
+                return begun
+        if self._is_catching_up(revision):
             # First every change up to here, then what was to be said about it.
-            change = self._change(revision)
-            if not self._needs_whole:
-                return change
+            news = [] if self._has_widened else self._announced(only_news=True)
+            message = self._with_live(news) or self._change(revision)
+            if message is not None or self._is_catching_up(revision):
+                return message
         document = self.topic.document(run, self.view)
         parts = self._opened(revision, document)
         if self._needs_whole or self._has_widened or self.written == 0:
@@ -342,22 +384,87 @@ class RunReader:
         self._drop_row()
         return self._with_live(parts)
 
-    def _resume_openings(self, run: FollowedRun) -> None:
-        """Go on with the subscriptions whose clients hold the run as of a cursor."""
+    def _begun(self, run: FollowedRun, created: JsonObject) -> bytes | None:
+        """Say how the run was created; what it has become since comes as changes."""
+        self._created = None
+        first = beginning(run, created)
+        if first is None:
+            return None
+        self.holds(first.row.revision)
+        parts = [messages.run(self.topic.document(first, self.view)), *self._announced()]
+        if not self._openings:
+            self._drop_row()
+        return self._with_live(parts)
+
+    def _is_catching_up(self, revision: int) -> bool:
+        """Say whether changes come before the row at a revision; the last one may come with it."""
+        if not self._tells_each or self._needs_whole or self.written == 0:
+            return False
+        return self.written < revision - (1 if self._has_widened else 0)
+
+    def _is_past_awaited(self, run: FollowedRun) -> bool:
+        """Say whether somebody has to be told first what the run was, and that is being read."""
+        if self.written > 0 or self._history.past_gap is not None:
+            return False
+        for subscription in self._openings:
+            cursor = subscription.cursor
+            if not subscription.holds_nothing or not isinstance(cursor, RunCursor):
+                continue
+            has_changed = 0 < cursor.revision < run.row.revision and (
+                self._gap_of(cursor, run.row.revision) is None
+            )
+            if has_changed and self._follower.wants_every(run):
+                past = self._history.past(cursor.revision, self._follower.limits.past_bytes)
+                if not past.is_whole:
+                    self._read_history()
+                return not past.is_whole
+        return False
+
+    def _resume_openings(self, run: FollowedRun) -> list[bytes]:
+        """Go on with the subscriptions whose clients hold the run as of a cursor.
+
+        Return the run as it was there, for one that holds nothing any more.
+        """
         revision = run.row.revision
+        bases: list[bytes] = []
         for subscription in list(self._openings):
             cursor = subscription.cursor
             if subscription.stage is not Stage.ALLOWED or not isinstance(cursor, RunCursor):
                 continue
-            if self._gap_of(cursor, revision) is None:
+            if self._lost_to(subscription, cursor, revision) is None:
                 is_exact = cursor.revision == revision or self._follower.wants_every(run)
                 if self.written == 0 and is_exact:
+                    if subscription.holds_nothing and cursor.revision:
+                        bases.append(messages.base(subscription.sub, self._base(run)))
                     self.written = cursor.revision
                     if cursor.revision < revision:
                         self.expect_every()
                 subscription.live_at = max(revision, self.written)
                 subscription.stage = Stage.LIVE
                 self._openings.remove(subscription)
+        self._history.take_past()
+        return bases
+
+    def _base(self, run: FollowedRun) -> bytes:
+        """Return the run as it was where a cursor is."""
+        past = self._history.take_past()
+        if past is None:
+            return self.topic.document(run, self.view)
+        self._has_widened = self._has_widened or past.has_references
+        return past.document(run, self.view)
+
+    def _lost_to(
+        self, subscription: Subscription, cursor: RunCursor, revision: int
+    ) -> GapReason | None:
+        """Return why a subscription cannot go on from its cursor, if so."""
+        reason = self._gap_of(cursor, revision)
+        if reason is None and subscription.mode == "every":
+            if self.written == 0 and subscription.holds_nothing:
+                return self._history.past_gap
+            if self.has_skipped(cursor.revision + 1):
+                # Others here were told the run without what this one lacks.
+                return GapReason.OVERFLOW
+        return reason
 
     def _opened(self, revision: int, document: bytes) -> list[bytes]:
         """Begin with the subscriptions that wait for the run's state."""
@@ -373,7 +480,7 @@ class RunReader:
         """Begin with a snapshot of the run."""
         parts: list[bytes] = []
         if isinstance(subscription.cursor, RunCursor):
-            reason = self._gap_of(subscription.cursor, revision)
+            reason = self._lost_to(subscription, subscription.cursor, revision)
             if reason is not None:
                 parts.append(messages.gap(subscription.sub, reason))
         at = run_cursor(self._follower.hub.epoch, revision)
@@ -438,19 +545,19 @@ class RunReader:
     def _read_history(self) -> None:
         if not self._is_reading and self._take_slot():
             self._is_reading = True
-            self._missed_after = self.written
+            self._history.missed(self.written)
             self._follower.wants.history(self)
+
+    @property
+    def history_after(self) -> int:
+        """The revision after which changes of the log are wanted."""
+        return self._history.after(self.written)
 
     def history_read(self, after: int, steps: Sequence[Step]) -> None:
         """Take changes of the log that come after a revision."""
         self._is_reading = False
-        if after == self.written:
-            self._steps = deque(steps)
-            # It may have been written by other means before it was read: then nothing is there yet.
-            is_lost = steps[0].revision != after + 1 if steps else after == self._missed_after
-            if is_lost:
-                self._steps.clear()
-                self._lose_history()
+        if self._history.take(after, self.written, steps):
+            self._lose_history()
         if self._row is None and self not in self.topic.waiting:
             self._drop_row()
         self._follower.outbox.mark(self)
@@ -462,6 +569,9 @@ class RunReader:
 
     def _lose_history(self) -> None:
         """Start over from a snapshot: the log does not reach back so far."""
+        self._needs_whole = True
+        if not self.is_every:
+            return
         for subscription in list(self.subscriptions.values()):
             if subscription.is_feed:
                 self._follower.start_over(subscription, GapReason.RETENTION)
@@ -470,4 +580,3 @@ class RunReader:
                 subscription.cursor = subscription.live_at = None
                 subscription.stage = Stage.ALLOWED
                 self._openings.append(subscription)
-        self._needs_whole = True

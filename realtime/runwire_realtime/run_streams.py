@@ -1,16 +1,32 @@
 """The streams of one run as one connection reads them. [core]"""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runwire.wire import StreamRequest, StreamStart
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.stream_reader import StreamReader
-from runwire_realtime.subscription import Stage, Subscription
+from runwire_realtime.subscription import Subscription, is_relative
 
 if TYPE_CHECKING:
     from runwire_realtime.follower import Follower
     from runwire_realtime.run_reader import RunReader
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a subscription comes to read a run's streams."""
+
+    # The run was created after it began, so that every stream is news.
+    is_news: bool = False
+    # Where the client stands, by stream; one that is not named is news. None: it was told of none.
+    places: Mapping[str, int] | None = None
+    # The run left the feed and comes back: the places count where only the server knows others.
+    has_left: bool = False
+
+
+_NEW = Entry()
 
 
 class RunStreams:
@@ -25,21 +41,14 @@ class RunStreams:
         # is new to them.
         self._asked: dict[str, Subscription] = {}
         self._listed: set[str] = set()
-        # Where those go on that followed this run before; what is not named there is news to them.
-        self._held: dict[str, Mapping[str, int]] = {}
-        # To whom the run itself is news, with every stream it has.
-        self._news: set[str] = set()
+        self._entries: dict[str, Entry] = {}
 
-    def add(self, subscription: Subscription, *, is_news: bool = False) -> None:
-        """Read the streams that a subscription asked for; `is_news`: the run began meanwhile."""
+    def add(self, subscription: Subscription, entry: Entry) -> None:
+        """Read the streams that a subscription asked for."""
         if not subscription.streams:
             return
         self._asked[subscription.sub] = subscription
-        if is_news:
-            self._news.add(subscription.sub)
-        positions = subscription.positions
-        if positions is not None and subscription.stage is not Stage.LIVE:
-            self._held[subscription.sub] = positions.get(self._topic.run_id, {})
+        self._entries.setdefault(subscription.sub, entry)
         for key in subscription.streams:
             if key != "*" and self._follower.grant.may_read_stream(key):
                 self._ask(key, subscription)
@@ -50,24 +59,23 @@ class RunStreams:
         if self._asked.pop(subscription.sub, None) is None:
             return
         self._listed.discard(subscription.sub)
-        self._news.discard(subscription.sub)
-        self._held.pop(subscription.sub, None)
+        del self._entries[subscription.sub]
         for key, reader in list(self._readers.items()):
             reader.leave(subscription.sub)
             if not reader.subs:
-                self._follower.hub.leave_stream(reader)
+                self._follower.hub.streams.leave(reader)
                 del self._readers[key]
 
     def regranted(self) -> None:
         """Read no stream any more that the credential does not cover."""
         for key, reader in list(self._readers.items()):
             if not self._follower.grant.may_read_stream(key):
-                self._follower.hub.leave_stream(reader)
+                self._follower.hub.streams.leave(reader)
                 del self._readers[key]
 
     def close(self) -> None:
         for reader in self._readers.values():
-            self._follower.hub.leave_stream(reader)
+            self._follower.hub.streams.leave(reader)
         self._readers.clear()
         self._asked.clear()
 
@@ -98,7 +106,7 @@ class RunStreams:
                 self._ask(key, subscription)
         reader = self._readers.get(key)
         if reader is not None and reader.next is None and reader.topic.is_known:
-            reader.open(is_new=reader.subs <= self._listed | self._news)
+            reader.open(is_new=all(map(self._is_new_to, reader.subs)))
 
     def _ask(self, key: str, subscription: Subscription) -> None:
         request = self._request(subscription, key)
@@ -112,17 +120,26 @@ class RunStreams:
             broken = None
         reader = self._readers.get(key)
         if reader is None:
-            reader = self._follower.hub.join_stream(self._run, key)
+            reader = self._follower.hub.streams.join(self._run, key)
             self._readers[key] = reader
         reader.ask(
             subscription.sub,
             request,
             # One number of a feed stands for the streams of many runs, some of them shorter.
-            is_lenient=subscription.is_feed and subscription.sub not in self._held,
-            is_new=subscription.sub in self._listed | self._news,
+            is_lenient=subscription.is_feed and not self._is_placed(subscription.sub),
+            is_new=self._is_new_to(subscription.sub),
         )
         if broken is not None:
             reader.say_gap(subscription.sub, broken, 0)
+
+    def _is_new_to(self, sub: str) -> bool:
+        """Say whether a stream that is found now is news to a subscription."""
+        return sub in self._listed or self._entries.get(sub, _NEW).is_news
+
+    def _is_placed(self, sub: str) -> bool:
+        """Say whether a subscription named its place in each of this run's streams."""
+        entry = self._entries.get(sub, _NEW)
+        return entry.places is not None and not entry.has_left
 
     def close_unwritten(self, reason: str) -> None:
         """End the streams that were asked for by name and that nobody ever wrote to."""
@@ -139,6 +156,12 @@ class RunStreams:
             if each.next is not None and sub in each.subs
         }
 
+    def places(self, sub: str) -> dict[str, int] | None:
+        """Return how far a subscription has read; None: it is not known yet what there is."""
+        if sub not in self._listed:
+            return None
+        return {key: next_seq for key, (next_seq, _) in self.positions(sub).items()}
+
     def is_listed(self, sub: str) -> bool:
         """Whether a subscription was told which streams there are: others are new to it."""
         return sub in self._listed
@@ -146,10 +169,12 @@ class RunStreams:
     def _request(self, subscription: Subscription, key: str) -> StreamRequest | None:
         """Return how to read a stream, from where the client stands if it said so."""
         request = subscription.request_for(key)
-        held = self._held.get(subscription.sub)
-        if request is None or held is None:
+        entry = self._entries.get(subscription.sub, _NEW)
+        if request is None or entry.places is None:
             return request
-        return request.model_copy(update={"start": held.get(key, 0)})
+        if entry.has_left and not is_relative(request.start):
+            return request
+        return request.model_copy(update={"start": entry.places.get(key, 0)})
 
 
 def _is_position(start: StreamStart) -> bool:

@@ -118,8 +118,8 @@ class RunTopic:
         self._encoded.clear()
         self.revision = step.revision
         self._learn_status(step.changes.get("status"), step.revision)
-        while len(self._steps) > 1 and (
-            len(self._steps) > self._limits.steps_kept or self._bytes > self._limits.steps_bytes
+        while self.steps_held > 1 and (
+            self.steps_held > self._limits.steps_kept or self._bytes > self._limits.steps_bytes
         ):
             self._bytes -= self._steps.popleft().size
         return True

@@ -67,6 +67,8 @@ class Subscription:
     resumed_from: str = ""
     # Where the client stands, by run and stream: what is not named is news; None: it begins.
     positions: Mapping[str, Mapping[str, int]] | None = None
+    # Its client holds no run: it is sent each as it was where the cursor is.
+    holds_nothing: bool = False
     # Its positions are of another history: nothing is read on from them.
     broken: GapReason | None = None
     # Until when (monotonic) to wait for a run that does not exist; None: not at all.
@@ -87,6 +89,11 @@ class Subscription:
     def goes_on_unplaced(self) -> bool:
         """Whether its client was told something, and has no cursor to say how much."""
         return self.positions is not None and self.cursor is None
+
+    @property
+    def begins_relative(self) -> bool:
+        """Whether it reads streams from where only the server knows."""
+        return any(is_relative(request.start) for request in self.streams.values())
 
     @property
     def is_feed(self) -> bool:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import anyio
@@ -24,6 +25,8 @@ from runwire._progress import Progress
 from runwire.batch import BatchItem
 from runwire.errors import NotFoundError
 from runwire.tasks import AnyTask
+from runwire_engine.run_metadata import MetadataWrite
+from runwire_engine.triggers import NewRun
 from tests.support.faultproxy import FaultProxy, fault_proxy
 from tests.support.history import ClientLog, Fault, check, read_ledger
 from tests.support.server import TestRealtime, running_realtime
@@ -251,6 +254,45 @@ async def test_a_subscription_goes_on_in_another_process_by_its_cursor(place: Pl
     assert [event.seq for event in first + rest if event.type == "log"] == list(range(20))
     revisions = [event.run.revision for event in first + rest if event.type == "run"]
     assert revisions == sorted(set(revisions))
+
+
+@pytest.mark.parametrize("kind", ["run", "tag"])
+async def test_each_state_is_told_once_across_processes(place: Place, kind: str) -> None:
+    bench, seen = place.bench, list[Run]()
+    later = datetime.now(UTC) + timedelta(hours=1)
+    new = NewRun("carried", tags=("moving",), delay_until=later)
+    run_id = (await bench.engine.runs.trigger(bench.env, new)).id
+    amount = 0
+
+    async def change(times: int) -> None:
+        nonlocal amount
+        for _ in range(times):
+            amount += 1
+            operation = {"type": "append", "key": "list", "value": amount}
+            await bench.engine.metadata.apply(bench.env, MetadataWrite(run_id, [operation]))
+
+    cursor: str | None = None
+    for process in range(4):
+        async with place.client() as client:
+            updates = (
+                client.runs.subscribe_to_run(run_id, mode="every", cursor=cursor)
+                if kind == "run"
+                else client.runs.subscribe_to_runs_with_tag("moving", mode="every", cursor=cursor)
+            )
+            # What it is told first has a cursor; a change after it is told once that was taken.
+            with anyio.fail_after(20):
+                async for run in updates:
+                    seen.append(run)
+                    if len(seen) == 1:
+                        await change(1)
+                    elif run.revision == 4 * process + 2:
+                        break
+            cursor = updates.cursor
+        await change(4)
+    assert [run.revision for run in seen] == list(range(1, 15))
+    assert [run.gap for run in seen] == [None] * 14
+    lists: list[Any] = [(run.metadata or {}).get("list", []) for run in seen]
+    assert lists == [list(range(1, run.revision)) for run in seen]
 
 
 async def test_events_are_kept_once_they_worked_and_then_websockets_are_tried_again(

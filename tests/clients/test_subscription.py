@@ -510,6 +510,30 @@ def test_a_feed_of_another_process_goes_on_with_runs_it_was_never_told_the_names
     assert told == [("run_a", 4), ("run_b", 1)]
 
 
+def test_each_state_is_told_in_another_process_that_is_told_what_the_first_one_held() -> None:
+    kept = Progress("f1", {"run_a": 4})
+    client = Client(request({"tags": ["x"]}, mode="every", progress=kept))
+    [subscribe] = client.connect()
+    assert subscribe["cursor"] == "f1" and subscribe["whole"] is True
+    client.receive({"type": "base", "sub": "$sub", "run": run(3, metadata={"n": 3})})
+    client.receive({"type": "base", "sub": "$sub", "run": run(7, "run_b")})
+    client.receive({"type": "live", "sub": "$sub"})
+    for number in (4, 5, 6):
+        operation = {"type": "increment", "key": "n", "value": 1}
+        patch = {"type": "patch", "run": "run_a", "from": number - 1, "revision": number}
+        client.receive({**patch, "set": {}, "metadata": [operation]})
+    told = [
+        (item.revision, item.document["metadata"], item.gap)
+        for item in client.took()
+        if isinstance(item, RunItem)
+    ]
+    assert told == [(5, {"n": 5}, None), (6, {"n": 6}, None)]
+    assert client.sent() == []
+    client.lose()
+    [again] = client.connect()
+    assert "whole" not in again
+
+
 @pytest.mark.parametrize(("mode", "gap"), [("every", "overflow"), ("latest", None)])
 def test_states_that_another_process_cannot_rebuild_are_told_as_a_gap_in_every(
     mode: Mode, gap: str | None

@@ -562,6 +562,14 @@ class Model(RuleBasedStateMachine):
         at = data.draw(st.integers(0, len(self.wires) - 1))
         self.world.call(lambda: self._resume(at, which))
 
+    @precondition(lambda self: self.wires)
+    @rule(data=st.data(), which=st.integers(0, 1))
+    def go_on_in_another_process(self, data: st.DataObject, which: int) -> None:
+        """Hand over where a client is, and none of the runs that it holds."""
+        at = data.draw(st.integers(0, len(self.wires) - 1))
+        self.wires[at].client.change_process()
+        self.world.call(lambda: self._resume(at, which))
+
     def _resume(self, at: int, which: int) -> None:
         self.wires[at].close()
         self.wires[at] = self._wire(which, self.wires[at].client)
@@ -650,7 +658,7 @@ class Model(RuleBasedStateMachine):
         for process in self.world.hubs:
             hub = process.hub
             assert not hub.followers and not list(hub.feeds())
-            assert not hub.runs and not hub.streams
+            assert not hub.runs and not hub.streams.topics
 
     def _close_all(self) -> None:
         for wire in self.wires:

@@ -247,7 +247,7 @@ class Walk(RuleBasedStateMachine):
         for client in self.clients:
             assert client.outbox.closing is None
             client.subscriber.close()
-        assert not hub.runs and not hub.streams and not hub.followers
+        assert not hub.runs and not hub.streams.topics and not hub.followers
         assert not list(hub.feeds())
         for client in self.clients:
             assert client.outbox.free_slots == TIGHT.rows_held
@@ -280,7 +280,7 @@ def test_what_changed_while_a_resume_was_read_is_told() -> None:
     feed = world.take_load()
     world.status(RUNS[0], "EXECUTING")
     feed.is_resumed = True
-    feed.held([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: 1})
+    feed.held([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: 1}, {})
     feed.complete()
     world.settle()
     assert client.views[RUNS[0]] == document_of(world, RUNS[0])
@@ -298,7 +298,7 @@ def test_what_a_resume_is_told_of_meanwhile_skips_no_revision() -> None:
     world.status(RUNS[0], "COMPLETED")
     world.tail()
     feed.is_resumed = True
-    feed.held([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: 1})
+    feed.held([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: 1}, {})
     feed.complete()
     said = len(client.messages)
     world.settle()
@@ -324,6 +324,278 @@ def test_a_run_begins_with_its_creation_whichever_feed_it_enters_first() -> None
     patches = [m["revision"] for m in client.messages if m["type"] == "patch"]
     assert (runs, patches) == ([1], [2])
     assert client.subscriptions["a"].runs == client.subscriptions["b"].runs == {RUNS[0]}
+
+
+def told_of(client: Client, run_id: str) -> list[int]:
+    """Return the revisions of a run in the order in which they were told."""
+    told: list[int] = []
+    for message in client.messages:
+        match message["type"]:
+            case "run" if message["run"]["id"] == run_id:
+                told.append(message["run"]["revision"])
+            case "patch" if message["run"] == run_id:
+                told.append(message["revision"])
+            case "snapshot":
+                told += [each["revision"] for each in message["runs"] if each["id"] == run_id]
+            case _:
+                pass
+    return told
+
+
+def feed_of(world: World, sub: str) -> FeedMembers:
+    return next(each for each in world.hub.feeds() if each.sub == sub)
+
+
+@pytest.mark.parametrize("mode", ["latest", "every"])
+def test_no_snapshot_runs_ahead_of_a_feed_that_saw_a_run_come(mode: str) -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("b", {"tags": ["x"]}, mode="every")
+    world.settle()
+    world.create(RUNS[0], ("x", "y"))
+    world.status(RUNS[0], "EXECUTING")
+    world.tail()
+    # The feed is about to read the row; another one begins, and its snapshot comes first.
+    client.subscribe("a", {"tags": ["y"]}, mode=mode)
+    feed = world.take_load()
+    feed.page([FollowedRun(world.rows[RUNS[0]], {})], cursor=None, more=False)
+    feed.complete()
+    world.settle()
+    assert told_of(client, RUNS[0]) == [1, 2]
+    assert client.subscriptions["a"].runs == client.subscriptions["b"].runs == {RUNS[0]}
+
+
+def test_a_run_that_is_asked_for_as_a_feed_sees_it_come_begins_with_its_creation() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("b", {"tags": ["x"]}, mode="every")
+    world.settle()
+    world.create(RUNS[0], ("x",))
+    world.status(RUNS[0], "EXECUTING")
+    world.tail()
+    client.subscribe("a", {"run": RUNS[0]})
+    topic = world.topic(RUNS[0])
+    world.hub.take_rows()
+    topic.considered_by.clear()
+    # The row that was asked for by name is read first.
+    world.hub.row_read(topic, FollowedRun(world.rows[RUNS[0]], {}))
+    client.turn()
+    feed_of(world, "b").row_read(FollowedRun(world.rows[RUNS[0]], {}), RUNS[0])
+    world.settle()
+    assert told_of(client, RUNS[0]) == [1, 2, 2]
+    assert client.subscriptions["a"].is_live
+
+
+def test_nothing_is_conflated_while_a_feed_that_wants_each_revision_resumes() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], ("x", "y"))
+    client.subscribe("a", {"tags": ["x"]}, mode="latest")
+    client.subscribe("b", {"tags": ["y"]}, mode="every")
+    world.settle()
+    client.reconnect()
+    every, latest = world.take_load(), world.take_load()
+    before = FollowedRun(world.rows[RUNS[0]], {})
+    for feed in (latest, every):
+        feed.is_resumed = True
+    latest.held([before], {RUNS[0]: 1}, {})
+    latest.complete()
+    world.status(RUNS[0], "EXECUTING")
+    world.change(RUNS[0], {}, [{"type": "set", "key": "a", "value": 1}])
+    world.tail()
+    client.turn()
+    said = len(client.messages)
+    every.held([before], {RUNS[0]: 1}, {})
+    every.complete()
+    world.settle()
+    patches = [m["revision"] for m in client.messages if m["type"] == "patch"]
+    assert patches == [2, 3], client.messages[said:]
+
+
+def test_a_feed_that_resumes_too_late_for_what_it_lacks_is_told_so() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("b", {"tags": ["x"]}, mode="every")
+    world.settle()
+    world.now += 10
+    world.settle()
+    late = client.subscriptions.pop("b")
+    assert late.cursor
+    client.reconnect()
+    world.create(RUNS[0], ("x", "y"))
+    world.status(RUNS[0], "EXECUTING")
+    world.settle()
+    client.subscribe("a", {"tags": ["y"]})
+    world.settle()
+    # Asked for only now: the other one was told the run as it is.
+    client.subscribe("b", {"tags": ["x"]}, mode="every", cursor=late.cursor)
+    world.settle()
+    held = client.subscriptions["b"]
+    assert (held.gaps, held.runs, held.is_live) == (["overflow"], {RUNS[0]}, True)
+
+
+def test_a_run_resumed_in_every_too_late_for_what_it_lacks_is_told_so() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], ("x",))
+    client.subscribe("a", {"run": RUNS[0]}, mode="every")
+    world.settle()
+    client.subscriptions.clear()
+    client.reconnect()
+    world.status(RUNS[0], "EXECUTING")
+    world.change(RUNS[0], {}, [{"type": "set", "key": "a", "value": 1}])
+    client.subscribe("b", {"run": RUNS[0]})
+    world.settle()
+    client.subscribe("a", {"run": RUNS[0]}, mode="every", cursor="r1.e0.1")
+    world.settle()
+    assert client.subscriptions["a"].gaps == ["overflow"]
+    assert client.subscriptions["a"].is_live
+
+
+def test_each_revision_is_told_also_where_one_had_a_value_that_only_its_row_had() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], ("x",))
+    client.subscribe("a", {"run": RUNS[0]}, mode="every")
+    world.settle()
+    large = {"$large": {"bytes": 9000}}
+    for number in range(3):
+        world.change(RUNS[0], {"output": large}, output=f'"{number}"')
+    world.status(RUNS[0], "EXECUTING")
+    world.settle()
+    assert sorted(set(told_of(client, RUNS[0]))) == [1, 2, 3, 4, 5]
+    assert client.views[RUNS[0]] == document_of(world, RUNS[0])
+    # At rest each value comes with its revision.
+    world.change(RUNS[0], {"output": large}, output='"last"')
+    world.settle()
+    assert client.messages[-1]["run"]["output"] == "last"
+    assert [m["type"] for m in client.messages if m.get("revision") == 6] == []
+
+
+def test_a_run_that_leaves_a_feed_and_comes_back_is_read_on_from_where_it_was() -> None:
+    world = World(HubLimits(left_kept=1))
+    client = world.connect()
+    to = {"runs": {"status": ["EXECUTING"]}}
+    client.subscribe("a", to, streams={"*": {"from": "latest"}})
+    for run_id in RUNS[:2]:
+        world.create(run_id, ("x",))
+        world.status(run_id, "EXECUTING")
+        world.append(run_id, "log", '"unread"')
+    world.settle()
+    for run_id in RUNS[:2]:
+        world.append(run_id, "log", '"read"')
+    world.settle()
+    for run_id in RUNS[:2]:
+        world.status(run_id, "QUEUED")
+        world.settle()
+        assert run_id not in client.subscriptions["a"].runs
+    for run_id in RUNS[:2]:
+        world.status(run_id, "EXECUTING")
+        world.append(run_id, "log", '"written meanwhile"')
+        world.append(run_id, "text", '"new"')
+        world.settle()
+    # Of more than it can remember, it reads from the start: the client drops what it has.
+    for run_id in RUNS[:2]:
+        whole = [orjson.loads(each.body) for each in world.streams[run_id, "log"].chunks]
+        first = client.first[run_id, "log"]
+        assert client.chunks[run_id, "log"] == whole[first:]
+        assert client.chunks[run_id, "text"] == ["new"]
+
+
+def test_a_run_that_joins_after_a_resume_is_read_on_from_where_its_client_is() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], ("x", "y"))
+    world.status(RUNS[0], "EXECUTING")
+    world.append(RUNS[0], "log", '"unread"')
+    world.settle()
+    client.subscribe("a", {"tags": ["x"]}, streams={"log": {"from": "latest"}})
+    client.subscribe("b", {"tags": ["y"]}, mode="every")
+    world.settle()
+    world.append(RUNS[0], "log", '"read"')
+    world.settle()
+    world.now += 10
+    world.settle()
+    client.reconnect()
+    every, latest = world.take_load(), world.take_load()
+    world.append(RUNS[0], "log", '"missed"')
+    world.change(RUNS[0], {}, [{"type": "set", "key": "a", "value": 1}])
+    world.change(RUNS[0], {}, [{"type": "set", "key": "a", "value": 2}])
+    row, first = FollowedRun(world.rows[RUNS[0]], {}), world.rows[RUNS[0]].revision - 1
+    for feed in (every, latest):
+        feed.is_resumed = True
+        feed.resumed([row], {RUNS[0]: Touched(first)}, {})
+        feed.complete()
+    world.settle()
+    assert client.chunks[RUNS[0], "log"] == ["read", "missed"]
+
+
+@pytest.mark.parametrize("to", [{"tags": ["x"]}, {"run": RUNS[0]}], ids=["feed", "run"])
+@pytest.mark.parametrize("mode", ["latest", "every"])
+def test_who_holds_nothing_is_told_first_what_was_held(to: JsonObject, mode: str) -> None:
+    world = World(HubLimits())
+    world.create(RUNS[0], ("x",))
+    world.change(RUNS[0], {}, [{"type": "set", "key": "list", "value": [1]}])
+    world.status(RUNS[0], "EXECUTING")
+    world.change(RUNS[0], {}, [{"type": "append", "key": "list", "value": 2}])
+    first = world.connect()
+    first.subscribe("a", to, mode=mode)
+    world.settle()
+    world.now += 10
+    world.settle()
+    held, cursor = first.views[RUNS[0]], first.subscriptions["a"].cursor
+    if "run" in to:
+        cursor = "r1.e0.4"
+    first.unsubscribe("a")
+    resting = world.connect()
+    resting.subscribe("a", to, mode=mode, cursor=cursor, whole=True)
+    world.settle()
+    assert [m["type"] for m in resting.messages if m["type"] in ("base", "run")] == ["base"]
+    assert resting.views[RUNS[0]] == held
+    for value in (3, 4):
+        world.change(RUNS[0], {}, [{"type": "append", "key": "list", "value": value}])
+    world.change(RUNS[0], {"output": {"$large": {"bytes": 9000}}}, output='"large"')
+    second = world.connect()
+    second.subscribe("a", to, mode=mode, cursor=cursor, whole=True)
+    world.settle()
+    bases = [m["run"] for m in second.messages if m["type"] == "base"]
+    assert second.views[RUNS[0]] == resting.views[RUNS[0]] == document_of(world, RUNS[0])
+    assert second.subscriptions["a"].is_live
+    if mode == "every":
+        assert bases == [held]
+        assert told_of(second, RUNS[0]) == [5, 6, 7]
+    else:
+        assert bases == [] and told_of(second, RUNS[0]) == [7]
+
+
+def test_values_that_stand_elsewhere_come_with_the_run_whole_to_who_holds_nothing() -> None:
+    world = World(HubLimits())
+    world.create(RUNS[0], ("x",))
+    large = {"$large": {"bytes": 9000}}
+    world.change(RUNS[0], {"output": large}, output='"large"')
+    world.status(RUNS[0], "EXECUTING")
+    client = world.connect()
+    to = {"run": RUNS[0]}
+    client.subscribe("a", to, mode="every", cursor="r1.e0.2", whole=True)
+    world.settle()
+    assert [m["run"]["output"] for m in client.messages if m["type"] == "base"] == [large]
+    assert client.views[RUNS[0]] == document_of(world, RUNS[0])
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(100, "overflow"), (10_000, "retention")])
+def test_what_cannot_be_folded_is_a_gap(limit: int, reason: str) -> None:
+    world = World(HubLimits(past_bytes=limit))
+    world.create(RUNS[0], ("x",))
+    for value in range(6):
+        world.change(RUNS[0], {}, [{"type": "set", "key": "n", "value": value}])
+    if reason == "retention":
+        del world.history[RUNS[0]][:2]
+    client = world.connect()
+    client.subscribe("a", {"run": RUNS[0]}, mode="every", cursor="r1.e0.5", whole=True)
+    world.settle()
+    held = client.subscriptions["a"]
+    assert (held.gaps, held.is_live) == ([reason], True)
+    assert client.views[RUNS[0]] == document_of(world, RUNS[0])
 
 
 def test_a_snapshot_that_waits_for_every_revision_still_names_its_runs() -> None:
@@ -363,7 +635,7 @@ def jumped_feed(**options: Any) -> tuple[World, Held, FeedMembers]:
 def test_a_run_that_left_a_feed_where_events_were_missed_is_removed() -> None:
     world, held, feed = jumped_feed()
     feed.is_resumed = True
-    feed.resumed([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: Touched(2)})
+    feed.resumed([FollowedRun(world.rows[RUNS[0]], {})], {RUNS[0]: Touched(2)}, {})
     feed.complete()
     world.settle()
     assert held.runs == set() and not world.hub.runs

@@ -118,7 +118,7 @@ def late_reader(form: str) -> tuple[World, Client]:
     client = world.connect()
     client.subscribe("s0", {"run": RUN}, streams={"log": {"from": "latest"}})
     world.settle()
-    topic = world.hub.streams[1, RUN, "log"]
+    topic = world.hub.streams.topics[1, RUN, "log"]
     topic.empty()
     client.subscribe("s1", {"run": RUN}, streams={"log": {"from": "start", "as": form}})
     return world, client
@@ -143,7 +143,7 @@ def test_a_reader_that_leaves_before_its_page_could_not_be_read_gives_its_place_
 def test_a_text_is_let_go_when_another_reader_wants_chunks() -> None:
     world = begun("a", "b")
     first = read(world, "latest")
-    world.hub.streams[1, RUN, "log"].empty()
+    world.hub.streams.topics[1, RUN, "log"].empty()
     client = world.connect()
     client.subscribe("s1", {"run": RUN}, streams={"log": {"from": "start", "as": "text"}})
     while not world.hub.wants.texts:

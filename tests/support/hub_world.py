@@ -5,7 +5,7 @@ so that a test decides what happens in between. `Client` is as strict as the pro
 be: a patch that does not apply, a chunk that is not the next one, an end too early: all fail.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -24,7 +24,8 @@ from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.outbox import Outbox
-from runwire_realtime.run_topic import RunTopic, step_of
+from runwire_realtime.run_past import RunPast
+from runwire_realtime.run_topic import RunTopic, Step, step_of
 from runwire_realtime.run_view import is_final, wire_time
 from runwire_realtime.scope import Grant
 from runwire_realtime.stream_reader import StreamReader
@@ -240,7 +241,7 @@ class World:
         return lambda: self.hub.heads_read(names, heads)
 
     def scan(self) -> None:
-        names: list[StreamName] = self.hub.followed_streams()
+        names: list[StreamName] = self.hub.streams.names()
         for name in names:
             self.hub.wants.head(*name)
 
@@ -266,7 +267,7 @@ class World:
         def answer() -> None:
             for topic, page in zip(topics, pages, strict=True):
                 if topic.readers:
-                    self.hub.filled(topic, page)
+                    self.hub.streams.filled(topic, page)
 
         return answer
 
@@ -312,12 +313,8 @@ class World:
         pages = [
             (
                 run,
-                run.written,
-                [
-                    step_of(revision, delta, wire_time(at))
-                    for revision, delta, at in self.history[run.topic.run_id]
-                    if revision > run.written
-                ][:3],
+                run.history_after,
+                self._steps(run.topic.run_id, run.history_after)[:3],
             )
             for run in runs
         ]
@@ -344,9 +341,11 @@ class World:
         rows = [run for run_id in self.rows if (run := self._followed(run_id)) is not None]
         tags = getattr(feed.target, "tags", ())
         members = [run for run in rows if set(tags) <= set(run.row.tags)]
-        cursor = feed.subscription.cursor
+        cursor, version = feed.subscription.cursor, feed.version
         if isinstance(cursor, FeedCursor):
             self._resume(feed, cursor, members)
+            if feed.version != version:
+                return  # it begins anew
         else:
             position = feed_cursor(EPOCH, self.hub.position)
             for at in range(0, max(1, len(members)), 2):
@@ -364,11 +363,30 @@ class World:
         for event in self.events[seen:]:
             touched.setdefault(event.run_id, Touched(event.step.revision))
         feed.is_resumed = True
-        feed.resumed([run for run in members if run.row.id in touched], touched)
+        news = [run for run in members if run.row.id in touched]
+        feed.resumed(news, touched, self._pasts(feed, news, touched))
         held = [
             run for run in members if run.row.id not in touched and not is_final(run.row.status)
         ]
-        feed.held(held, {run.row.id: run.row.revision for run in held})
+        feed.held(held, {run.row.id: run.row.revision for run in held}, {})
+
+    def _pasts(
+        self, feed: FeedMembers, runs: Sequence[FollowedRun], touched: Mapping[str, Touched]
+    ) -> dict[str, RunPast]:
+        pasts: dict[str, RunPast] = {}
+        for run in runs:
+            revision = touched[run.row.id].first - 1
+            if feed.needs_past(run, revision):
+                past = pasts[run.row.id] = RunPast(revision, self.hub.limits.past_bytes)
+                assert past.add(self._steps(run.row.id, 0)) is None
+        return pasts
+
+    def _steps(self, run_id: str, after: int) -> list[Step]:
+        return [
+            step_of(revision, delta, wire_time(at))
+            for revision, delta, at in self.history[run_id]
+            if revision > after
+        ]
 
     def settle(self, rounds: int = 400) -> None:
         """Let everything happen that is still to happen."""
@@ -546,6 +564,12 @@ class Client:
                 held.cursor = message.get("cursor", held.cursor)
             self._hold(document)
 
+    def _on_base(self, message: JsonObject) -> None:
+        held = self.subscriptions.get(message["sub"])
+        if held is not None:
+            held.runs.add(message["run"]["id"])
+        self.views[message["run"]["id"]] = message["run"]
+
     def _on_run(self, message: JsonObject) -> None:
         self._hold(message["run"])
 
@@ -612,7 +636,7 @@ class Client:
     def _on_live(self, message: JsonObject) -> None:
         held = self.subscriptions.get(message["sub"])
         if held is not None:
-            held.is_live = True
+            held.is_live = held.has_begun = True
 
     def _on_gap(self, message: JsonObject) -> None:
         held = self.subscriptions.get(message["sub"])

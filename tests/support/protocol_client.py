@@ -81,11 +81,14 @@ class ProtocolClient:
         # The next seq of each stream.
         self._next: dict[Key, int] = {}
         self._eofs: dict[Key, int] = {}
+        # What another process held of runs, and was told last of each.
+        self._remembered: dict[str, JsonObject] = {}
         # Runs that were asked for again, and are not here yet.
         self._awaited: set[str] = set()
         self._handlers: dict[str, Callable[[JsonObject], JsonObject | None]] = {
             "ready": self._ready,
             "snapshot": self._snapshot,
+            "base": self._base,
             "live": self._live,
             "joined": self._joined,
             "removed": self._removed,
@@ -135,6 +138,12 @@ class ProtocolClient:
         self.journal.extend((">", message) for message in asked)
         return asked
 
+    def change_process(self) -> None:
+        """Go on as another process would: with the cursors, and without the runs that go on."""
+        for run_id, document in list(self.documents.items()):
+            if document["status"] not in _FINAL:
+                self._remembered[run_id] = self.documents.pop(run_id)
+
     def receive(self, frame: Iterable[JsonObject]) -> list[JsonObject]:
         """Take a frame and return what to answer."""
         answers: list[JsonObject] = []
@@ -182,9 +191,10 @@ class ProtocolClient:
     def _resumption(self, held: Held) -> JsonObject:
         if not held.has_begun:
             return {}
+        whole: JsonObject = {"whole": True} if self._remembered else {}
         if held.run_id is None:
-            return {"cursor": held.cursor} if held.cursor is not None else {}
-        document = self.documents.get(held.run_id)
+            return {"cursor": held.cursor, **whole} if held.cursor is not None else {}
+        document = self.documents.get(held.run_id) or self._remembered.get(held.run_id)
         if document is None:
             return {}
         streams = dict(held.streams)
@@ -192,7 +202,8 @@ class ProtocolClient:
             request = streams.get(key) or streams.get("*")
             if run_id == held.run_id and request is not None:
                 streams[key] = {**request, "from": next_seq}
-        return {"cursor": f"r1.{self.epoch}.{document['revision']}", "streams": streams}
+        cursor = f"r1.{self.epoch}.{document['revision']}"
+        return {"cursor": cursor, "streams": streams, **whole}
 
     def _begin_anew(self, held: Held) -> None:
         """Forget what a feed held that has given no cursor yet: its snapshot is all there is."""
@@ -227,6 +238,17 @@ class ProtocolClient:
             for run_id in sorted(gone):
                 self._let_go(run_id)
 
+    def _base(self, message: JsonObject) -> None:
+        """Take what another process held of a run: the same, and no news."""
+        held, document = self._of(message), message["run"]
+        remembered = self._remembered.get(document["id"])
+        known = remembered or self.documents.get(document["id"])
+        if known is None or document["revision"] > known["revision"]:
+            self.log.found(Fault.UNKNOWN_RUN, document["id"], number=document["revision"])
+        if held is not None and held.run_id is None:
+            held.members.add(document["id"])
+        self._hold(document)
+
     def _run(self, message: JsonObject) -> None:
         self._check_ends(message["run"]["id"], message["run"]["status"])
         self._hold(message["run"])
@@ -251,17 +273,28 @@ class ProtocolClient:
         return None
 
     def _hold(self, document: JsonObject) -> None:
-        self._awaited.discard(document["id"])
-        held = self.documents.get(document["id"])
-        if held is None or held["revision"] < document["revision"]:
-            self.documents[document["id"]] = document
-            self.log.saw_run(document["id"], document["revision"], document["status"])
+        run_id = document["id"]
+        self._awaited.discard(run_id)
+        held, remembered = self.documents.get(run_id), self._remembered.get(run_id)
+        if held is not None and held["revision"] >= document["revision"]:
+            return
+        self.documents[run_id] = document
+        told = 0 if remembered is None else remembered["revision"]
+        if document["revision"] < told:
+            return
+        self._remembered.pop(run_id, None)
+        if document["revision"] > told:
+            self.log.saw_run(run_id, document["revision"], document["status"])
+        elif document != remembered:
+            # The same change on top of the same run makes the same.
+            self.log.found(Fault.BAD_PATCH, run_id, number=told)
 
     def _let_go(self, run_id: str) -> None:
         """Forget a run that left, unless another subscription holds it."""
         if any(run_id == held.run_id or run_id in held.members for held in self._held.values()):
             return
         self.documents.pop(run_id, None)
+        self._remembered.pop(run_id, None)
         self.log.left(run_id)
 
     def _joined(self, message: JsonObject) -> JsonObject | None:
@@ -395,6 +428,7 @@ class ProtocolClient:
                 continue  # the other's reading of it goes on
             # What is held is told by the snapshot anew, whatever its revision.
             self.documents.pop(run_id, None)
+            self._remembered.pop(run_id, None)
             self.log.saw_gap(run_id)
         if message["reason"] == "epoch_changed":
             self._forget_streams(runs)

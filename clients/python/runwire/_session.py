@@ -294,6 +294,13 @@ class Session:
         if not message["more"]:
             subscription.synced()
 
+    def _on_base(self, message: JsonObject, now: float, random: float) -> None:
+        document: JsonObject = message["run"]
+        subscription = self.subscriptions.get(message["sub"])
+        self._views.hold(document)
+        if subscription is not None:
+            subscription.based(document)
+
     def _on_live(self, message: JsonObject, now: float, random: float) -> None:
         subscription = self.subscriptions.get(message["sub"])
         if subscription is None:
@@ -495,7 +502,9 @@ class Session:
 
     def _subscribe(self) -> None:
         """Send every subscription that this connection has not got yet."""
-        for subscription in list(self.subscriptions.values()):
+        # One that wants each revision first: what others are told of a run would not be news then.
+        by_mode = sorted(self.subscriptions.values(), key=lambda each: each.request.mode != "every")
+        for subscription in by_mode:
             if subscription.state is State.AWAY:
                 self._ask(subscription)
 

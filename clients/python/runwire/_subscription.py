@@ -60,6 +60,8 @@ class Subscription:
         self.failures = 0
         self._asked_again = False
         self.cursor = request.progress.cursor
+        # What this goes on from was told to another process, or on a connection that is gone.
+        self._holds_nothing = self.cursor is not None
         run = request.to.get("run")
         self.members: set[str] = {run} if isinstance(run, str) else set()
         self._seen: dict[str, int] = dict(request.progress.revisions)
@@ -74,6 +76,8 @@ class Subscription:
 
     def move(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state][event]
+        if event is Event.LIVE:
+            self._holds_nothing = False
 
     @property
     def visible_state(self) -> str:
@@ -137,6 +141,8 @@ class Subscription:
             message["fields"] = sorted(request.fields)
         if self.cursor is not None:
             message["cursor"] = self.cursor
+            if self._holds_nothing:
+                message["whole"] = True
         if request.wait is not None:
             message["await"] = request.wait
         streams = self._positions.requests()
@@ -154,6 +160,13 @@ class Subscription:
         self.cursor = None
         if "run" not in self.request.to:
             self.members.clear()
+
+    def based(self, document: JsonObject) -> None:
+        """Take what a run was where this goes on: its news come as changes of that."""
+        run, revision = document["id"], document["revision"]
+        self.joined(run)
+        self._documents[run] = document
+        self._seen[run] = max(self._seen.get(run, 0), revision)
 
     def served(self) -> None:
         """Note that the server is at work for this subscription."""

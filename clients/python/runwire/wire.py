@@ -171,6 +171,8 @@ class Subscribe(_Message):
     # Where the client stands, by run and stream: the next seq wanted. A stream that is not named is
     # news, and comes from its start. None: the subscription begins.
     positions: dict[str, dict[str, Seq]] | None = None
+    # With a cursor: the client holds no run. Each comes as it was there (`base`) before its news.
+    whole: bool = False
 
 
 class Unsubscribe(_Message):
@@ -214,6 +216,14 @@ class Snapshot(TypedDict):
     runs: list[JsonObject]
     cursor: NotRequired[str]  # on the last page
     more: bool
+
+
+class Base(TypedDict):
+    """A run of a subscription as it was at its cursor: held from here on, and no news."""
+
+    type: Literal["base"]
+    sub: str
+    run: JsonObject
 
 
 class Live(TypedDict):
@@ -373,6 +383,7 @@ class Pong(TypedDict):
 ServerMessage: TypeAlias = (
     Ready
     | Snapshot
+    | Base
     | Live
     | Joined
     | Removed

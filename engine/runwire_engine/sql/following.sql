@@ -83,8 +83,9 @@ select e.run_id, min(e.revision) as first,
  limit %(limit)s;
 
 -- before --
--- The tags and the status of runs as they were before a revision of each.
-select w.run_id,
+-- The tags and the status of runs as they were before a revision of each, and the batch in which
+-- each was created.
+select w.run_id, r.batch_id,
        (select e.delta::json #> '{set,tags}'
           from runwire.run_events e
          where e.bucket = r.bucket and e.environment_id = r.environment_id and e.run_id = r.id

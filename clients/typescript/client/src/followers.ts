@@ -100,7 +100,9 @@ export class Followers {
   requests(room = Infinity): Subscribe[] {
     const requests: Subscribe[] = [];
     let left = room;
-    for (const follower of this.#all()) {
+    // Those that want each revision first: what others are told of a run would be no news then.
+    const isEvery = ({ state }: Follower) => Number(state.plan.mode === "every");
+    for (const follower of this.#all().sort((a, b) => isEvery(b) - isEvery(a))) {
       if (follower.state.freshness !== "connecting") continue;
       const request = subscription.request(follower.state);
       const size = bytesOf(request);
@@ -176,6 +178,7 @@ export class Followers {
       case "error":
         return this.#refused(message, now);
       case "snapshot":
+      case "base":
       case "live":
       case "joined":
       case "removed":
@@ -242,6 +245,7 @@ export class Followers {
       const doubtful = message.run === undefined ? follower.state.members.keys() : [message.run];
       for (const id of doubtful) this.#runs.doubt(id);
     }
+    if (message.type === "base") this.#runs.put(message.run);
     if (message.type === "snapshot") {
       for (const run of message.runs) this.#put(run);
     }

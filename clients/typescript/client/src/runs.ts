@@ -150,9 +150,10 @@ function patched(run: WireRun, patch: Patch): WireRun | null {
     if (value === null) delete next[name];
     else next[name] = value;
   }
-  if (!patch.metadata) return next;
+  const document = (next["metadata"] ?? {}) as JsonObject;
+  // A value too large for the feed is fetched when touched; there is nothing here to change.
+  if (!patch.metadata || "$large" in document) return next;
   try {
-    const document = (next["metadata"] ?? {}) as JsonObject;
     return { ...next, metadata: applyMetadata(document, patch.metadata) };
   } catch {
     return null;

@@ -179,6 +179,11 @@ export function receive(
   switch (message.type) {
     case "snapshot":
       return snapshot(state, message, held);
+    case "base": {
+      const { id, revision } = message.run;
+      const told = Math.max(state.members.get(id) ?? -1, revision);
+      return { state: { ...state, members: new Map(state.members).set(id, told) }, events: [] };
+    }
     case "live":
       // Complete, and yet the state before the server lost its database.
       return turn({ ...state, isBegun: true }, "live", ...(isStale ? (["stale"] as const) : []));

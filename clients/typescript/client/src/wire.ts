@@ -56,6 +56,8 @@ export interface Subscribe {
   streams?: Record<string, StreamRequest>;
   /** When it goes on: the next seq wanted, by run and key. What is not named is news. */
   positions?: Record<string, Record<string, number>>;
+  /** With a cursor: no run is held here; each comes as it was there (`base`) before its news. */
+  whole?: boolean;
 }
 export interface Unsubscribe {
   type: "unsubscribe";
@@ -82,6 +84,12 @@ export interface Snapshot {
   runs: WireRun[];
   cursor?: string;
   more: boolean;
+}
+/** For whoever subscribes with `whole`: a run as it was at its cursor. */
+export interface Base {
+  type: "base";
+  sub: string;
+  run: WireRun;
 }
 export interface Live {
   type: "live";
@@ -187,7 +195,7 @@ export interface Pong {
 }
 
 export type StreamMessage = Chunks | Text | Attempt | End | Eof;
-export type SubscriptionMessage = Snapshot | Live | Joined | Removed | Done | Cursor | Gap;
+export type SubscriptionMessage = Snapshot | Base | Live | Joined | Removed | Done | Cursor | Gap;
 export type ServerMessage =
   | Ready
   | RunMessage
