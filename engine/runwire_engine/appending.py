@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import orjson
 
+from runwire._stream_keys import is_reserved
 from runwire.wire import Json
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.errors import CommitUnknownError
@@ -42,7 +43,7 @@ class Appending:
     ) -> None:
         """Take who writes, and under which number; `repeated`: it may be stored already."""
         self.environment_id = environment_id
-        # The streams it locked, and the names of those it made.
+        # The streams it locked, and the names of those it made, but for Runwire's own.
         self.touched: list[StreamState] = []
         self.fresh: list[StreamName] = []
         self._database = database
@@ -112,9 +113,13 @@ class Appending:
         names = sorted({(append.run_id, append.key) for append in accepted})
         buckets = [runs[run_id].bucket for run_id, _ in names]
         made = await tx.all("streams.make", self._with(**names_of(names), buckets=buckets))
-        self.fresh = sorted((row["run_id"], row["key"]) for row in made)
+        new = sorted((row["run_id"], row["key"]) for row in made)
+        self.fresh = [name for name in new if not is_reserved(name[1])]
         if self.fresh:
             await tx.run("streams.announce", self._with(**names_of(self.fresh)))
+        if len(new) > len(self.fresh):
+            reserved = [name for name in new if is_reserved(name[1])]
+            await tx.run("streams.keep_reserved", self._with(**names_of(reserved)))
         return runs, _states(await tx.all("streams.lock", self._with(**names_of(names))))
 
     async def _place(

@@ -4,12 +4,12 @@
 what to write. Whether an append is allowed is decided here, and only here.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Final, TypeAlias
 
+from runwire._stream_keys import refusal_of
 from runwire.errors import FencedError, InvalidValueError
 from runwire.wire import MAX_CHUNK_BYTES
 from runwire_engine.bells import ChunkRow
@@ -22,8 +22,6 @@ from runwire_engine.states import FINAL
 
 # As Trigger.dev's streams.
 MAX_STREAM_BYTES: Final = 300 * 1024 * 1024
-MAX_KEY_LENGTH: Final = 128
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 # The statuses in which an execution may write; a parked one too.
 _WRITING: Final = frozenset({"EXECUTING", "WAITING"})
 
@@ -50,6 +48,8 @@ class Append:
     part: str | None = None
     # The execution since which the run's own writing is one piece; None: its `execution`.
     lineage: int | None = None
+    # Runwire itself writes one of its own streams: a log, or what was sent as input.
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +164,9 @@ class Placement:
 
 def check(append: Append) -> Exception | None:
     """Return why no run could accept this append, if so."""
-    if not 1 <= len(append.key) <= MAX_KEY_LENGTH or _CONTROL.search(append.key):
-        return InvalidValueError(
-            f"a stream key is 1 to {MAX_KEY_LENGTH} characters, none of them control characters",
-            code="key",
-        )
+    refusal = refusal_of(append.key, reserved=append.reserved)
+    if refusal is not None:
+        return refusal
     if any(len(body.encode()) > MAX_CHUNK_BYTES for body in append.bodies):
         return InvalidValueError(
             f"a chunk is at most {MAX_CHUNK_BYTES} bytes of JSON", code="too_large"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TypeVar
 
+from runwire._stream_keys import is_reserved
 from runwire.wire import CloseCode
 from runwire_engine.bells import StreamMoved
 from runwire_engine.followed import FollowedRun, StreamHead
@@ -383,6 +384,8 @@ class Hub:
     def rang(self, moved: StreamMoved) -> None:
         """Take what a bell says of a stream: its chunks, if they are the next ones."""
         topic = self.streams.topics.get((moved.environment_id, moved.run_id, moved.key))
+        if topic is None and is_reserved(moved.key):
+            return  # nobody asked for it by its name
         if topic is None or not topic.is_known:
             run = self.runs.get((moved.environment_id, moved.run_id))
             if run is not None and moved.key not in run.stream_keys and _reads_streams(run):

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TypeAlias
 
+from runwire._stream_keys import is_reserved
 from runwire.wire import GapReason, Mode, StreamRequest, StreamStart
 from runwire_realtime.cursors import FeedCursor, RunCursor
 
@@ -82,8 +83,9 @@ class Subscription:
     cursor_sent: str = ""
 
     def request_for(self, key: str) -> StreamRequest | None:
-        """Return how a stream was asked for, by name or by "*"."""
-        return self.streams.get(key) or self.streams.get("*")
+        """Return how a stream was asked for, by name or by "*", which is no reserved one."""
+        everything = None if is_reserved(key) else self.streams.get("*")
+        return self.streams.get(key) or everything
 
     @property
     def goes_on_unplaced(self) -> bool:

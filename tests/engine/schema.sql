@@ -403,6 +403,7 @@ CREATE TABLE runwire.runs (
     wake_at timestamp with time zone,
     schedule_id text,
     scheduled_at timestamp with time zone,
+    reserved_stream_keys text[] DEFAULT '{}'::text[] NOT NULL,
     CONSTRAINT finished_exactly_when_final CHECK (((finished_at IS NOT NULL) = (status = ANY (ARRAY['COMPLETED'::text, 'CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text])))),
     CONSTRAINT held_by_a_worker CHECK (
 CASE

@@ -11,6 +11,7 @@ from typing import Final
 import orjson
 
 from runwire._items import ChunkItem, EofItem, Request
+from runwire._stream_keys import is_reserved
 from runwire.wire import Json, JsonObject, StreamStart
 
 # Of a client's frame of 64 KiB; the rest is for a cursor, tags and names.
@@ -113,7 +114,10 @@ class Positions:
         return asked.get(key, asked.get("*", "start"))
 
     def wants(self, key: str) -> bool:
-        return self._asked is not None and (key in self._asked or "*" in self._asked)
+        if self._asked is None:
+            return False
+        # Another subscription of the socket may read a reserved one, by its name.
+        return key in self._asked or ("*" in self._asked and not is_reserved(key))
 
     def is_early(self, run: str, key: str, seq: int, *, may_be: bool) -> bool:
         """Say whether this is not for us yet, but sent because others on the socket are further.

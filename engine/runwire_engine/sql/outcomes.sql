@@ -86,7 +86,8 @@ with clock as (
            c.updated_at, c.task, c.tags, c.batch_id
       from changed c
 )
-select environment_id, id, status, queue, limited, stream_keys, idempotency_key, awaited, waited
+select environment_id, id, status, queue, limited,
+       stream_keys || reserved_stream_keys as stream_keys, idempotency_key, awaited, waited
   from changed;
 
 -- statuses --

@@ -82,7 +82,8 @@ with clock as (
            updated_at, task, tags, batch_id
       from changed
 )
-select environment_id, id, status, queue, limited, stream_keys, idempotency_key, awaited, waited,
+select environment_id, id, status, queue, limited,
+       stream_keys || reserved_stream_keys as stream_keys, idempotency_key, awaited, waited,
        parked_by
   from changed;
 

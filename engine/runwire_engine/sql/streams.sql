@@ -64,6 +64,17 @@ select bucket, environment_id, id, revision, 'streams',
        updated_at, task, tags, batch_id
   from changed;
 
+-- keep_reserved --
+-- Notes new streams of Runwire's own at their runs, for their end: no news of the run.
+update runwire.runs r
+   set reserved_stream_keys = r.reserved_stream_keys || fresh.keys
+  from (select made.run_id, array_agg(made.key order by made.position) as keys
+          from unnest(%(run_ids)s::text[], %(keys)s::text[]) with ordinality
+               as made (run_id, key, position)
+         group by made.run_id) as fresh
+ where r.environment_id = %(environment_id)s and r.id = fresh.run_id
+   and r.id = any(%(run_ids)s::text[]);
+
 -- lock --
 -- Takes the lock of streams, under which their seq is given out.
 select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.bytes, s.execution, s.attempts,

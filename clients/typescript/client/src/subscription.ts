@@ -306,7 +306,9 @@ function gap(state: Subscription, message: Gap): Outcome {
 
 function wantedOf({ plan }: Subscription, stream: string): Required<StreamOptions> | undefined {
   // A key may be spelled like a member of every object.
-  return Object.hasOwn(plan.streams, stream) ? plan.streams[stream] : plan.streams["*"];
+  if (Object.hasOwn(plan.streams, stream)) return plan.streams[stream];
+  // A reserved one is asked for by its name, perhaps by another subscription of the socket.
+  return stream.startsWith("$") ? undefined : plan.streams["*"];
 }
 
 function withMember(members: Members, id: string): Members {
