@@ -1,9 +1,11 @@
 """The tasks that test_dashboard.py triggers: slow enough to watch, nasty enough to matter."""
 
+import logging
+
 import anyio
 from pydantic import BaseModel, Field
 
-from runwire import metadata, streams, task
+from runwire import Context, logger, metadata, streams, task
 
 NASTY = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script> ]]>&amp;\u202e'
 
@@ -38,6 +40,18 @@ async def nasty(payload: dict[str, str]) -> None:
     await streams.append("chat", {"choices": [{"delta": {"content": NASTY}}]})
     await streams.append("objects", {"nasty": NASTY})
     raise ValueError(NASTY)
+
+
+@task(id="chatty", retry={"max_attempts": 2, "min_timeout": 0.01})
+async def chatty(payload: int, ctx: Context) -> None:
+    """Log a number of lines, fail, and log them once more."""
+    logger.debug("not stored")
+    for number in range(payload):
+        logger.info(f"step {number} {NASTY}", {"number": number, "nasty": NASTY})
+    logging.getLogger("shop").warning("from a library")
+    if ctx.attempt.number == 1:
+        logger.error("giving up", {"why": "the first attempt"})
+        raise RuntimeError("the first attempt")
 
 
 @task(id="patient")

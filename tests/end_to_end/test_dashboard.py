@@ -101,6 +101,27 @@ async def test_the_list_is_live_and_filters(browser: Browser, server: Server) ->
         await page.wait_for_url(re.compile(quick))
 
 
+async def test_the_log_of_a_run_is_shown_by_level_and_attempt(
+    browser: Browser, server: Server
+) -> None:
+    async with signed_in(browser, server.address) as page:
+        await trigger(page, server.address, "chatty", "3")
+        await expect(page.get_by_role("article")).to_have_attribute(
+            "data-status", "COMPLETED", timeout=30_000
+        )
+        log = page.get_by_label("Log", exact=True)
+        await expect(log.locator("li")).to_have_count(9)
+        error = log.locator('li[data-level="error"]')
+        await expect(error).to_contain_text("attempt 1 giving up")
+        await expect(error).to_contain_text('{"why":"the first attempt"}')
+        await expect(log).to_contain_text("shop from a library")
+        await expect(log).to_contain_text("<img src=x onerror")
+        # The log is no stream of the run.
+        await expect(page.locator("pre[data-stream]")).to_have_count(0)
+        await log.get_by_label("Least urgent level").select_option("warn")
+        await expect(log.locator("li")).to_have_count(3)
+
+
 async def test_a_run_is_canceled_and_replayed(browser: Browser, server: Server) -> None:
     async with signed_in(browser, server.address) as page:
         first = await trigger(page, server.address, "patient", "")

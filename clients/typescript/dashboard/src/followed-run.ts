@@ -9,6 +9,7 @@ import {
   type Updates,
 } from "@runwire/client";
 
+import { type LogEntry, entryOf, LOG_KEY, MAX_ENTRIES } from "./log.ts";
 import { Store } from "./store.ts";
 
 export interface StreamText {
@@ -25,6 +26,8 @@ export interface StreamText {
 export interface FollowedRunState {
   readonly run: Run | null;
   readonly streams: readonly StreamText[];
+  /** The newest lines of the log, oldest first. */
+  readonly log: readonly LogEntry[];
   readonly freshness: Freshness;
   readonly gap: string | null;
   readonly error: string | null;
@@ -34,6 +37,7 @@ export interface FollowedRunState {
 const NOTHING: FollowedRunState = {
   run: null,
   streams: [],
+  log: [],
   freshness: "connecting",
   gap: null,
   error: null,
@@ -48,6 +52,9 @@ export class FollowedRun {
   readonly #runwire: Runwire;
   readonly #id: string;
   readonly #streams = new Map<string, StreamText>();
+  #log: readonly LogEntry[] = [];
+  // A log comes in bursts: one change of the page for each.
+  #added: LogEntry[] = [];
   #updates: Updates | null = null;
   #state: FollowedRunState = NOTHING;
 
@@ -58,7 +65,7 @@ export class FollowedRun {
 
   open(): void {
     const updates = this.#runwire.subscribeToRun(this.#id, {
-      streams: { "*": { from: "start", as: "text" } },
+      streams: { "*": { from: "start", as: "text" }, [LOG_KEY]: { from: "start" } },
       await: PATIENCE,
     });
     this.#updates = updates;
@@ -66,6 +73,7 @@ export class FollowedRun {
     updates.on("text", ({ stream, text, restarts, next }) =>
       this.#stream(stream, { text, restarts, chunks: next }),
     );
+    updates.on("chunk", (chunk) => chunk.stream === LOG_KEY && this.#logged(entryOf(chunk)));
     updates.on("attempt", ({ stream, attempt }) => this.#stream(stream, { attempt }));
     updates.on("eof", ({ stream, reason, next }) =>
       this.#stream(stream, { ended: reason, chunks: next }),
@@ -80,7 +88,19 @@ export class FollowedRun {
     this.#updates?.close();
   }
 
+  #logged(entry: LogEntry): void {
+    if (!this.#added.length) queueMicrotask(() => this.#show());
+    this.#added.push(entry);
+  }
+
+  #show(): void {
+    this.#log = [...this.#log, ...this.#added].slice(-MAX_ENTRIES);
+    this.#added = [];
+    this.#changed({ log: this.#log });
+  }
+
   #stream(key: string, change: Partial<StreamText>): void {
+    if (key === LOG_KEY) return;
     const before = this.#streams.get(key) ?? {
       key,
       text: "",

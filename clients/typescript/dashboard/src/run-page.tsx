@@ -4,6 +4,7 @@ import { type ReactNode, useEffect, useMemo, useState } from "react";
 import { FollowedRun } from "./followed-run.ts";
 import { JsonView } from "./json-view.tsx";
 import { useShortcuts } from "./keyboard.ts";
+import { LogView } from "./log-view.tsx";
 import { go, runLink, runsLink, triggerLink } from "./route.ts";
 import { Worked } from "./run-row.tsx";
 import { StatusBadge } from "./status-badge.tsx";
@@ -23,7 +24,7 @@ export function RunPage({ runwire, id }: Props) {
     followed.open();
     return () => followed.close();
   }, [followed]);
-  const { run, streams, gap, error, isMissing } = useStore(followed.store);
+  const { run, streams, log, gap, error, isMissing } = useStore(followed.store);
   useShortcuts({ u: () => go(runsLink()), Escape: () => go(runsLink()) });
   useEffect(() => {
     document.title = `${run ? run.taskIdentifier : id} · Runwire`;
@@ -52,6 +53,7 @@ export function RunPage({ runwire, id }: Props) {
           {streams.map((stream) => (
             <StreamView key={stream.key} stream={stream} isRunning={!run.isCompleted} />
           ))}
+          {log.length > 0 && <LogView entries={log} />}
           <Failure run={run} />
           {run.output !== undefined && (
             <Panel title="Output">
