@@ -47,6 +47,7 @@ GROUPS: Final = (
     "tags",
     "metadata",
     "streams",
+    "inputs",
     "batches",
     "idempotency_keys",
     "tasks",

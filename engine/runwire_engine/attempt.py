@@ -117,7 +117,9 @@ class Attempt:
             output = await cast(
                 Coroutine[Any, Any, object], self.task.function(*arguments, **named)
             )
+            await self.runtime.pipes.finish()
         except BaseException as error:
+            self.runtime.pipes.abort()
             return _failed(error)
         return _returned(output)
 
@@ -125,6 +127,7 @@ class Attempt:
         try:
             arguments, named = self._arguments()
             output = cast(object, self.task.function(*arguments, **named))
+            self.runtime.pipes.finish_blocking()
         except BaseException as error:
             return _failed(error)
         return _returned(output)

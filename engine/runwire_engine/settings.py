@@ -5,6 +5,8 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runwire._log_line import LogLevel
+
 
 class EngineSettings(BaseSettings):
     """The engine's settings, for workers and servers alike. Spans are seconds."""
@@ -74,6 +76,11 @@ class EngineSettings(BaseSettings):
         default=30.0,
         ge=0,
         description="How long a stopping worker waits for its runs before it gives them back.",
+    )
+    run_log_level: LogLevel = Field(
+        default="info",
+        description="The least urgent lines that are stored in the log of a run: debug, info, log,"
+        " warn, error.",
     )
     # No resume reaches back further than a token lives, which is a day; the rest is for people.
     retention: float = Field(

@@ -23,6 +23,7 @@ from anyio.abc import TaskStatus
 
 from runwire.tasks import AnyTask
 from runwire_engine.bridge import Bridge, arrival, pending_promise
+from runwire_engine.captured_logs import capturing
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.children import Children, Mint
 from runwire_engine.doorbell import Listener
@@ -30,6 +31,7 @@ from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.errors import DatabaseUnavailableError
 from runwire_engine.ids import new_worker_id
+from runwire_engine.inputs import InputBells
 from runwire_engine.migrations import require_schema
 from runwire_engine.runtime import Surroundings
 from runwire_engine.schedules import declared
@@ -106,9 +108,10 @@ class Worker:
         )
         thread.start()
         try:
-            await arrival(self._started)
-            task_status.started()
-            await arrival(ended)
+            with capturing():
+                await arrival(self._started)
+                task_status.started()
+                await arrival(ended)
         finally:
             self.stop(grace=0.0)
             with anyio.CancelScope(shield=True):
@@ -173,6 +176,8 @@ class Worker:
                     environment=self._settings.environment,
                     bridge=Bridge(tasks.start_soon),
                     children=Children(engine, environment_id, self._mint),
+                    inputs=InputBells(),
+                    log_level=self._settings.run_log_level,
                 )
                 tasks.start_soon(self._listen, around)
                 tasks.start_soon(Watchdog(task_loop.loop, thread, self._on_loop).run)
@@ -220,6 +225,7 @@ class Worker:
         dsn = around.engine.settings.listen_dsn
         async with Listener(dsn, environment_id=around.environment_id) as bells:
             async for bell in bells:
+                around.inputs.rang(bell)
                 if self._tenure is not None:
                     self._tenure.rang(bell)
 

@@ -25,6 +25,7 @@ from runwire_realtime.api import (
     batches,
     health,
     idempotency_keys,
+    inputs,
     metadata,
     runs,
     schedules,
@@ -60,6 +61,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *idempotency_keys.OPERATIONS,
     *metadata.OPERATIONS,
     *tags.OPERATIONS,
+    # Before appends, whose keys may hold slashes: `input` is no target.
+    *inputs.OPERATIONS,
     *streams.OPERATIONS,
     *tasks.OPERATIONS,
     *schedules.OPERATIONS,

@@ -8,6 +8,15 @@ import traceback
 from types import TracebackType
 from typing import Final, TypeAlias
 
+from runwire._log_line import LogLevel
+
+_STANDARD_LEVELS: Final[dict[LogLevel, int]] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "log": logging.WARNING,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+}
 _REDACTED: Final = "[redacted]"
 # Each pattern is linear; group 1, where there is one, is kept.
 _SECRETS: Final = (
@@ -60,6 +69,22 @@ def _causes(error: BaseException) -> list[str]:
         names.append(f"{type(at).__name__}: {at}" if own else type(at).__name__)
         at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
     return names
+
+
+def hear_runs(least: LogLevel) -> None:
+    """Let the process's loggers make the records that the logs of its runs hold.
+
+    Standard error goes on showing what it showed: warnings of others, and Runwire's own words.
+    """
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.addFilter(_is_for_the_operator)
+    root.setLevel(min(root.level, _STANDARD_LEVELS[least]))
+
+
+def _is_for_the_operator(record: logging.LogRecord) -> bool:
+    is_own = record.name == "runwire" or record.name.startswith("runwire.")
+    return is_own or record.levelno >= logging.WARNING
 
 
 def configure_logging(level: int = logging.INFO) -> None:

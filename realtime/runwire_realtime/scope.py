@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
+from runwire._stream_keys import is_reserved
 from runwire_realtime.errors import ScopeError
 
 Action: TypeAlias = Literal["read", "write", "trigger", "batchTrigger"]
@@ -134,8 +135,14 @@ class Grant:
         return self._may("read", "runs") or self._may("read", "tasks", task)
 
     def may_read_stream(self, key: str) -> bool:
-        """Say whether a readable run's stream of this key may be read."""
-        return self.streams is None or key in self.streams
+        """Say whether a readable run's stream of this key may be read.
+
+        Logs and input, as tracebacks, are for API keys and the signed-in dashboard alone; a token
+        reads them only where it names them.
+        """
+        if self.streams is not None:
+            return key in self.streams
+        return self.api_key or self.internal or not is_reserved(key)
 
     def may_write_streams(
         self, run_id: str, task: str, tags: Iterable[str], batch_ids: Iterable[str]
@@ -148,6 +155,14 @@ class Grant:
     def may_reset_keys(self, task: str) -> bool:
         """Say whether idempotency keys of this task may be freed."""
         return self._may("write", "runs") or self._may("write", "tasks", task)
+
+    def may_send_input(
+        self, run_id: str, task: str, tags: Iterable[str], batch_ids: Iterable[str]
+    ) -> bool:
+        """Say whether input may be sent to this run."""
+        return self._may("write", "inputStreams", run_id) or self.may_write_run(
+            run_id, task, tags, batch_ids
+        )
 
     def may_trigger(self, task: str) -> bool:
         return self._may("trigger", "tasks", task)

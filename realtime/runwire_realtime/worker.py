@@ -15,6 +15,7 @@ from runwire_engine.modules import load_modules
 from runwire_engine.settings import EngineSettings
 from runwire_engine.worker import Worker
 from runwire_realtime.errors import StartError
+from runwire_realtime.logs import hear_runs
 from runwire_realtime.parent import READY, report, until_orphaned
 from runwire_realtime.settings import database_address
 from runwire_realtime.tokens import TRIGGER_LIFETIME, Tokens, check_secret, made_scopes
@@ -33,6 +34,7 @@ async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None
     if not registry():
         raise StartError(f"no task is defined in {', '.join(modules)}")
     settings = _settings()
+    hear_runs(settings.run_log_level)
     worker = Worker(settings, registry(), mint=_mint(os.environ.get("RUNWIRE_SECRET") or None))
 
     async def stop_on_signal() -> None:

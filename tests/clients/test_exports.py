@@ -1,5 +1,5 @@
 import runwire
-from runwire import auth, batch, metadata, runs, schedules, streams, sync, tasks, wait
+from runwire import auth, batch, logger, metadata, runs, schedules, streams, sync, tasks, wait
 
 
 def test_the_package_offers_these_names() -> None:
@@ -31,6 +31,7 @@ def test_the_package_offers_these_names() -> None:
         "auth",
         "batch",
         "idempotency_keys",
+        "logger",
         "metadata",
         "runs",
         "schedules",
@@ -43,7 +44,8 @@ def test_the_package_offers_these_names() -> None:
 
 
 def test_every_name_that_is_offered_is_there() -> None:
-    for module in (runwire, auth, batch, metadata, runs, schedules, streams, sync, tasks, wait):
+    modules = (auth, batch, logger, metadata, runs, schedules, streams, sync, tasks, wait)
+    for module in (runwire, *modules):
         missing = [name for name in module.__all__ if not hasattr(module, name)]
         assert not missing, module.__name__
 
@@ -58,4 +60,8 @@ def test_every_call_of_the_async_client_has_a_blocking_twin() -> None:
 
 
 def public(thing: object) -> set[str]:
-    return {name for name in dir(thing) if not name.startswith("_")} - {"write_over_http"}
+    return {name for name in dir(thing) if not name.startswith("_")} - {
+        "post",
+        "post_input",
+        "sink",
+    }

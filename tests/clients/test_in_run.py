@@ -131,7 +131,7 @@ async def test_appending_takes_a_key_or_none() -> None:
         assert await streams.append("k", {"a": 1}) == 7
         await streams.append(5)
         with pytest.raises(TypeError):
-            await streams.append(1, 2)
+            await streams.append(1, 2)  # type: ignore[call-overload]  # pyright: ignore
         with pytest.raises(TypeError):
             streams.pipe("k")
     assert run.told == [("append", "self", "k", '{"a":1}'), ("append", "self", "default", "5")]

@@ -178,6 +178,15 @@ def test_visibility_is_equal_for_credentials_that_see_the_same() -> None:
     assert narrow.visibility() != Grant(environment_id=1).visibility()
 
 
+def test_a_log_and_input_are_for_keys_or_for_whom_they_are_named() -> None:
+    for key in ("$log", "$input:approval"):
+        assert not Grant(environment_id=1).may_read_stream(key)
+        assert Grant(environment_id=1, api_key=True).may_read_stream(key)
+        assert Grant(environment_id=1, internal=True).may_read_stream(key)
+        assert Grant(environment_id=1, streams=frozenset({key})).may_read_stream(key)
+        assert not Grant(environment_id=1, streams=frozenset({"text"})).may_read_stream(key)
+
+
 def test_streams_narrow_what_may_be_read() -> None:
     assert Grant(environment_id=1).may_read_stream("anything")
     narrow = Grant(environment_id=1, streams=frozenset({"text"}))

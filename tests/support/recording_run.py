@@ -12,12 +12,15 @@ from runwire._context import (
     ChildResults,
     Context,
     MetadataTarget,
+    OpenPipe,
+    OpenSyncPipe,
     QueueInfo,
     RunInfo,
     TaskInfo,
     Triggered,
     TriggeredBatch,
 )
+from runwire._log_line import LogLevel
 from runwire._metadata import apply
 from runwire.requests import BatchItem, TriggerOptions
 from runwire.wire import JsonObject
@@ -43,6 +46,10 @@ class RecordingRun:
     ctx: Context = field(default_factory=context)
     document: JsonObject = field(default_factory=dict[str, object])
     told: list[tuple[object, ...]] = field(default_factory=list[tuple[object, ...]])
+    # What was sent to it, as JSON text.
+    input: list[str] = field(default_factory=list[str])
+    pipes: list[OpenPipe] = field(default_factory=list[OpenPipe])
+    blocking_pipes: list[OpenSyncPipe] = field(default_factory=list[OpenSyncPipe])
 
     def metadata_current(self) -> JsonObject:
         return dict(self.document)
@@ -76,6 +83,40 @@ class RecordingRun:
 
     def stream_end_blocking(self, target: str, key: str) -> None:
         self.told.append(("end", target, key))
+
+    def log(
+        self,
+        level: LogLevel,
+        message: object,
+        attributes: Mapping[str, object] | None = None,
+        logger: str | None = None,
+    ) -> None:
+        self.told.append(("log", level, message, attributes))
+
+    async def input_take(self, key: str, timeout: float | None) -> str | None:
+        return self.input_take_blocking(key, timeout)
+
+    def input_take_blocking(self, key: str, timeout: float | None) -> str | None:
+        self.told.append(("take", key, timeout))
+        return self.input.pop(0) if self.input else None
+
+    async def input_peek(self, key: str) -> str | None:
+        return self.input_peek_blocking(key)
+
+    def input_peek_blocking(self, key: str) -> str | None:
+        return self.input[0] if self.input else None
+
+    async def input_send(self, run_id: str, key: str, body: str) -> None:
+        self.input_send_blocking(run_id, key, body)
+
+    def input_send_blocking(self, run_id: str, key: str, body: str) -> None:
+        self.told.append(("send", run_id, key, body))
+
+    def opened(self, pipe: OpenPipe) -> None:
+        self.pipes.append(pipe)
+
+    def opened_blocking(self, pipe: OpenSyncPipe) -> None:
+        self.blocking_pipes.append(pipe)
 
     async def trigger(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str

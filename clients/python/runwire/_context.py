@@ -5,12 +5,13 @@
 never imports the engine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol, TypeAlias
 
+from runwire._log_line import LogLevel
 from runwire.errors import NotInRunError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire.wire import JsonObject
@@ -126,6 +127,34 @@ class WaitResult:
     error: JsonObject | None = None
 
 
+class OpenPipe(Protocol):
+    """A pipe that goes on beside the function, on the task's loop."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the attempt has to wait for it."""
+        ...
+
+    async def finish(self) -> None:
+        """Write the rest. Raises what its source or a write failed with."""
+        ...
+
+    def abort(self) -> None:
+        """Write no more."""
+        ...
+
+
+class OpenSyncPipe(Protocol):
+    """A pipe of a `def` task that nobody has read yet."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def finish_blocking(self, is_late: Callable[[], bool]) -> bool:
+        """Write the rest, chunk by chunk until it is late; say whether all is written."""
+        ...
+
+
 class Runtime(Protocol):
     """What the executing run offers. Every method may be called from the task's loop or thread.
 
@@ -170,6 +199,40 @@ class Runtime(Protocol):
     def stream_write_blocking(self, target: str, key: str, body: str) -> None: ...
 
     def stream_end_blocking(self, target: str, key: str) -> None: ...
+
+    def log(
+        self,
+        level: LogLevel,
+        message: object,
+        attributes: Mapping[str, object] | None = None,
+        logger: str | None = None,
+    ) -> None:
+        """Write a line to the run's log; never waits and never raises."""
+        ...
+
+    def opened(self, pipe: OpenPipe) -> None:
+        """Note a pipe that may go on by itself: the end of the attempt waits for it, bounded."""
+        ...
+
+    def opened_blocking(self, pipe: OpenSyncPipe) -> None: ...
+
+    async def input_take(self, key: str, timeout: float | None) -> str | None:
+        """Return what was sent next to an input stream, as JSON text; None: nothing in time."""
+        ...
+
+    def input_take_blocking(self, key: str, timeout: float | None) -> str | None: ...
+
+    async def input_peek(self, key: str) -> str | None:
+        """Return what `input_take` would return at once, and leave it there."""
+        ...
+
+    def input_peek_blocking(self, key: str) -> str | None: ...
+
+    async def input_send(self, run_id: str, key: str, body: str) -> None:
+        """Send to an input stream of a run, this one or another. Raises FencedError."""
+        ...
+
+    def input_send_blocking(self, run_id: str, key: str, body: str) -> None: ...
 
     async def trigger(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str

@@ -1,11 +1,12 @@
 """What a subscription is to an application: something to iterate over, and to take up again."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Generic, Self, TypedDict, TypeVar
+from typing import Final, Generic, Literal, Self, TypedDict, TypeVar
 from weakref import WeakSet
 
 from runwire._client import Client
@@ -192,8 +193,30 @@ def _unknown(run: str) -> Run:
     return Run(run, "", "EXECUTING", 0, began, began)
 
 
-class Chunks(Following[Json]):
-    """Yields the chunks of one stream, as they were written."""
+@dataclass(frozen=True)
+class Chunk(Generic[T]):
+    """A value of a stream, and where it stands in it."""
+
+    value: T
+    # Place in the stream, from 0 without holes.
+    seq: int
+    # Which attempt wrote it; None when somebody else wrote it.
+    attempt: int | None
+    # Who wrote it, when it was not the run itself.
+    writer: str | None
+    # The first chunk of another execution of the run, an attempt or one begun anew: what came
+    # before may be written again.
+    is_restart: bool
+    # Why continuity with what came before could not be proven; None where it was.
+    gap: str | None
+
+
+class Chunks(Following[T]):
+    """Yields the values of one stream, as they were written, those of earlier attempts too.
+
+    `is_restart` says of the last value that another execution of the run began with it; `chunks()`
+    yields each with its place and attempt, `collect()` waits for the end and returns all of them.
+    """
 
     def __init__(
         self,
@@ -201,26 +224,69 @@ class Chunks(Following[Json]):
         request: Request,
         access_token: AccessToken | None,
         key: str,
+        parse: Callable[[Json], T] | None = None,
+        timeout: float | None = None,
     ) -> None:
         super().__init__(connect, request, access_token)
         self._key = key
+        self._parse = parse
+        self._timeout = timeout
         # The seq of the chunk after the last one yielded; None before the first.
         self.next_seq: int | None = None
         # Which attempt wrote the last one.
         self.attempt: int | None = None
+        # Who wrote it, when it was not the run itself.
+        self.writer: str | None = None
         # Whether the last one is the first of another execution of the run.
         self.is_restart = False
         # Why continuity could not be proven before the last one; None where it was.
         self.gap: str | None = None
 
+    async def chunks(self) -> AsyncGenerator[Chunk[T]]:
+        """Yield the values with their place, attempt and writer."""
+        async with aclosing(self.generator()) as values:
+            async for value in values:
+                yield self._chunk(value)
+
+    async def collect(self, *, attempts: Literal["all", "last"] = "last") -> list[T]:
+        """Wait for the end of the stream and return its values.
+
+        "last": without those that an execution wrote which was followed by another one. What others
+        wrote into the stream counts in any case.
+        """
+        kept: list[Chunk[T]] = []
+        async for chunk in self.chunks():
+            if chunk.is_restart and attempts == "last":
+                kept = [one for one in kept if one.writer is not None]
+            kept.append(chunk)
+        return [chunk.value for chunk in kept]
+
+    def _chunk(self, value: T) -> Chunk[T]:
+        seq = -1 if self.next_seq is None else self.next_seq - 1
+        return Chunk(value, seq, self.attempt, self.writer, self.is_restart, self.gap)
+
+    async def _iterate(self) -> AsyncGenerator[T]:
+        async with aclosing(super()._iterate()) as values:
+            while True:
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        value = await anext(values)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise TimeoutError(
+                        f"nothing came of stream {self._key!r} for {self._timeout} s"
+                    ) from None
+                yield value
+
     def _is_last(self, item: Item) -> bool:
         return isinstance(item, EofItem) and item.stream == self._key
 
-    def _values(self, item: Item) -> Iterable[Json]:
+    def _values(self, item: Item) -> Iterable[T]:
         if isinstance(item, ChunkItem):
-            self.next_seq, self.attempt = item.seq + 1, item.attempt
+            self.next_seq, self.attempt, self.writer = item.seq + 1, item.attempt, item.writer
             self.is_restart, self.gap = item.is_restart, item.gap
-            yield item.value
+            yield item.value if self._parse is None else self._parse(item.value)
 
 
 class Blocking(Generic[T]):
@@ -240,6 +306,22 @@ class Blocking(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return self._portal.iterate(self._following.generator())
+
+
+class BlockingChunks(Blocking[T]):
+    """Yields the values of one stream."""
+
+    def __init__(self, portal: Portal, following: Chunks[T]) -> None:
+        super().__init__(portal, following)
+        self._chunks = following
+
+    def chunks(self) -> Iterator[Chunk[T]]:
+        """Yield the values with their place, attempt and writer, as `Chunks.chunks` does."""
+        return self._portal.iterate(self._chunks.chunks())
+
+    def collect(self, *, attempts: Literal["all", "last"] = "last") -> list[T]:
+        """Wait for the end and return the values, as `Chunks.collect` does."""
+        return self._portal.run(self._chunks.collect(attempts=attempts))
 
 
 class BlockingUpdates(Blocking[Run]):

@@ -12,6 +12,7 @@ from runwire._cron import Missed
 from runwire._default import Blocking as Owner
 from runwire._definition import BatchEntry, Task
 from runwire._following import Asked, BlockingUpdates
+from runwire._log_line import LogLevel
 from runwire._options import TriggerKeywords
 from runwire._run import Run
 from runwire._settings import AccessToken, Settings
@@ -22,7 +23,7 @@ from runwire.batch import Batches as AsyncBatches
 from runwire.durations import Duration
 from runwire.idempotency_keys import SyncIdempotencyKeys
 from runwire.requests import RunStatus
-from runwire.runs import UNSET, RunList, RunPage
+from runwire.runs import UNSET, LogEntry, RunList, RunPage
 from runwire.runs import Runs as AsyncRuns
 from runwire.schedules import Schedule, ScheduleKeywords, ScheduleList, SchedulePage
 from runwire.schedules import Schedules as AsyncSchedules
@@ -162,6 +163,18 @@ class SyncRuns:
     ) -> Run:
         """Return a run once it is over. Raises TimeoutError."""
         return self._owner().run(self._runs.poll(run, interval=interval, timeout=timeout))
+
+    def logs(
+        self,
+        run: str | RunHandle[Any],
+        *,
+        level: LogLevel = "debug",
+        follow: bool = False,
+        access_token: AccessToken | None = None,
+    ) -> Iterator[LogEntry]:
+        """Read the log of a run, as `Runs.logs` does."""
+        logs = self._runs.logs(run, level=level, follow=follow, access_token=access_token)
+        return self._owner().portal.iterate(logs.generator())
 
     def subscribe_to_run(
         self, run: str | RunHandle[Any], *, wait: Duration | None = None, **asked: Unpack[Asked]

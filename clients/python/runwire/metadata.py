@@ -16,11 +16,11 @@ import orjson
 
 from runwire._context import MetadataTarget
 from runwire._context import current as _current_run
-from runwire.streams import Nowhere, Pipe, SyncPipe
-from runwire.streams import pipe as _pipe
+from runwire._pipe import Nowhere, Pipe, SyncPipe
+from runwire.streams import default_streams as _streams
 from runwire.streams import sync as _sync_streams
 from runwire.values import MAX_METADATA_BYTES, encode
-from runwire.wire import Json, JsonObject
+from runwire.wire import MAX_CHUNK_BYTES, Json, JsonObject
 
 __all__ = [
     "append",
@@ -100,7 +100,7 @@ class Sync:
     def stream(self, key: str, source: Iterable[T]) -> SyncPipe[T]:
         """Write what a source yields to the run's stream, and yield it."""
         if _current_run() is None:
-            return SyncPipe(source, lambda body: None, lambda: None)
+            return SyncPipe(source, lambda body: None, lambda: None, _chunk)
         return _sync_streams.pipe(key, source)
 
 
@@ -128,9 +128,13 @@ async def stream(key: str, source: AsyncIterable[T] | Iterable[T]) -> Pipe[T]:
     it as well: `async for chunk in await metadata.stream("openai", completion)`.
 
     It is written as it is read; `await (await metadata.stream(…)).wait_until_complete()` reads it
-    for you.
+    for you, and where neither is done it goes on by itself.
     """
-    return Pipe(source, Nowhere()) if _current_run() is None else _pipe(key, source)
+    return Pipe(source, Nowhere(), _chunk) if _current_run() is None else _streams.pipe(key, source)
+
+
+def _chunk(chunk: object) -> str:
+    return encode(chunk, what="chunk", limit=MAX_CHUNK_BYTES)
 
 
 def _plain(value: object) -> Json:

@@ -21,7 +21,10 @@ import orjson
 from runwire import _default
 from runwire._client import Client
 from runwire._following import Asked, Event, Updates, request
+from runwire._log_line import LogLevel
+from runwire._logs import LogEntry, Logs, logs_followed
 from runwire._run import LargeValue, Run, RunError
+from runwire._settings import AccessToken
 from runwire._triggering import RunHandle
 from runwire.durations import Duration, seconds
 from runwire.errors import InvalidValueError
@@ -32,12 +35,15 @@ from runwire.wire import JsonObject
 __all__ = [
     "Event",
     "LargeValue",
+    "LogEntry",
+    "Logs",
     "Run",
     "RunError",
     "RunPage",
     "Runs",
     "cancel",
     "list",
+    "logs",
     "poll",
     "replay",
     "retrieve",
@@ -164,6 +170,23 @@ class Runs:
                     return now
                 await anyio.sleep(seconds(interval))
 
+    def logs(
+        self,
+        run: str | RunHandle[Any],
+        *,
+        level: LogLevel = "debug",
+        follow: bool = False,
+        access_token: AccessToken | None = None,
+    ) -> Logs:
+        """Read the log of a run: `async for entry in runs.logs(run)`; each is a `LogEntry`.
+
+        `level` is the least urgent wanted; `follow`: also what is yet to come, until the run is
+        over. It takes an API key, or a token that names the stream "$log".
+        """
+        run_id = run.id if isinstance(run, RunHandle) else run
+        following = logs_followed(self._connect, run_id, access_token) if follow else None
+        return Logs(self._connect, run_id, level, following, access_token)
+
     def subscribe_to_run(
         self, run: str | RunHandle[Any], *, wait: Duration | None = None, **asked: Unpack[Asked]
     ) -> Updates:
@@ -243,6 +266,7 @@ list = _default_runs.list
 cancel = _default_runs.cancel
 replay = _default_runs.replay
 poll = _default_runs.poll
+logs = _default_runs.logs
 subscribe_to_run = _default_runs.subscribe_to_run
 subscribe_to_runs_with_tag = _default_runs.subscribe_to_runs_with_tag
 subscribe_to_batch = _default_runs.subscribe_to_batch

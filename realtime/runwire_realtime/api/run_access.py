@@ -36,6 +36,14 @@ async def run_for_streams(call: Call) -> RunRow:
     return row
 
 
+async def run_for_input(call: Call) -> RunRow:
+    """Return the run in the path, to which the credential may send input."""
+    row, batches = await _run(call)
+    if not call.grant.may_send_input(row.id, row.task, row.tags, batches):
+        raise ForbiddenError("the token does not allow sending input to this run")
+    return row
+
+
 async def _run(call: Call) -> tuple[RunRow, Sequence[str]]:
     run_id = call.id("runId")
     row = await call.services.engine.runs.retrieve(call.environment_id, run_id)

@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
+from runwire._stream_keys import is_reserved
 from runwire.values import check_text, encode
 from runwire.wire import MAX_CHUNK_BYTES, ErrorCode, GapReason, Json, JsonObject
 from runwire_engine.run_row import RunRow
+from runwire_engine.states import FINAL
 from runwire_engine.streams import Append, ChunkRow, StreamPage, StreamRow
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
@@ -90,7 +92,7 @@ async def append(call: Call) -> Response:
             key=call.id("key"),
             bodies=bodies,
             writer=_WRITER,
-            part=_part(call),
+            part=part_of(call),
         ),
     )
     return answer(Appended(next=placed.next_seq))
@@ -106,9 +108,13 @@ async def read(call: Call) -> Response:
     page = await call.services.engine.streams.read(
         call.environment_id, row.id, key, query.start, _PAGE_BYTES, query.limit
     )
-    if page.stream is None:
+    if page.stream is not None:
+        return answer(_stream(row.id, key, page, page.stream, query.start))
+    if not is_reserved(key):
         raise NotFoundError("the run has no such stream")
-    return answer(_stream(row.id, key, page, page.stream, query.start))
+    # Every run has a log; it is made when there is something to write.
+    ended = {"eof": row.status.lower()} if row.status in FINAL else {}
+    return answer({"runId": row.id, "key": key, "next": 0, **ended, "chunks": []})
 
 
 def _target(row: RunRow, target: str) -> str:
@@ -119,7 +125,8 @@ def _target(row: RunRow, target: str) -> str:
     return named if named is not None else row.id
 
 
-def _part(call: Call) -> str | None:
+def part_of(call: Call) -> str | None:
+    """Return the name that the repeats of an append share, if it has one."""
     part = call.request.headers.get(_PART_HEADER)
     if part is not None and not (1 <= len(part) <= 128 and part.isprintable()):
         raise _refused(f"{_PART_HEADER} must have 1 to 128 characters")

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runwire import runs, tasks
+from runwire._log_line import LogLevel
 from runwire.durations import seconds
 from runwire.requests import RunStatus
 from runwire.values import decode
@@ -34,6 +35,7 @@ _COLOURS: Final = {
     "EXPIRED": "yellow",
     "EXECUTING": "cyan",
 }
+_LEVEL_COLOURS: Final = {"debug": "dim", "warn": "yellow", "error": "red"}
 
 RunId = Annotated[str, typer.Argument(help="The run, as run_….", metavar="RUN")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be given several times.")]
@@ -47,6 +49,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("list")(list_runs)
     group.command("show")(show)
     group.command("tail")(tail)
+    group.command("logs")(logs)
     group.command("cancel")(cancel)
     group.command("replay")(replay)
     app.add_typer(group, name="runs")
@@ -126,6 +129,24 @@ def tail(run: RunId) -> None:
     _run(_follow(run))
 
 
+def logs(
+    run: RunId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run is over.")
+    ] = False,
+    level: Annotated[
+        str, typer.Option(help="The least urgent lines: debug, info, log, warn, error.")
+    ] = "debug",
+) -> None:
+    """Print the log of a run: time, level, message, attributes."""
+
+    async def work() -> None:
+        async for entry in runs.logs(run, level=cast(LogLevel, level), follow=follow):
+            _out.print(_logged(entry), soft_wrap=True)
+
+    _run(work())
+
+
 def cancel(run: RunId) -> None:
     """Stop a run."""
     _run(runs.cancel(run))
@@ -175,6 +196,16 @@ def _write(chunk: Json) -> bool:
     sys.stdout.write(plain(text))
     sys.stdout.flush()
     return not text.endswith("\n")
+
+
+def _logged(entry: runs.LogEntry) -> str:
+    colour = _LEVEL_COLOURS.get(entry.level, "white")
+    rest = f" {orjson.dumps(entry.attributes).decode()}" if entry.attributes else ""
+    name = f"{entry.logger}: " if entry.logger else ""
+    # A message of several lines is one entry still.
+    text = escape(plain(f"{name}{entry.message}{rest}"))
+    at = entry.time.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    return f"[dim]{at}[/dim] [{colour}]{entry.level:<5}[/{colour}] {text}"
 
 
 def _payload(text: str | None) -> Json:
