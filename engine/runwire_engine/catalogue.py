@@ -1,4 +1,4 @@
-"""The tasks that workers have announced, and the limits of their queues."""
+"""The tasks and queues that workers have announced."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import datetime
 
 from runwire_engine.database import Database, Transaction
 from runwire_engine.doorbell import Doorbell
-from runwire_engine.triggers import limit_queues, match_limits
+from runwire_engine.queue_groups import declare_queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class TaskAnnouncement:
     # JSON: the retry policy.
     retry: str = "{}"
     max_duration: float | None = None
+    # Seconds that a run may wait to start, unless its trigger says otherwise.
+    ttl: float | None = None
     # The JSON schema of the payload; None when the task takes anything.
     payload_schema: str | None = None
     description: str = ""
@@ -34,6 +36,7 @@ class TaskRow:
     queue: str
     retry: str
     max_duration: float | None
+    ttl: float | None
     payload_schema: str | None
     description: str
     updated_at: datetime
@@ -46,26 +49,22 @@ class Catalogue:
         self._database = database
         self._bell = bell
 
-    async def announce(self, environment_id: int, tasks: Sequence[TaskAnnouncement]) -> None:
-        """Write down tasks and the limits of their queues, as their code says now.
+    async def announce(
+        self,
+        environment_id: int,
+        tasks: Sequence[TaskAnnouncement],
+        queues: Mapping[str, int | None] | None = None,
+    ) -> None:
+        """Write down tasks, and the limits of their queues and others, as their code says now.
 
         A queue loses its limit when none of its tasks names one any more.
         """
         last = {task.id: task for task in tasks}
-        limits = _limits(list(last.values()))
+        limits = _limits(list(last.values()), queues or {})
 
         async def work(tx: Transaction) -> None:
             await tx.run("catalogue.announce", _columns(environment_id, list(last.values())))
-            await limit_queues(
-                tx, environment_id, {q: n for q, n in limits.items() if n is not None}
-            )
-            unlimited = sorted(queue for queue, limit in limits.items() if limit is None)
-            freed = await tx.run(
-                "catalogue.free_queues",
-                {"environment_id": environment_id, "queues": unlimited, "tasks": sorted(last)},
-            )
-            if freed:
-                await match_limits(tx)
+            await declare_queues(tx, environment_id, limits, tasks=last)
 
         await self._database.surely(work)
         self._bell.ring_work(environment_id, limits)
@@ -83,13 +82,15 @@ class Catalogue:
         return [TaskRow(**row) for row in rows]
 
 
-def _limits(tasks: Sequence[TaskAnnouncement]) -> Mapping[str, int | None]:
-    """Return the limit of each queue; where tasks of one queue disagree, the lowest."""
+def _limits(
+    tasks: Sequence[TaskAnnouncement], queues: Mapping[str, int | None]
+) -> Mapping[str, int | None]:
+    """Return the limit of each queue; where several say one, the lowest."""
     limits: dict[str, int | None] = {}
-    for task in tasks:
-        held = limits.get(task.queue)
-        given = [limit for limit in (held, task.concurrency_limit) if limit is not None]
-        limits[task.queue] = min(given) if given else None
+    said = [*((task.queue, task.concurrency_limit) for task in tasks), *queues.items()]
+    for queue, limit in said:
+        given = [each for each in (limits.get(queue), limit) if each is not None]
+        limits[queue] = min(given) if given else None
     return limits
 
 
@@ -102,6 +103,7 @@ def _columns(environment_id: int, tasks: Sequence[TaskAnnouncement]) -> dict[str
         "max_durations": [
             None if task.max_duration is None else float(task.max_duration) for task in tasks
         ],
+        "ttls": [None if task.ttl is None else float(task.ttl) for task in tasks],
         "payload_schemas": [task.payload_schema for task in tasks],
         "descriptions": [task.description for task in tasks],
     }

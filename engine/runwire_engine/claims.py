@@ -5,9 +5,13 @@ least recently served first. A later statement, whose snapshot is taken under th
 what executes in each and picks its next runs: counting in the locking statement would overrun.
 Runs of unlimited queues are picked straight from their index. What was picked is then taken over
 with one revision, one execution and one attempt more, if the worker's lease holds.
+
+Of a queue with very many keys one look takes in a bounded number, the next look those after them.
+Whether a run goes through a group is written on it when it is queued; a run that was queued while
+its queue got or lost its limit is put right by whoever meets it first.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, TypeAlias
@@ -16,6 +20,7 @@ import anyio
 
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
+from runwire_engine.queue_groups import make_groups, match_runs
 from runwire_engine.run_row import RunRow, run_row
 
 ClaimedRun: TypeAlias = RunRow
@@ -23,6 +28,9 @@ ClaimedRun: TypeAlias = RunRow
 # How far past the wanted number of ready runs to look, as other workers hold some of them.
 _REACH: Final = 8
 _LEAST_REACH: Final = 64
+# Keys of one queue taken into account by one look, and looks of one claim.
+_KEYS_AT_ONCE: Final = 256
+_LOOKS: Final = 4
 # By the sweep, and by a worker, for which it also bounds how many are ready: at a thousand runs a
 # second a fresh one waits a quarter of a second for them.
 _PROMOTED_AT_ONCE: Final = 500
@@ -50,6 +58,10 @@ class Claims:
         self._bell = bell
         # Takes turns, so that neither kind of queue starves the other.
         self._limited_first = False
+        # Whether the last claim left groups to others that were at them: it is worth looking again.
+        self.crowded = False
+        # By queue: the key after which the next look goes on; only where there are very many.
+        self._cursors: Mapping[str, str] = {}
         self._workers: dict[str, _Worker] = {}
 
     async def claim(
@@ -125,36 +137,113 @@ class Claims:
     async def _claim(
         self, environment_id: int, worker_id: str, tasks: Mapping[str, int], slots: int
     ) -> list[Row]:
-        self._limited_first = not self._limited_first
         wanted: dict[str, object] = {
             "environment_id": environment_id,
             "worker_id": worker_id,
             "tasks": list(tasks),
             "max_attempts": list(tasks.values()),
         }
-        picks = [_pick_limited, _pick_unlimited]
-        if not self._limited_first:
-            picks.reverse()
+        rows, strays = await self._claim_once(wanted, slots)
+        if strays:
+            await self._put_right(environment_id, strays)
+            more, _ = await self._claim_once(wanted, slots - len(rows))
+            rows += more
+        return rows
+
+    async def _claim_once(
+        self, wanted: Mapping[str, object], slots: int
+    ) -> tuple[list[Row], set[tuple[str, str]]]:
+        """Return what was claimed, and where runs were met that go the wrong way."""
+        self._limited_first = not self._limited_first
+        strays: set[tuple[str, str]] = set()
 
         async def work(tx: Transaction) -> list[Row]:
+            picks = [self._pick_limited, _pick_unlimited]
+            if not self._limited_first:
+                picks.reverse()
             ids: list[str] = []
             for pick in picks:
                 if len(ids) < slots:
-                    ids += await pick(tx, wanted, slots - len(ids))
+                    ids += await pick(tx, wanted, slots - len(ids), strays)
             return await tx.last("claims.take", {**wanted, "ids": ids}) if ids else []
 
-        return await self._database.retrying(work)
+        return await self._database.retrying(work), strays
+
+    async def _put_right(self, environment_id: int, strays: Set[tuple[str, str]]) -> None:
+        groups = sorted(strays)
+
+        async def work(tx: Transaction) -> None:
+            await make_groups(tx, environment_id, groups)
+            await match_runs(tx, environment_id, {queue for queue, _ in groups})
+
+        await self._database.retrying(work)
+
+    async def _pick_limited(
+        self,
+        tx: Transaction,
+        wanted: Mapping[str, object],
+        slots: int,
+        strays: set[tuple[str, str]],
+    ) -> list[str]:
+        self.crowded = False
+        ids: list[str] = []
+        held: list[tuple[str, str]] = []
+        for _ in range(_LOOKS):
+            before = self._cursors
+            left = slots - len(ids)
+            locked, open_groups = await self._lock_groups(tx, wanted, left, held, strays)
+            groups = [group for group in locked if not group["is_served"]]
+            turns = left
+            if len(locked) < min(open_groups, left):
+                # Others serve the rest just now: what is here does not get their share as well.
+                self.crowded = True
+                turns = -(-left // open_groups)
+            if groups:
+                held += [(group["queue"], group["concurrency_key"]) for group in groups]
+                ids += await _pick_of(tx, wanted, left, turns, groups)
+            is_whole = not before and not self._cursors and len(groups) == len(locked)
+            if is_whole or len(ids) >= slots:
+                break
+        return ids
+
+    async def _lock_groups(
+        self,
+        tx: Transaction,
+        wanted: Mapping[str, object],
+        slots: int,
+        held: Sequence[tuple[str, str]],
+        strays: set[tuple[str, str]],
+    ) -> tuple[list[Row], int]:
+        """Return the groups that were locked, and how many seemed to have room."""
+        rows = await tx.all(
+            "claims.lock_groups",
+            {
+                **wanted,
+                "slots": slots,
+                "reach": _KEYS_AT_ONCE,
+                "cursor_queues": list(self._cursors),
+                "cursor_keys": list(self._cursors.values()),
+                "held_queues": [queue for queue, _ in held],
+                "held_keys": [key for _, key in held],
+            },
+        )
+        look = rows[0]
+        self._cursors = dict(
+            zip(look["cursor_queues"] or (), look["cursor_keys"] or (), strict=True)
+        )
+        strays.update(zip(look["unmade_queues"] or (), look["unmade_keys"] or (), strict=True))
+        return [row for row in rows if row["queue"] is not None], look["open_groups"]
 
 
-async def _pick_limited(tx: Transaction, wanted: Mapping[str, object], slots: int) -> list[str]:
-    groups = await tx.all("claims.lock_groups", {**wanted, "slots": slots})
-    if not groups:
-        return []
+async def _pick_of(
+    tx: Transaction, wanted: Mapping[str, object], slots: int, turns: int, groups: Sequence[Row]
+) -> list[str]:
     rows = await tx.all(
         "claims.pick_limited",
         {
             **wanted,
             "slots": slots,
+            "turns": turns,
             "queues": [group["queue"] for group in groups],
             "keys": [group["concurrency_key"] for group in groups],
             "limits": [group["concurrency_limit"] for group in groups],
@@ -163,7 +252,13 @@ async def _pick_limited(tx: Transaction, wanted: Mapping[str, object], slots: in
     return [row["id"] for row in rows]
 
 
-async def _pick_unlimited(tx: Transaction, wanted: Mapping[str, object], slots: int) -> list[str]:
+async def _pick_unlimited(
+    tx: Transaction,
+    wanted: Mapping[str, object],
+    slots: int,
+    strays: set[tuple[str, str]],
+) -> list[str]:
     reach = max(_LEAST_REACH, slots * _REACH)
     rows = await tx.all("claims.pick_unlimited", {**wanted, "slots": slots, "reach": reach})
-    return [row["id"] for row in rows]
+    strays.update((row["queue"], "") for row in rows if row["is_limited"])
+    return [row["id"] for row in rows if not row["is_limited"]]

@@ -15,6 +15,7 @@ from runwire_engine.claims import Claims
 from runwire_engine.database import Database
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.outcomes import Outcomes
+from runwire_engine.queues import Queues
 from runwire_engine.retention import Retention
 from runwire_engine.run_metadata import RunMetadata
 from runwire_engine.runs import Runs
@@ -42,6 +43,7 @@ class Engine:
     runs: Runs
     batches: Batches
     catalogue: Catalogue
+    queues: Queues
     streams: Streams
     metadata: RunMetadata
     claims: Claims
@@ -139,6 +141,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         runs=Runs(database, bell, waits),
         batches=Batches(database, bell),
         catalogue=Catalogue(database, bell),
+        queues=Queues(database, bell),
         streams=Streams(database, bell),
         metadata=RunMetadata(database, bell),
         claims=claims,

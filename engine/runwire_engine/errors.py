@@ -11,14 +11,18 @@ EngineError
 ├── StandbyError               theirs: this Postgres only follows another
 ├── StatementError             a statement failed; `repeatable` after a deadlock
 ├── DataRefusedError           yours: Postgres cannot hold a value
+│   └── TooManyTagsError       yours: more tags than a run may have
 ├── TransitionRefusedError     the run's state does not allow it (guard of the schema)
 ├── UnknownTaskError           yours: no worker ever announced the task
 ├── RunNotFoundError           yours: no run by that id
 ├── RunFinalError              yours: the run is over
+├── NotDelayedError            yours: the run does not wait for a time
 ├── BatchNotFoundError         yours: no batch by that id
 ├── WaitpointNotFoundError     yours: no waitpoint by that id
 ├── ScheduleNotFoundError      yours: no schedule by that id
 ├── ScheduleDeclaredError      yours: the schedule stands in the code of its task
+├── QueueNotFoundError         yours: no queue by that name or id
+├── NoOverrideError            yours: the queue has no other limit than code says
 ├── TokenUsedError             yours: a one-time token that has paid for a run already
 ├── StreamFullError            yours: the stream has reached its limit
 ├── KeyRefusedError            yours: not an API key, or another environment's
@@ -80,6 +84,14 @@ class DataRefusedError(EngineError):
     """Postgres cannot hold a value that was sent to it."""
 
 
+class TooManyTagsError(DataRefusedError):
+    """The run would have more tags than a run may have; none of the new ones was added."""
+
+    def __init__(self, run_id: str, most: int) -> None:
+        super().__init__(f"a run has at most {most} tags; {run_id} got none of these")
+        self.run_id = run_id
+
+
 class TransitionRefusedError(EngineError):
     """The schema's guard refused a transition that the run's status does not allow."""
 
@@ -112,6 +124,15 @@ class RunFinalError(EngineError):
 
     def __init__(self, run_id: str, status: str) -> None:
         super().__init__(f"run {run_id} is over ({status})")
+        self.run_id = run_id
+        self.status = status
+
+
+class NotDelayedError(EngineError):
+    """The run does not wait for a time: it is queued already, or has started."""
+
+    def __init__(self, run_id: str, status: str) -> None:
+        super().__init__(f"run {run_id} cannot be rescheduled: it is {status}")
         self.run_id = run_id
         self.status = status
 
@@ -150,6 +171,22 @@ class ScheduleDeclaredError(EngineError):
         )
         self.schedule_id = schedule_id
         self.task = task
+
+
+class QueueNotFoundError(EngineError):
+    """There is no such queue in this environment: no worker and no trigger has named it."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"there is no queue {queue!r}: no worker and no trigger has named it")
+        self.queue = queue
+
+
+class NoOverrideError(EngineError):
+    """The queue's limit is what code says; there is nothing to reset."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"the limit of queue {queue!r} is not overridden")
+        self.queue = queue
 
 
 class TokenUsedError(EngineError):

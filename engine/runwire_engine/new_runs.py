@@ -12,6 +12,7 @@ from runwire.durations import seconds
 from runwire.errors import InvalidValueError
 from runwire.requests import MAX_TAGS, QueueOption, TriggerOptions
 from runwire.values import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, check_text, decode, encode
+from runwire_engine.debouncing import Debounce
 from runwire_engine.triggers import DEFAULT_IDEMPOTENCY_TTL, NewRun, Parent
 
 PAYLOAD_TYPES: Final = ("application/json", "application/super+json", "text/plain")
@@ -22,7 +23,6 @@ _ISO_TIME = re.compile(r"\d{4}-\d{2}-\d{2}([T ].{1,40})?")
 _TASK = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
 _NOT_BUILT: Final = {
-    "debounce": "debounce is not offered yet; use an idempotency key",
     "machine": "machine presets are not offered: a worker runs with what its host has",
     "region": "regions are not offered: a worker runs where you start it",
     "lock_to_version": "lockToVersion is not offered yet: runs start on any worker of the task",
@@ -45,7 +45,7 @@ def new_run(
     """
     _refuse_unbuilt(options)
     queue, limit = _queue(options.queue)
-    delay_until, delay = _delay(options.delay)
+    delay = None if options.delay is None else delay_of(options.delay)
     return NewRun(
         task=_task(task),
         payload=payload,
@@ -55,8 +55,9 @@ def new_run(
         concurrency_key=_plain(options.concurrency_key or "", "concurrencyKey"),
         tags=tags_of(options.tags),
         metadata=_metadata(options),
-        delay_until=delay_until,
-        delay=delay,
+        delay_until=delay if isinstance(delay, datetime) else None,
+        delay=None if isinstance(delay, datetime) else delay,
+        debounce=None if options.debounce is None else _debounce(options),
         ttl=_span(options.ttl, "ttl"),
         max_attempts=options.max_attempts,
         max_duration=_span(options.max_duration, "maxDuration"),
@@ -98,6 +99,16 @@ def tags_of(tags: str | list[str] | None) -> tuple[str, ...]:
     return unique
 
 
+def delay_of(delay: str | float) -> datetime | float:
+    """Return the time until which a run waits, or how many seconds. Raises InvalidValueError."""
+    if isinstance(delay, str) and _ISO_TIME.fullmatch(delay):
+        until = parse_time(delay, "delay")
+        if until.year > datetime.now(UTC).year + 1:
+            _refuse("delay: a run can be delayed by at most a year")
+        return until
+    return _seconds(delay, "delay", zero=True)
+
+
 def parse_time(text: str, what: str) -> datetime:
     """Return an ISO 8601 time, in UTC unless it says otherwise."""
     try:
@@ -135,18 +146,28 @@ def _queue(queue: QueueOption | str | None) -> tuple[str | None, int | None]:
             return _plain(queue.name, "queue.name", least=1), queue.concurrency_limit
 
 
-def _delay(delay: str | float | None) -> tuple[datetime | None, float | None]:
-    if isinstance(delay, str) and _ISO_TIME.fullmatch(delay):
-        until = parse_time(delay, "delay")
-        if until.year > datetime.now(UTC).year + 1:
-            _refuse("delay: a run can be delayed by at most a year")
-        return until, None
-    return None, _span(delay, "delay", zero=True)
+def _debounce(options: TriggerOptions) -> Debounce:
+    given = options.debounce
+    assert given is not None
+    if options.delay is not None:
+        _refuse("give delay or debounce.delay, not both")
+    delay = _seconds(given.delay, "debounce.delay")
+    longest = _span(given.max_delay, "debounce.maxDelay")
+    if longest is not None and longest <= delay:
+        _refuse("debounce.maxDelay must be more than debounce.delay")
+    return Debounce(
+        key=_plain(given.key, "debounce.key", least=1, longest=512),
+        delay=delay,
+        is_trailing=given.mode == "trailing",
+        max_delay=longest,
+    )
 
 
-def _span(value: str | float | None, what: str, *, zero: bool = False) -> float | None:
-    if value is None:
-        return None
+def _span(value: str | float | None, what: str) -> float | None:
+    return None if value is None else _seconds(value, what)
+
+
+def _seconds(value: str | float, what: str, *, zero: bool = False) -> float:
     try:
         # Official clients send a bare number of seconds as text, too.
         span = float(value) if _is_number(value) else seconds(value)

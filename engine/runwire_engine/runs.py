@@ -1,10 +1,11 @@
-"""Runs: trigger, read, cancel, replay, tag. Everything here is for whoever is not executing them.
+"""Runs: trigger, read, cancel, reschedule, replay, tag: for whoever is not executing them.
 
 Each change is one transaction: the run's row with its next revision, and the event that says what
 changed. Bells ring once the commit is acknowledged.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from itertools import count
 from typing import Final
@@ -19,8 +20,10 @@ from runwire_engine.errors import (
     CommitUnknownError,
     DataRefusedError,
     LockHeldError,
+    NotDelayedError,
     RunFinalError,
     RunNotFoundError,
+    TooManyTagsError,
 )
 from runwire_engine.flusher import RETRY_FOR, Flusher
 from runwire_engine.ids import new_run_id
@@ -142,6 +145,29 @@ class Runs:
             self._bell.ring_control(environment_id, "cancel", run_id)
         return await self._there(environment_id, run_id)
 
+    async def reschedule(self, environment_id: int, run_id: str, delay: datetime | float) -> RunRow:
+        """Have a run that waits for its time wait until another, or so many seconds from now.
+
+        Raises RunNotFoundError, and NotDelayedError for a run that is queued or has started.
+        """
+        until = delay if isinstance(delay, datetime) else None
+        named = {
+            "environment_id": environment_id,
+            "run_id": run_id,
+            "until": until,
+            "delay": None if isinstance(delay, datetime) else float(delay),
+        }
+
+        async def work(tx: Transaction) -> bool:
+            return await tx.one("runs.reschedule", named) is not None
+
+        moved = await self._database.surely(work)
+        run = await self._there(environment_id, run_id)
+        if not moved:
+            raise NotDelayedError(run_id, run.status)
+        self._bell.ring_feed(environment_id, [run_id])
+        return run
+
     async def replay(
         self,
         environment_id: int,
@@ -189,7 +215,7 @@ class Runs:
         """Add tags to a run that is not over; those it has are left alone.
 
         The run itself gives its `execution`. Raises RunNotFoundError, RunFinalError, FencedError
-        (another execution holds the run), and DataRefusedError beyond ten tags.
+        (another execution holds the run), and TooManyTagsError beyond ten tags.
         """
         if await self._database.surely(partial(_add_tags, environment_id, run_id, tags, execution)):
             self._bell.ring_feed(environment_id, [run_id])
@@ -265,7 +291,7 @@ async def _add_tags(
     if row["status"] in FINAL:
         raise RunFinalError(run_id, row["status"])
     if len(row["tags"]) + len(added) > MAX_TAGS:
-        raise DataRefusedError(f"a run has at most {MAX_TAGS} tags")
+        raise TooManyTagsError(run_id, MAX_TAGS)
     if added:
         await tx.run("runs.add_tags", {**name, "tags": added})
     return bool(added)

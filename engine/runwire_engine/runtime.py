@@ -6,6 +6,7 @@ for each stream and each document. Once `drain` has begun, nothing more is taken
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -41,7 +42,7 @@ from runwire_engine.bridge import Bridge, arrival, pending_promise
 from runwire_engine.children import Children, digest_of
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
-from runwire_engine.errors import RunFinalError
+from runwire_engine.errors import RunFinalError, TooManyTagsError
 from runwire_engine.inputs import InputBells, Inputs, Offer
 from runwire_engine.journal import Branch, Place, Step, key_of
 from runwire_engine.log_writer import LogWriter
@@ -53,6 +54,8 @@ from runwire_engine.run_row import RunRow
 from runwire_engine.stream_writer import StreamWriter
 from runwire_engine.streams import Append, AppendAnswer
 from runwire_engine.waiting import Waiting
+
+logger = logging.getLogger("runwire.worker")
 
 T = TypeVar("T")
 
@@ -675,14 +678,22 @@ class RunRuntime:
         runs, environment_id = self._around.engine.runs, self._around.environment_id
         return self._call(lambda: patiently(lambda: runs.reset_key(environment_id, task, key)))
 
-    def _tagging(self, tags: Sequence[str]) -> "Future[RunRow]":
+    def _tagging(self, tags: Sequence[str]) -> "Future[RunRow | None]":
         runs, environment_id = self._around.engine.runs, self._around.environment_id
 
         def add() -> Awaitable[RunRow]:
             run = self._run
             return runs.add_tags(environment_id, run.id, tags, execution=run.execution)
 
-        return self._call(lambda: patiently(add))
+        async def added() -> RunRow | None:
+            try:
+                return await patiently(add)
+            except TooManyTagsError as error:
+                # Not worth a failed attempt: a tag only helps to find the run.
+                logger.warning("tags.add(%s) was ignored: %s", ", ".join(tags), error)
+                return None
+
+        return self._call(added)
 
     def _call(self, work: Callable[[], Awaitable[T]]) -> "Future[T]":
         """Do on the engine's loop what this execution may do only while it holds the run."""

@@ -15,8 +15,8 @@ import anyio
 from runwire_engine.alarms import Alarms
 from runwire_engine.database import Database
 from runwire_engine.errors import EngineError
+from runwire_engine.queue_groups import match_runs
 from runwire_engine.retention import Retention
-from runwire_engine.triggers import match_limits
 from runwire_engine.waitpoints import Waitpoints
 from runwire_engine.waits import Waits
 from runwire_engine.workers import Workers
@@ -47,10 +47,11 @@ _KEPT: Final = {
     "sweep.delete_request_keys": timedelta(days=1),
     "sweep.delete_writers": timedelta(days=1),
     "sweep.delete_idempotency_keys": timedelta(0),
+    "sweep.delete_debounce_keys": timedelta(hours=1),
     "sweep.delete_used_tokens": timedelta(hours=1),
     "sweep.delete_revoked_tokens": timedelta(hours=1),
     "waitpoints.delete_old": timedelta(days=30),
-    "sweep.delete_groups": timedelta(hours=1),
+    "sweep.delete_groups": timedelta(minutes=1),
     "sweep.delete_workers": timedelta(days=7),
 }
 
@@ -119,7 +120,7 @@ class Sweep:
     async def tidy(self) -> None:
         """Make partitions ahead, put queues right, delete what served its time."""
         await self._careful("making partitions", self._make_partitions)
-        await self._careful("matching queues and limits", self._match_limits)
+        await self._careful("matching queues and limits", self._match_runs)
         for name, kept in _KEPT.items():
             await self._careful(name, self._deletion(name, kept))
         await self._careful("ending history", self._end_history)
@@ -141,8 +142,9 @@ class Sweep:
         if await self._retention.once():
             self._tidied = -_TIDY_SECONDS
 
-    async def _match_limits(self) -> None:
-        await self._database.retrying(match_limits)
+    async def _match_runs(self) -> None:
+        if await self._database.retrying(match_runs):
+            self._tidied = -_TIDY_SECONDS
 
     async def _refresh_statistics(self) -> None:
         stale = {row["name"] for row in await self._database.all("sweep.stale_statistics")}

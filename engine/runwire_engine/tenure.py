@@ -33,6 +33,8 @@ BACK_OFF = (0.1, 5.0)
 _UNWIND_WITHIN = 2.0
 _COMMIT_WITHIN = 5.0
 _LEAVE_WITHIN = 1.0
+# Until the next look where other workers were serving every key with room.
+_CROWDED_PAUSE = 0.01
 # Between two looks for due runs, where another worker is at those that are.
 _LEAST_PAUSE = 0.01
 
@@ -171,12 +173,15 @@ class Tenure:
                     wait = min(wait * 2, longest)
                     continue
                 wait, _ = BACK_OFF
-                self._more = found == slots
-                if self._more:
+                crowded = self._around.engine.claims.crowded
+                self._more = found == slots or crowded
+                if found == slots or (crowded and found):
                     continue
+                pause = _CROWDED_PAUSE if crowded else self._settings.poll
             else:
                 self._more = True
-            with anyio.move_on_after(self._settings.poll):
+                pause = self._settings.poll
+            with anyio.move_on_after(pause):
                 await self._wanted.wait()
         self._claimed_last.set()
 

@@ -2,22 +2,26 @@
 
 Run ids are made before the first statement, so that a flush whose COMMIT got no answer may be
 repeated: what it made is recognised by id. Locks are taken in one order by everybody (parents,
-request keys, tokens, idempotency keys, queues, each sorted), so that triggers cannot deadlock.
+request keys, tokens, idempotency keys, debounce keys, queues, each sorted), so that triggers cannot
+deadlock.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 
 from runwire.errors import FencedError
 from runwire_engine.database import Row, Statements, Transaction
+from runwire_engine.debounces import DebouncedTrigger, debounced_runs, shown_payload
+from runwire_engine.debouncing import Debounce, Debounced
 from runwire_engine.errors import (
     LockHeldError,
     StatementError,
     TokenUsedError,
     UnknownTaskError,
 )
+from runwire_engine.queue_groups import declare_queues, mention_queues
 
 DEFAULT_IDEMPOTENCY_TTL: Final = 30 * 86_400.0
 # How often a key is claimed anew that a failing run freed between the claim and the look at it.
@@ -41,14 +45,16 @@ class NewRun:
     payload_type: str = "application/json"
     # None: the task's own.
     queue: str | None = None
-    # Sets the limit of the queue, for everybody.
+    # Becomes the limit that code says for the queue, for everybody.
     concurrency_limit: int | None = None
     concurrency_key: str = ""
     tags: tuple[str, ...] = ()
     metadata: str | None = None
     delay_until: datetime | None = None
     delay: float | None = None
-    # Counted from when the run is queued.
+    # Instead of a delay: one run for all triggers of a key that come while it waits.
+    debounce: Debounce | None = None
+    # Counted from when the run is due; None: the task's own.
     ttl: float | None = None
     max_attempts: int | None = None
     max_duration: float | None = None
@@ -69,7 +75,7 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class TriggerResult:
-    """The run that a trigger led to; `is_cached`: an idempotency key led to an earlier one."""
+    """The run that a trigger led to; `is_cached`: a key led to the one of an earlier trigger."""
 
     id: str
     is_cached: bool
@@ -106,7 +112,7 @@ class Triggering:
         self.made: list[Row] = []
         self._tx = tx
         self._environment_id = environment_id
-        self._wanted = wanted
+        self._wanted = list(wanted)
         self._waits = waits
         self._holds_parents = holds_parents
         self._known_tasks = tasks
@@ -133,7 +139,8 @@ class Triggering:
             await self._recognise()
         await self._claim_keys()
         await self._give_back_tokens()
-        await self._limit_queues()
+        await self._debounce()
+        await self._note_queues()
         await self._insert()
         await self._settle_requests()
         await self._list_in_batches()
@@ -295,14 +302,80 @@ class Triggering:
         if jtis:
             await self._tx.run("triggers.free_tokens", self._with(jtis=jtis))
 
-    async def _limit_queues(self) -> None:
+    async def _debounce(self) -> None:
+        """Answer triggers whose debounce key has a run that waits, and have that wait longer."""
+        asked = {w.id: w for w in self._open if w.new.debounce is not None}
+        if not asked:
+            return
+        triggers = [
+            DebouncedTrigger(w.id, w.new.task, w.new.debounce)
+            for w in asked.values()
+            if w.new.debounce is not None
+        ]
+        moved: dict[str, str] = {}
+        for run in await debounced_runs(self._tx, self._environment_id, self._now, triggers):
+            source = None if run.source is None else asked[run.source].new
+            if run.is_new:
+                first = asked[run.run_id]
+                at = self._wanted.index(first)
+                self._wanted[at] = replace(first, new=_debounced(first.new, source, run.delay))
+            else:
+                keys = [asked[id].new.idempotency_key for id in run.triggers]
+                key = next((key for key in keys if key is not None), None)
+                await self._push(run, source, key)
+            moved.update((id, run.run_id) for id in run.triggers if id != run.run_id)
+        self._answers.update((id, TriggerResult(moved[id], is_cached=True)) for id in moved)
+        await self._move_keys([asked[id] for id in moved], moved)
+
+    async def _push(self, run: Debounced, source: NewRun | None, key: str | None) -> None:
+        """Have a run wait longer, and take what the last trigger says if that asks for it."""
+        given = source or NewRun("")
+        await self._tx.run(
+            "debounces.push",
+            self._with(
+                run_id=run.run_id,
+                delay=run.delay,
+                takes=source is not None,
+                payload=given.payload,
+                payload_type=given.payload_type,
+                payload_shown=shown_payload(given.payload, given.payload_type),
+                metadata=given.metadata,
+                tags=list(given.tags) or None,
+                max_attempts=given.max_attempts,
+                max_duration=_number(given.max_duration),
+                idempotency_key=key,
+            ),
+        )
+
+    async def _move_keys(self, wanted: Sequence[Wanted], moved: Mapping[str, str]) -> None:
+        """Point idempotency keys at the runs that debounced triggers led to."""
+        keyed = [w for w in wanted if w.new.idempotency_key is not None]
+        if not keyed:
+            return
+        await self._tx.run(
+            "debounces.move_keys",
+            self._with(
+                tasks=[w.new.task for w in keyed],
+                keys=[w.new.idempotency_key for w in keyed],
+                ids=[moved[w.id] for w in keyed],
+            ),
+        )
+        for id, answer in self._answers.items():
+            if isinstance(answer, TriggerResult) and answer.id in moved:
+                self._answers[id] = TriggerResult(moved[answer.id], is_cached=True)
+
+    async def _note_queues(self) -> None:
+        """Write down the queues that triggers name, with the limits they give them."""
+        named = {w.new.queue for w in self._open if w.new.queue is not None}
         limits = {
             self._queue(wanted): wanted.new.concurrency_limit
             for wanted in self._open
             if wanted.new.concurrency_limit is not None
         }
+        if named - limits.keys():
+            await mention_queues(self._tx, self._environment_id, named - limits.keys())
         if limits:
-            await limit_queues(self._tx, self._environment_id, limits)
+            await declare_queues(self._tx, self._environment_id, limits)
 
     def _queue(self, wanted: Wanted) -> str:
         return wanted.new.queue or str(self._tasks[wanted.new.task]["queue"])
@@ -326,6 +399,7 @@ class Triggering:
                 queues=[self._queue(w) for w in wanted],
                 root_ids=[self._root(w)[0] for w in wanted],
                 depths=[self._root(w)[1] for w in wanted],
+                ttls=[_number(w.new.ttl or self._tasks[w.new.task]["ttl"]) for w in wanted],
                 max_durations=[
                     _number(w.new.max_duration or self._tasks[w.new.task]["max_duration"])
                     for w in wanted
@@ -386,26 +460,19 @@ async def hold_parent(tx: Transaction, environment_id: int, parent: Parent) -> N
         raise fenced(parent.run_id)
 
 
-async def limit_queues(tx: Statements, environment_id: int, limits: Mapping[str, int]) -> None:
-    """Set the limits of queues, and send their ready runs through groups."""
-    queues = sorted(limits)
-    changed = await tx.all(
-        "triggers.limit_queues",
-        {
-            "environment_id": environment_id,
-            "queues": queues,
-            "limits": [limits[queue] for queue in queues],
-        },
+def _debounced(first: NewRun, source: NewRun | None, delay: float) -> NewRun:
+    """Return the run of several triggers: what the last does not say, the first does."""
+    last = source or first
+    return replace(
+        first,
+        delay=delay,
+        payload=last.payload,
+        payload_type=last.payload_type,
+        metadata=first.metadata if last.metadata is None else last.metadata,
+        tags=last.tags or first.tags,
+        max_attempts=last.max_attempts or first.max_attempts,
+        max_duration=last.max_duration or first.max_duration,
     )
-    if changed:
-        await match_limits(tx)
-
-
-async def match_limits(tx: Statements) -> list[Row]:
-    """Send ready runs through groups exactly if their queue has a limit; return some that moved."""
-    moved = await tx.all("triggers.match_limits")
-    await tx.run("triggers.make_groups")
-    return moved
 
 
 def _columns(wanted: Sequence[Wanted]) -> dict[str, object]:
@@ -419,7 +486,6 @@ def _columns(wanted: Sequence[Wanted]) -> dict[str, object]:
         "concurrency_keys": [n.concurrency_key for n in new],
         "delays_until": [n.delay_until for n in new],
         "delays": [_number(n.delay) for n in new],
-        "ttls": [_number(n.ttl) for n in new],
         "max_attempts": [n.max_attempts for n in new],
         "priorities": [float(n.priority) for n in new],
         "idempotency_keys": [n.idempotency_key for n in new],

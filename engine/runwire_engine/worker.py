@@ -61,11 +61,15 @@ class Worker:
         tasks: Mapping[str, AnyTask],
         *,
         mint: Mint | None = None,
+        queues: Mapping[str, int | None] | None = None,
     ) -> None:
-        """Take what to execute, and what mints the tokens that a trigger inside a run returns."""
+        """Take what to execute, what mints the tokens that a trigger inside a run returns, and the
+        limits (None: no limit) of queues that code names besides those of its tasks.
+        """
         self._settings = settings
         self._tasks = dict(tasks)
         self._mint = mint
+        self._queues = dict(queues or {})
         self._threads = Threads(settings.concurrency + _HOOK_THREADS)
         self._variables = _outside_of_loops()
         self._started: Future[None] = pending_promise()
@@ -195,7 +199,7 @@ class Worker:
         """Make the environment and its tasks known."""
         environment_id = await Environments(engine.database).ensure(self._settings.environment)
         announced = [_announcement(task) for task in self._tasks.values()]
-        await engine.catalogue.announce(environment_id, announced)
+        await engine.catalogue.announce(environment_id, announced, self._queues)
         await engine.schedules.declare(
             environment_id, declared(self._tasks, self._settings.environment), self._tasks.keys()
         )
@@ -241,6 +245,7 @@ def _announcement(task: AnyTask) -> TaskAnnouncement:
         concurrency_limit=task.queue.concurrency_limit,
         retry=orjson.dumps(dataclasses.asdict(task.retry)).decode(),
         max_duration=task.max_duration,
+        ttl=task.ttl,
         payload_schema=None if schema is None else orjson.dumps(schema).decode(),
         description=inspect.cleandoc(task.__doc__ or ""),
     )

@@ -261,6 +261,14 @@ CREATE TABLE runwire.closed_days (
     dropped_at timestamp with time zone,
     emptied_at timestamp with time zone
 );
+CREATE TABLE runwire.debounce_keys (
+    environment_id integer NOT NULL,
+    task text NOT NULL,
+    key text NOT NULL,
+    run_id text NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT debounce_keys_key_check CHECK (((length(key) >= 1) AND (length(key) <= 512)))
+);
 CREATE TABLE runwire.environments (
     id integer NOT NULL,
     name text NOT NULL,
@@ -305,6 +313,21 @@ CREATE TABLE runwire.queue_groups (
     CONSTRAINT queue_groups_concurrency_limit_check CHECK ((concurrency_limit >= 0))
 )
 WITH (fillfactor='70');
+CREATE TABLE runwire.queues (
+    environment_id integer NOT NULL,
+    name text NOT NULL,
+    id text GENERATED ALWAYS AS (('queue_'::text || "left"(md5((((environment_id)::text || '/'::text) || name)), 24))) STORED NOT NULL,
+    base_limit integer,
+    override_limit integer,
+    overridden_at timestamp with time zone,
+    paused boolean DEFAULT false NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    CONSTRAINT overridden_at_a_time CHECK (((override_limit IS NULL) = (overridden_at IS NULL))),
+    CONSTRAINT queues_base_limit_check CHECK ((base_limit >= 0)),
+    CONSTRAINT queues_name_check CHECK (((length(name) >= 1) AND (length(name) <= 256))),
+    CONSTRAINT queues_override_limit_check CHECK ((override_limit >= 0))
+);
 CREATE TABLE runwire.request_keys (
     environment_id integer NOT NULL,
     operation text NOT NULL,
@@ -499,8 +522,10 @@ CREATE TABLE runwire.tasks (
     payload_schema text,
     description text DEFAULT ''::text NOT NULL,
     updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
+    ttl double precision,
     CONSTRAINT tasks_id_check CHECK (((length(id) >= 1) AND (length(id) <= 128))),
-    CONSTRAINT tasks_max_duration_check CHECK ((max_duration > (0)::double precision))
+    CONSTRAINT tasks_max_duration_check CHECK ((max_duration > (0)::double precision)),
+    CONSTRAINT tasks_ttl_check CHECK ((ttl > (0)::double precision))
 );
 CREATE TABLE runwire.used_tokens (
     environment_id integer NOT NULL,
@@ -568,6 +593,8 @@ ALTER TABLE ONLY runwire.checkpoints
     ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (environment_id, run_id);
 ALTER TABLE ONLY runwire.closed_days
     ADD CONSTRAINT closed_days_pkey PRIMARY KEY (bucket);
+ALTER TABLE ONLY runwire.debounce_keys
+    ADD CONSTRAINT debounce_keys_pkey PRIMARY KEY (environment_id, task, key);
 ALTER TABLE ONLY runwire.environments
     ADD CONSTRAINT environments_name_key UNIQUE (name);
 ALTER TABLE ONLY runwire.environments
@@ -580,6 +607,8 @@ ALTER TABLE ONLY runwire.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 ALTER TABLE ONLY runwire.queue_groups
     ADD CONSTRAINT queue_groups_pkey PRIMARY KEY (environment_id, queue, concurrency_key);
+ALTER TABLE ONLY runwire.queues
+    ADD CONSTRAINT queues_pkey PRIMARY KEY (environment_id, name);
 ALTER TABLE ONLY runwire.request_keys
     ADD CONSTRAINT request_keys_pkey PRIMARY KEY (environment_id, operation, key);
 ALTER TABLE ONLY runwire.revoked_tokens
@@ -621,8 +650,10 @@ ALTER TABLE ONLY runwire.workers
 ALTER TABLE ONLY runwire.writers
     ADD CONSTRAINT writers_pkey PRIMARY KEY (environment_id, target, writer_id);
 CREATE INDEX batch_items_by_run ON runwire.batch_items USING btree (environment_id, run_id);
+CREATE INDEX debounce_keys_expiring ON runwire.debounce_keys USING btree (expires_at);
 CREATE INDEX idempotency_keys_by_run ON runwire.idempotency_keys USING btree (environment_id, run_id);
 CREATE INDEX idempotency_keys_expiring ON runwire.idempotency_keys USING btree (expires_at);
+CREATE UNIQUE INDEX queues_by_id ON runwire.queues USING btree (environment_id, id);
 CREATE INDEX request_keys_by_age ON runwire.request_keys USING btree (created_at);
 CREATE INDEX run_events_by_txid ON ONLY runwire.run_events USING btree (txid);
 CREATE INDEX runs_by_creation ON runwire.runs USING btree (environment_id, created_at DESC, id DESC);

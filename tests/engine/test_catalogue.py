@@ -20,15 +20,20 @@ async def limits(engine: Engine) -> dict[str, int]:
 
 async def test_a_task_is_known_once_it_was_announced(engine: Engine, env: int) -> None:
     assert not await engine.catalogue.known(env, "new")
-    task = TaskAnnouncement("new", "task/new", None, '{"max_attempts":1}', 9, '{"type":"x"}', "d")
+    task = TaskAnnouncement(
+        "new", "task/new", None, '{"max_attempts":1}', 9, 60, '{"type":"x"}', "d"
+    )
     await engine.catalogue.announce(env, [task])
     assert await engine.catalogue.known(env, "new")
     assert not await engine.catalogue.known(env + 1, "new")
     row = next(row for row in await engine.catalogue.list(env) if row.id == "new")
-    assert (row.queue, row.retry, row.max_duration) == ("task/new", '{"max_attempts":1}', 9.0)
+    assert (row.queue, row.retry) == ("task/new", '{"max_attempts":1}')
+    assert (row.max_duration, row.ttl) == (9.0, 60.0)
     assert (row.payload_schema, row.description) == ('{"type":"x"}', "d")
     run = await there(engine, env, await triggered(engine, env, NewRun("new")))
-    assert (run.queue, run.max_duration) == ("task/new", 9.0)
+    assert (run.queue, run.max_duration, run.ttl) == ("task/new", 9.0, 60.0)
+    other = await there(engine, env, await triggered(engine, env, NewRun("new", ttl=5)))
+    assert other.ttl == 5.0
 
 
 async def test_announcing_again_changes_what_is_known(engine: Engine, env: int) -> None:
@@ -57,6 +62,21 @@ async def test_of_tasks_that_share_a_queue_the_lowest_limit_holds(engine: Engine
         ],
     )
     assert (await limits(engine))["shared"] == 2
+
+
+async def test_a_queue_is_announced_without_a_task_and_its_limit_is_one_of_several(
+    engine: Engine, env: int
+) -> None:
+    tasks = [TaskAnnouncement("a", "shared", 4), TaskAnnouncement("b", "open", 4)]
+    await engine.catalogue.announce(env, tasks, {"shared": 2, "open": None, "alone": 7})
+    held = await limits(engine)
+    assert (held["shared"], held["open"], held["alone"]) == (2, 4, 7)
+
+
+async def test_the_limit_of_the_worker_that_started_last_holds(engine: Engine, env: int) -> None:
+    await engine.catalogue.announce(env, [TaskAnnouncement("a", "shared", 2)])
+    await engine.catalogue.announce(env, [TaskAnnouncement("b", "shared", 5)])
+    assert (await limits(engine))["shared"] == 5
 
 
 async def test_a_queue_loses_its_limit_when_its_tasks_name_none(engine: Engine, env: int) -> None:

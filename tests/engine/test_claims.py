@@ -154,6 +154,93 @@ async def test_keys_are_served_in_turns(engine: Engine, env: int) -> None:
         assert sorted(served[turn * 4 : turn * 4 + 4]) == keys
 
 
+async def test_keys_get_as_many_runs_as_others_whatever_the_slots_of_a_claim(
+    engine: Engine, env: int
+) -> None:
+    keys = ["a", "b"]
+    await make(
+        engine, env, *(NewRun("limited", concurrency_key=k) for k in keys for _ in range(15))
+    )
+    served: Counter[str] = Counter()
+    for _ in range(8):  # three of four places, so that one key gets two each time
+        runs = await engine.claims.claim(env, "w1", ALL_TASKS, 3)
+        served.update(run.concurrency_key for run in runs)
+        assert abs(served["a"] - served["b"]) <= 1
+        for run in runs:
+            await engine.outcomes.finish(env, Completed(run.id, run.execution, "1"))
+    assert served.total() == 24
+
+
+async def test_a_key_that_is_new_waits_for_its_turn_like_the_others(
+    engine: Engine, env: int
+) -> None:
+    await make(engine, env, *(NewRun("limited", concurrency_key=k) for k in "aabb"))
+    served: list[str] = []
+    for _ in range(3):
+        late = await triggered(engine, env, NewRun("limited", concurrency_key=f"new{len(served)}"))
+        (run,) = await engine.claims.claim(env, "w1", ALL_TASKS, 1)
+        served.append(run.concurrency_key)
+        assert run.id != late
+        await engine.outcomes.finish(env, Completed(run.id, run.execution, "1"))
+    assert served == ["a", "b", "new0"]
+
+
+async def test_very_many_keys_of_one_queue_are_all_served_and_hide_no_other_queue(
+    engine: Engine, env: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runwire_engine.claims._KEYS_AT_ONCE", 4)
+    await engine.catalogue.announce(env, [TaskAnnouncement("other", "zz", 5)])
+    keys = [f"k{n:02}" for n in range(30)]
+    await make(engine, env, *(NewRun("limited", concurrency_key=key) for key in keys))
+    last = await triggered(engine, env, NewRun("other"))
+    first = await engine.claims.claim(env, "w1", ALL_TASKS, 6)
+    assert len(first) == 6 and last in {run.id for run in first}
+    served = [run.concurrency_key for run in first if run.task == "limited"]
+    while runs := await engine.claims.claim(env, "w1", ALL_TASKS, 6):
+        served += [run.concurrency_key for run in runs]
+    assert sorted(served) == keys
+
+
+async def test_a_full_claim_is_had_of_keys_that_one_look_does_not_reach(
+    engine: Engine, env: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runwire_engine.claims._KEYS_AT_ONCE", 4)
+    await make(
+        engine, env, *(NewRun("limited", concurrency_key=f"k{n}") for n in range(9) for _ in "ab")
+    )
+    runs = await engine.claims.claim(env, "w1", ALL_TASKS, 18)
+    assert len({run.id for run in runs}) == len(runs) >= 12
+    executing = Counter(run.concurrency_key for run in runs)
+    assert max(executing.values()) <= 2
+
+
+async def test_a_run_past_its_ttl_never_starts(engine: Engine, env: int) -> None:
+    for task in ("plain", "limited"):
+        await triggered(engine, env, NewRun(task, ttl=60))
+    await query(engine.database, "update runwire.runs set expires_at = now()")
+    ids = [await triggered(engine, env, NewRun(task)) for task in ("plain", "limited")]
+    runs = await engine.claims.claim(env, "w1", ALL_TASKS, 2)
+    assert sorted(run.id for run in runs) == sorted(ids)
+
+
+async def test_what_waits_on_the_wrong_side_of_a_limit_is_claimed_all_the_same(
+    engine: Engine, env: int
+) -> None:
+    ids = [
+        await triggered(engine, env, NewRun("limited", concurrency_key="a")),
+        await triggered(engine, env, NewRun("limited", concurrency_key="b")),
+        await triggered(engine, env, NewRun("plain")),
+    ]
+    await query(engine.database, "delete from runwire.queue_groups where concurrency_key <> ''")
+    await query(
+        engine.database,
+        "update runwire.runs set limited = not limited where concurrency_key <> 'a'",
+    )
+    runs = await engine.claims.claim(env, "w1", ALL_TASKS, 5)
+    assert sorted(run.id for run in runs) == sorted(ids)
+    assert sorted(run.limited for run in runs) == [False, True, True]
+
+
 async def test_neither_limited_nor_unlimited_queues_starve(engine: Engine, env: int) -> None:
     await make(
         engine,
@@ -277,7 +364,12 @@ def arguments(env: int, ids: list[str]) -> dict[str, object]:
         "tasks": list(ALL_TASKS),
         "max_attempts": list(ALL_TASKS.values()),
         "slots": 10,
+        "turns": 10,
         "reach": 80,
+        "cursor_queues": [],
+        "cursor_keys": [],
+        "held_queues": [],
+        "held_keys": [],
         "queues": ["narrow"],
         "keys": [""],
         "limits": [2],

@@ -5,9 +5,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from runwire.errors import InvalidValueError
-from runwire.requests import TriggerOptions
+from runwire.requests import DebounceOption, TriggerOptions
+from runwire_engine.debouncing import Debounce
 from runwire_engine.new_runs import check_payload, new_run
 from runwire_engine.triggers import Parent
+
+
+def debounce(delay: str | float, max_delay: str | None = None) -> DebounceOption:
+    return DebounceOption(key="k", delay=delay, max_delay=max_delay)
+
 
 TOMORROW = (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
 
@@ -41,11 +47,22 @@ def test_a_delay_is_a_time_or_a_span(
         (TriggerOptions(tags=["a\x7fb"]), "tags"),
         (TriggerOptions(priority=1e300), "priority"),
         (TriggerOptions(machine="large"), "machine"),
+        (TriggerOptions(delay=1, debounce=debounce(1)), "not both"),
+        (TriggerOptions(debounce=debounce(0)), "debounce.delay"),
+        (TriggerOptions(debounce=debounce("5s", max_delay="5s")), "debounce.maxDelay"),
     ],
 )
 def test_what_cannot_be_names_its_option(options: TriggerOptions, named: str) -> None:
     with pytest.raises(InvalidValueError, match=named):
         new_run("echo", None, options)
+
+
+def test_a_debounce_is_leading_unless_told_otherwise() -> None:
+    leading = new_run("echo", None, TriggerOptions(debounce=debounce("5s")))
+    assert leading.debounce == Debounce("k", 5.0) and leading.delay is None
+    option = DebounceOption(key="k", delay=5, mode="trailing", max_delay="1m")
+    trailing = new_run("echo", None, TriggerOptions(debounce=option))
+    assert trailing.debounce == Debounce("k", 5.0, is_trailing=True, max_delay=60.0)
 
 
 def test_what_is_known_of_the_caller_is_kept() -> None:

@@ -1,11 +1,18 @@
 """Reading, canceling, replaying and tagging runs."""
 
+from datetime import timedelta
+
 import anyio
 import orjson
 import pytest
 
 from runwire_engine.engine import Engine
-from runwire_engine.errors import DataRefusedError, RunFinalError, RunNotFoundError
+from runwire_engine.errors import (
+    DataRefusedError,
+    NotDelayedError,
+    RunFinalError,
+    RunNotFoundError,
+)
 from runwire_engine.outcomes import Failed
 from runwire_engine.runs import NewRun
 from tests.support.engines import (
@@ -149,3 +156,32 @@ async def test_a_run_that_is_over_or_unknown_gets_no_tags(engine: Engine, env: i
     with pytest.raises(RunNotFoundError):
         await engine.runs.add_tags(env, UNKNOWN, ["t"])
     assert await statuses(engine, env, [run.id]) == ["COMPLETED"]
+
+
+async def test_a_delayed_run_is_rescheduled_sooner_and_later(engine: Engine, env: int) -> None:
+    run_id = await triggered(engine, env, NewRun("plain", delay=600, ttl=60, priority=3))
+    before = await there(engine, env, run_id)
+    assert before.delayed_until is not None
+    later = await engine.runs.reschedule(env, run_id, before.delayed_until + timedelta(hours=1))
+    assert later.delayed_until == before.delayed_until + timedelta(hours=1)
+    assert later.expires_at == later.delayed_until + timedelta(seconds=60)
+    assert later.sort_at == later.delayed_until - timedelta(seconds=3)
+    sooner = await engine.runs.reschedule(env, run_id, 0)
+    assert sooner.status == "DELAYED" and sooner.delayed_until == sooner.updated_at
+    await engine.claims.promote_due(env)
+    assert (await there(engine, env, run_id)).status == "QUEUED"
+    assert await assert_dense(engine, env, run_id) == ["created", "delayed", "delayed", "queued"]
+
+
+async def test_only_a_run_that_waits_for_its_first_time_is_rescheduled(
+    engine: Engine, env: int
+) -> None:
+    with pytest.raises(RunNotFoundError):
+        await engine.runs.reschedule(env, UNKNOWN, 1)
+    run = await claimed(engine, env)
+    await engine.outcomes.finish(env, Failed(run.id, run.execution, "{}", 60))
+    assert (await there(engine, env, run.id)).status == "DELAYED"
+    queued = await triggered(engine, env)
+    for run_id in (run.id, queued):
+        with pytest.raises(NotDelayedError, match="cannot be rescheduled"):
+            await engine.runs.reschedule(env, run_id, 1)

@@ -428,3 +428,23 @@ async def test_options_are_read_inside_a_run_as_they_are_over_http(bench: Bench)
         row = await bench.finished(made)
     (leaf_id,) = orjson.loads(cast(str, row.output))
     assert (await bench.row(leaf_id)).delayed_until == due
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_tags_beyond_ten_are_ignored_with_a_warning(
+    bench: Bench, caplog: pytest.LogCaptureFixture, blocking: bool
+) -> None:
+    async def tagging() -> str:
+        await here().add_tags(["c", "d"])
+        return "went on"
+
+    def tagging_blocking() -> str:
+        here().add_tags_blocking(["c", "d"])
+        return "went on"
+
+    made = defined(tagging_blocking if blocking else tagging)
+    nine = tuple(str(n) for n in range(9))
+    async with bench.worker(made):
+        row = await bench.finished(made, tags=nine)
+    assert (row.status, row.tags) == ("COMPLETED", nine)
+    assert "tags.add(c, d) was ignored" in caplog.text

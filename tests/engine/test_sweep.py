@@ -11,7 +11,7 @@ from runwire_engine.retention import Retention
 from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.sweep import Sweep
-from tests.support.engines import ALL_TASKS, query, there, triggered, until_status
+from tests.support.engines import ALL_TASKS, query, triggered, until_status
 
 pytestmark = pytest.mark.anyio
 
@@ -52,23 +52,28 @@ async def test_what_served_its_time_is_deleted_and_nothing_else(engine: Engine, 
     assert [row["concurrency_key"] for row in rows] == ["", "new"]
 
 
-async def test_a_group_with_work_is_kept_and_a_missing_one_made(engine: Engine, env: int) -> None:
+async def test_a_group_is_kept_while_runs_wait_or_execute_in_it(engine: Engine, env: int) -> None:
     await triggered(engine, env, NewRun("limited", concurrency_key="a"))
-    await engine.sweep.tidy()
-    assert await count(engine, "queue_groups") == 2
+    for _ in ("waits", "executes"):
+        await engine.sweep.tidy()
+        assert await count(engine, "queue_groups") == 2
+        await engine.claims.claim(env, "w1", ALL_TASKS, 1)
+        await query(
+            engine.database,
+            "update runwire.queue_groups set last_served = now() - interval '1 hour'",
+        )
+
+
+async def test_runs_on_the_wrong_side_of_a_limit_are_put_right(engine: Engine, env: int) -> None:
+    ids = [
+        await triggered(engine, env, NewRun("limited", concurrency_key="a")),
+        await triggered(engine, env, NewRun("plain")),
+    ]
+    await query(engine.database, "update runwire.runs set limited = not limited")
     await query(engine.database, "delete from runwire.queue_groups where concurrency_key = 'a'")
-    assert await engine.claims.claim(env, "w1", ALL_TASKS, 1) == []
     await engine.sweep.tidy()
-    assert len(await engine.claims.claim(env, "w1", ALL_TASKS, 1)) == 1
-
-
-async def test_a_run_on_the_wrong_side_of_a_limit_is_put_right(engine: Engine, env: int) -> None:
-    run_id = await triggered(engine, env, NewRun("limited"))
-    await query(engine.database, "update runwire.runs set limited = false")
-    assert await engine.claims.claim(env, "w1", ALL_TASKS, 1) == []
-    await engine.sweep.tidy()
-    assert (await there(engine, env, run_id)).limited
-    assert len(await engine.claims.claim(env, "w1", ALL_TASKS, 1)) == 1
+    assert [run.limited for run in await engine.runs.retrieve_many(env, ids)] == [True, False]
+    assert await count(engine, "queue_groups") == 2
 
 
 async def test_the_loop_queues_due_runs_and_goes_on_after_a_failure(

@@ -28,6 +28,16 @@ class QueueOption(_Body):
     concurrency_limit: int | None = Field(default=None, ge=0)
 
 
+class DebounceOption(_Body):
+    """One run for all triggers of a key that come while it waits `delay` after the last of them."""
+
+    key: str = Field(min_length=1, max_length=512)
+    delay: str | float = Field(examples=["5s"])
+    # Whose payload and options the run has: the first trigger's, or the last one's.
+    mode: Literal["leading", "trailing"] = "leading"
+    max_delay: str | float | None = Field(default=None, examples=["5m"])
+
+
 class TriggerOptions(_Body):
     """How a run is triggered. Durations are seconds or text like "1h30m"; times are ISO 8601."""
 
@@ -44,8 +54,8 @@ class TriggerOptions(_Body):
     max_duration: float | None = Field(default=None, gt=0)
     priority: float | None = None
     test: bool = False
-    # Not built yet: refused with a clear error rather than accepted and ignored.
-    debounce: Json = None
+    debounce: DebounceOption | None = None
+    # Not built: refused with a clear error rather than accepted and ignored.
     machine: Json = None
     region: Json = None
     lock_to_version: str | None = None
@@ -110,6 +120,33 @@ class PublicTokenBody(_Body):
     # Narrower than the default view: only these run fields, only these streams.
     fields: list[str] | None = None
     streams: list[str] | None = None
+
+
+class RescheduleBody(_Body):
+    """POST /api/v1/runs/{runId}/reschedule: seconds, text like "1h30m", or an ISO 8601 time."""
+
+    delay: str | float = Field(examples=["1h30m"])
+
+
+QueueType = Literal["id", "task", "custom"]
+
+
+class QueueBody(_Body):
+    """How a queue in a path is meant: by its id, as the own one of a task, or by its name."""
+
+    type: QueueType = "id"
+
+
+class PauseBody(QueueBody):
+    """POST /api/v1/queues/{queue}/pause."""
+
+    action: Literal["pause", "resume"]
+
+
+class OverrideBody(QueueBody):
+    """POST /api/v1/queues/{queue}/concurrency/override."""
+
+    concurrency_limit: int = Field(ge=0, le=100_000)
 
 
 class TagsBody(_Body):

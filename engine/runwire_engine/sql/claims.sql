@@ -1,52 +1,105 @@
 -- lock_groups --
--- Locks groups that have ready runs of these tasks and seem to have room, least recently served
--- first. Finds them by hopping along the index of ready runs, so idle groups cost nothing.
-with recursive ready as (
-    (select r.queue, r.concurrency_key
-       from runwire.runs r
-      where r.environment_id = %(environment_id)s and r.status = 'QUEUED' and r.limited
-      order by r.queue, r.concurrency_key
-      limit 1)
+-- Locks groups that have ready runs of these tasks and seem to have room, those first that have
+-- waited longest: since they were served last or, where nothing was left then, since their next run
+-- was queued. Hops along the index of ready runs, so idle groups cost nothing, and takes no more
+-- than `reach` keys of a queue, from after its cursor on. One row at least: with how many seemed to
+-- have room, where each queue of more keys goes on, and what is ready but has no group.
+with recursive ready (queue, concurrency_key, place, concurrency_limit, is_open) as (
+    select ''::text, ''::text, 0, null::integer, false
     union all
-    select hop.queue, hop.concurrency_key
+    select hop.*
       from ready
      cross join lateral (
-           select r.queue, r.concurrency_key
+           (select ready.queue, r.concurrency_key, ready.place + 1, ready.concurrency_limit, true
+              from runwire.runs r
+             where r.environment_id = %(environment_id)s and r.status = 'QUEUED' and r.limited
+               and r.queue = ready.queue and r.concurrency_key > ready.concurrency_key
+               and ready.is_open and ready.place < %(reach)s
+             order by r.concurrency_key
+             limit 1)
+           union all
+           -- Place 0 is a cursor: what comes after it counts. A closed queue is seen once.
+           (select next.queue, coalesce(cursor.concurrency_key, next.concurrency_key),
+                   case when cursor.queue is null then 1 else 0 end, base.concurrency_limit,
+                   coalesce(not base.paused and base.concurrency_limit > 0, false)
+              from (select r.queue, r.concurrency_key
+                      from runwire.runs r
+                     where r.environment_id = %(environment_id)s and r.status = 'QUEUED'
+                       and r.limited and r.queue > ready.queue
+                     order by r.queue, r.concurrency_key
+                     limit 1) as next
+              left join lateral (
+                   select g.concurrency_limit, g.paused
+                     from runwire.queue_groups g
+                    where g.environment_id = %(environment_id)s and g.queue = next.queue
+                      and g.concurrency_key = ''
+                    limit 1) as base on true
+              left join unnest(%(cursor_queues)s::text[], %(cursor_keys)s::text[])
+                        as cursor (queue, concurrency_key) on cursor.queue = next.queue)
+           limit 1) as hop
+), seen as materialized (
+    select ready.*, g.last_served, g.paused as is_paused
+      from ready
+      left join lateral (
+           select g.last_served, g.paused
+             from runwire.queue_groups g
+            where g.environment_id = %(environment_id)s and g.queue = ready.queue
+              and g.concurrency_key = ready.concurrency_key
+            limit 1) as g on true
+     where ready.place > 0
+       and not exists (select
+                         from unnest(%(held_queues)s::text[], %(held_keys)s::text[])
+                              as held (queue, concurrency_key)
+                        where held.queue = ready.queue
+                          and held.concurrency_key = ready.concurrency_key)
+), open as materialized (
+    select seen.*, greatest(seen.last_served, head.sort_at) as waits_since
+      from seen
+     cross join lateral (
+           select r.sort_at
              from runwire.runs r
-            where r.environment_id = %(environment_id)s and r.status = 'QUEUED' and r.limited
-              and (r.queue, r.concurrency_key) > (ready.queue, ready.concurrency_key)
-            order by r.queue, r.concurrency_key
-            limit 1) as hop
+            where r.environment_id = %(environment_id)s and r.queue = seen.queue
+              and r.concurrency_key = seen.concurrency_key and r.status = 'QUEUED' and r.limited
+              and r.task = any(%(tasks)s::text[])
+              -- The worker where its code waits comes first, for a second.
+              and (r.parked_by is null or r.parked_by = %(worker_id)s
+                   or r.queued_at < runwire.now_v1() - interval '1 second')
+            order by r.sort_at, r.id
+            limit 1) as head
+     where seen.is_open and not seen.is_paused
+       and seen.concurrency_limit > (
+           select count(*)
+             from (select from runwire.runs r
+                    where r.environment_id = %(environment_id)s and r.queue = seen.queue
+                      and r.concurrency_key = seen.concurrency_key
+                      and r.status in ('DEQUEUED', 'EXECUTING')
+                    limit seen.concurrency_limit) as executing)
+), locked as materialized (
+    select g.queue, g.concurrency_key, open.concurrency_limit,
+           -- Somebody else served it between our look and our lock: its turn is over.
+           g.last_served <> open.last_served as is_served
+      from open
+      join runwire.queue_groups g
+        on g.environment_id = %(environment_id)s and g.queue = open.queue
+       and g.concurrency_key = open.concurrency_key
+     order by open.waits_since, g.queue, g.concurrency_key
+     limit %(slots)s
+       for no key update of g skip locked
 )
-select g.queue, g.concurrency_key, g.concurrency_limit
-  from ready
-  join runwire.queue_groups g
-    on g.environment_id = %(environment_id)s and g.queue = ready.queue
-   and g.concurrency_key = ready.concurrency_key
- where not g.paused
-   and not exists (select from runwire.queue_groups base
-                    where base.environment_id = g.environment_id and base.queue = g.queue
-                      and base.concurrency_key = '' and base.paused)
-   and g.concurrency_limit > (
-       select count(*)
-         from (select from runwire.runs r
-                where r.environment_id = %(environment_id)s and r.queue = g.queue
-                  and r.concurrency_key = g.concurrency_key
-                  and r.status in ('DEQUEUED', 'EXECUTING')
-                limit g.concurrency_limit) as executing)
-   and exists (select from runwire.runs r
-                where r.environment_id = %(environment_id)s and r.queue = g.queue
-                  and r.concurrency_key = g.concurrency_key and r.status = 'QUEUED' and r.limited
-                  and r.task = any(%(tasks)s::text[])
-                  -- The worker where its code waits comes first, for a second.
-                  and (r.parked_by is null or r.parked_by = %(worker_id)s
-                       or r.queued_at < runwire.now_v1() - interval '1 second'))
- order by g.last_served, g.queue, g.concurrency_key
- limit %(slots)s
-   for no key update of g skip locked;
+select locked.queue, locked.concurrency_key, locked.concurrency_limit, locked.is_served,
+       (select count(*) from open) as open_groups, looked.*
+  from (select array_agg(queue) filter (where place = %(reach)s) as cursor_queues,
+               array_agg(concurrency_key) filter (where place = %(reach)s) as cursor_keys,
+               array_agg(queue) filter (where last_served is null or concurrency_limit is null)
+                   as unmade_queues,
+               array_agg(concurrency_key) filter (where last_served is null
+                                                     or concurrency_limit is null) as unmade_keys
+          from seen) as looked
+  left join locked on true;
 
 -- pick_limited --
--- Picks the next runs of groups that are locked, in turns, no more than each has room for.
+-- Picks the next runs of groups that are locked, in turns: no more than each has room for, nor more
+-- than so many, as others wait that somebody else is serving.
 with groups as materialized (
     select g.place, g.queue, g.concurrency_key,
            g.concurrency_limit - (
@@ -67,10 +120,13 @@ with groups as materialized (
             where r.environment_id = %(environment_id)s and r.queue = g.queue
               and r.concurrency_key = g.concurrency_key and r.status = 'QUEUED' and r.limited
               and r.task = any(%(tasks)s::text[])
+              and (r.parked_by is null or r.parked_by = %(worker_id)s
+                   or r.queued_at < runwire.now_v1() - interval '1 second')
+              and (r.expires_at is null or r.expires_at > runwire.now_v1())
             order by r.sort_at, r.id
-            limit greatest(0, least(g.room, %(slots)s::bigint))) as head
+            limit greatest(0, least(g.room, %(turns)s::bigint))) as head
 ), chosen as materialized (
-    select id from heads order by turn, place limit %(slots)s
+    select id, turn, place from heads order by turn, place limit %(slots)s
 )
 select locked.id
   from chosen
@@ -79,12 +135,12 @@ select locked.id
          from runwire.runs r
         where r.environment_id = %(environment_id)s and r.id = chosen.id
           and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
-          and (r.parked_by is null or r.parked_by = %(worker_id)s
-               or r.queued_at < runwire.now_v1() - interval '1 second')
-          for no key update skip locked) as locked;
+          for no key update skip locked) as locked
+ order by chosen.turn, chosen.place;
 
 -- pick_unlimited --
 -- Picks ready runs of unlimited queues, longest waiting first, past those that others are taking.
+-- Of a queue that has just got a limit it only says so: its runs are to go through groups now.
 with heads as materialized (
     select head.id, head.sort_at
       from unnest(%(tasks)s::text[]) as wanted (task)
@@ -98,10 +154,13 @@ with heads as materialized (
      order by head.sort_at, head.id
      limit %(reach)s
 )
-select locked.id
+select locked.id, locked.queue, locked.is_limited
   from heads
  cross join lateral (
-       select r.id
+       select r.id, r.queue,
+              exists (select from runwire.queue_groups g
+                       where g.environment_id = %(environment_id)s and g.queue = r.queue
+                         and g.concurrency_key = '') as is_limited
          from runwire.runs r
         where r.environment_id = %(environment_id)s and r.id = heads.id
           and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
@@ -109,10 +168,7 @@ select locked.id
           -- The worker where its code waits comes first, for a second.
           and (r.parked_by is null or r.parked_by = %(worker_id)s
                or r.queued_at < runwire.now_v1() - interval '1 second')
-          -- A queue that has just got a limit: the sweep will send its runs through groups.
-          and not exists (select from runwire.queue_groups g
-                           where g.environment_id = %(environment_id)s and g.queue = r.queue
-                             and g.concurrency_key = '')
+          and (r.expires_at is null or r.expires_at > runwire.now_v1())
           for no key update skip locked) as locked
  limit %(slots)s;
 
@@ -151,10 +207,16 @@ with clock as materialized (
        and r.status || '' = 'QUEUED' and r.task || '' = wanted.task
     returning r.*
 ), served as (
+    -- In the order they were picked in, so that the next turn begins with whom this one left out.
     update runwire.queue_groups g
-       set last_served = clock.now
+       set last_served = clock.now + served.place * interval '1 microsecond'
       from clock,
-           (select distinct queue, concurrency_key from claimed where limited) as served
+           (select c.queue, c.concurrency_key, max(picked.place) as place
+              from claimed c
+              join unnest(%(ids)s::text[]) with ordinality as picked (id, place)
+                on picked.id = c.id
+             where c.limited
+             group by c.queue, c.concurrency_key) as served
      where g.environment_id = %(environment_id)s and g.queue = served.queue
        and g.concurrency_key = served.concurrency_key
 ), logged as (

@@ -54,6 +54,33 @@ select bucket, environment_id, id, revision, 'tags',
        updated_at, task, tags, batch_id
   from changed;
 
+-- reschedule --
+-- Gives a run that waits for its first attempt another time; one that has passed is now.
+with clock as materialized (
+    select at.now, greatest(coalesce(%(until)s::timestamptz,
+                                     at.now + make_interval(secs => %(delay)s)), at.now) as due
+      from (select runwire.now_v1() as now) as at
+), changed as (
+    update runwire.runs r
+       set delayed_until = clock.due,
+           sort_at = clock.due - make_interval(secs => r.priority),
+           expires_at = clock.due + make_interval(secs => r.ttl),
+           revision = r.revision + 1,
+           updated_at = clock.now
+      from clock
+     where r.environment_id = %(environment_id)s and r.id = %(run_id)s
+       and r.status || '' = 'DELAYED' and r.execution = 0  -- a look-up by id
+    returning r.*
+), logged as (
+    insert into runwire.run_events
+           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+    select bucket, environment_id, id, revision, 'delayed',
+           concat('{"set":{"delayedUntil":"', runwire.wire_time_v1(delayed_until), '"}}'),
+           updated_at, task, tags, batch_id
+      from changed
+)
+select id from changed;
+
 -- cancel --
 -- Cancels a run at once where no worker holds it, else asks for it, once.
 with clock as (

@@ -79,6 +79,14 @@ delete from runwire.idempotency_keys
         where expires_at < runwire.now_v1() - %(kept)s::interval
         order by expires_at limit %(limit)s for update skip locked));
 
+-- delete_debounce_keys --
+-- Deletes debounce keys whose run is due.
+delete from runwire.debounce_keys
+ where ctid = any(array(
+       select ctid from runwire.debounce_keys
+        where expires_at < runwire.now_v1() - %(kept)s::interval
+        order by expires_at limit %(limit)s for update skip locked));
+
 -- delete_used_tokens --
 -- Deletes used one-time tokens that have expired since.
 delete from runwire.used_tokens

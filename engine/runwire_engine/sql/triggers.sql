@@ -6,7 +6,7 @@ select id
 
 -- tasks --
 -- What workers announced of these tasks, and the one time of the transaction.
-select clock.now, t.id, t.queue, t.max_duration
+select clock.now, t.id, t.queue, t.max_duration, t.ttl
   from (select runwire.now_v1() as now) as clock
   left join runwire.tasks t
     on t.environment_id = %(environment_id)s and t.id = any(%(tasks)s::text[]);
@@ -113,64 +113,6 @@ select wanted.task, wanted.key, k.run_id
         where environment_id = %(environment_id)s and task = wanted.task and key = wanted.key
           and expires_at > %(now)s
         limit 1) as k;
-
--- limit_queues --
--- Sets limits for queues and all their groups; returns the groups whose limit is another now.
-with wanted as (
-    select *
-      from unnest(%(queues)s::text[], %(limits)s::integer[]) as wanted (queue, concurrency_limit)
-), base as (
-    insert into runwire.queue_groups as g
-           (environment_id, queue, concurrency_key, concurrency_limit)
-    select %(environment_id)s, queue, '', concurrency_limit
-      from wanted
-     order by queue
-        on conflict (environment_id, queue, concurrency_key) do update
-       set concurrency_limit = excluded.concurrency_limit
-     where g.concurrency_limit <> excluded.concurrency_limit
-    returning g.queue
-), keyed as (
-    update runwire.queue_groups g
-       set concurrency_limit = wanted.concurrency_limit
-      from wanted
-     where g.environment_id = %(environment_id)s and g.queue = wanted.queue
-       and g.concurrency_key <> '' and g.concurrency_limit <> wanted.concurrency_limit
-    returning g.queue
-)
-select queue from base union select queue from keyed;
-
--- match_limits --
--- Puts right whether ready runs go through groups, after their queue got or lost its limit.
-with wrong as (
-    select r.environment_id, r.id, g.queue is not null as limited
-      from runwire.runs r
-      left join runwire.queue_groups g
-        on g.environment_id = r.environment_id and g.queue = r.queue and g.concurrency_key = ''
-     where r.status = 'QUEUED' and r.limited <> (g.queue is not null)
-     order by r.environment_id, r.id
-     limit 5000
-       for no key update of r skip locked
-)
-update runwire.runs r
-   set limited = wrong.limited
-  from wrong
- where r.environment_id = wrong.environment_id and r.id = wrong.id
-returning r.environment_id, r.queue;
-
--- make_groups --
--- Makes the groups that ready runs wait in and nobody made.
-insert into runwire.queue_groups (environment_id, queue, concurrency_key, concurrency_limit)
-select distinct r.environment_id, r.queue, r.concurrency_key, base.concurrency_limit
-  from runwire.runs r
-  join runwire.queue_groups base
-    on base.environment_id = r.environment_id and base.queue = r.queue
-   and base.concurrency_key = ''
- where r.status = 'QUEUED' and r.limited and r.concurrency_key <> ''
-   and not exists (select from runwire.queue_groups g
-                    where g.environment_id = r.environment_id and g.queue = r.queue
-                      and g.concurrency_key = r.concurrency_key)
- order by 1, 2, 3
-    on conflict do nothing;
 
 -- insert --
 -- Makes runs: DELAYED where they wait for a time, else QUEUED.
