@@ -52,6 +52,7 @@ GROUPS: Final = (
     "idempotency_keys",
     "tasks",
     "schedules",
+    "queues",
     "tokens",
     "session",
     "health",

@@ -27,6 +27,7 @@ from runwire_realtime.api import (
     idempotency_keys,
     inputs,
     metadata,
+    queues,
     runs,
     schedules,
     session,
@@ -66,6 +67,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *streams.OPERATIONS,
     *tasks.OPERATIONS,
     *schedules.OPERATIONS,
+    *queues.OPERATIONS,
     *tokens.OPERATIONS,
     *session.OPERATIONS,
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
+from runwire import queues
 from runwire.tasks import registry
 from runwire_engine.children import Mint
 from runwire_engine.modules import load_modules
@@ -35,7 +36,8 @@ async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None
         raise StartError(f"no task is defined in {', '.join(modules)}")
     settings = _settings()
     hear_runs(settings.run_log_level)
-    worker = Worker(settings, registry(), mint=_mint(os.environ.get("RUNWIRE_SECRET") or None))
+    mint = _mint(os.environ.get("RUNWIRE_SECRET") or None)
+    worker = Worker(settings, registry(), mint=mint, queues=queues.registry())
 
     async def stop_on_signal() -> None:
         async for _ in signals:

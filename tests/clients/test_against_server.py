@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -21,7 +22,14 @@ from runwire import (
     streams,
     task,
 )
-from runwire.errors import FencedError, ForbiddenError, NotFoundError
+from runwire.errors import (
+    ConflictError,
+    FencedError,
+    ForbiddenError,
+    MalformedError,
+    NotFoundError,
+)
+from runwire.queues import QueueName, QueueOptions
 from runwire.tasks import AnyTask
 from runwire.wire import StreamStart
 from tests.support.faultproxy import fault_proxy
@@ -181,6 +189,69 @@ async def test_what_does_not_exist_is_an_error(client: AsyncRunwire) -> None:
             [run async for run in client.runs.subscribe_to_run(unknown)]
         with pytest.raises(NotFoundError):
             await client.runs.cancel(unknown)
+
+
+async def test_queues_are_seen_paused_and_limited(client: AsyncRunwire) -> None:
+    with anyio.fail_after(15):
+        names = [queue.name async for queue in client.queues.list(per_page=2)]
+        assert sorted(names) == sorted(made.id for made in TASKS)
+        paused = await client.queues.pause(sleeper)
+        assert (paused.name, paused.type, paused.paused) == ("client-sleeper", "task", True)
+        handle = await client.tasks.trigger(sleeper)
+        for reference in (
+            paused.id,
+            "task/client-sleeper",
+            QueueOptions("task/client-sleeper"),
+            QueueName(type="task", name="client-sleeper"),
+        ):
+            queue = await client.queues.retrieve(reference)
+            assert (queue.id, queue.queued, queue.running) == (paused.id, 1, 0)
+        limited = await client.queues.override_concurrency_limit(sleeper, 2)
+        assert (limited.concurrency_limit, limited.concurrency.base) == (2, None)
+        assert limited.concurrency.overridden_at is not None
+        assert (await client.queues.reset_concurrency_limit(sleeper)).concurrency_limit is None
+        assert not (await client.queues.resume(sleeper)).paused
+        async for run in client.runs.subscribe_to_run(handle):
+            if run.status == "EXECUTING":
+                break
+        with pytest.raises(NotFoundError, match="no queue"):
+            await client.queues.retrieve("nobody/named it")
+        with pytest.raises(MalformedError, match="not overridden"):
+            await client.queues.reset_concurrency_limit(sleeper)
+
+
+async def test_queues_are_listed_by_code_without_a_loop(server: TestRealtime) -> None:
+    def listed() -> tuple[list[str], int]:
+        with Runwire(api_url=server.url, access_token=server.key) as client:
+            queues = client.queues.list(per_page=2)
+            return [queue.name for queue in queues], queues.page(2).count
+
+    names, count = await anyio.to_thread.run_sync(listed)
+    assert len(names) == count == len(TASKS)
+
+
+async def test_a_delayed_run_is_rescheduled_and_a_debounced_one_pushed_back(
+    client: AsyncRunwire,
+) -> None:
+    delayed = await client.tasks.trigger(story, Prompt(topic="late", words=1), delay="1h")
+    with anyio.fail_after(15):
+        run = await client.runs.reschedule(delayed, delay=timedelta(hours=2))
+        assert run.status == "DELAYED" and run.delayed_until is not None
+        assert run.delayed_until > run.created_at + timedelta(minutes=119)
+        await client.runs.reschedule(delayed, delay=datetime.now(UTC))
+        assert (await client.runs.poll(delayed, interval=0.05)).is_success
+        with pytest.raises(ConflictError, match="cannot be rescheduled"):
+            await client.runs.reschedule(delayed, delay=1)
+    handles = [
+        await client.tasks.trigger(
+            story,
+            Prompt(topic=topic, words=1),
+            debounce={"key": "d", "delay": "1h", "mode": "trailing"},
+        )
+        for topic in ("first", "last")
+    ]
+    assert handles[0].id == handles[1].id and handles[1].is_cached
+    assert (await client.runs.retrieve(handles[0])).payload["topic"] == "last"
 
 
 async def test_a_tag_is_followed_across_runs_from_before_and_after(client: AsyncRunwire) -> None:

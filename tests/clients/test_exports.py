@@ -1,5 +1,17 @@
 import runwire
-from runwire import auth, batch, logger, metadata, runs, schedules, streams, sync, tasks, wait
+from runwire import (
+    auth,
+    batch,
+    logger,
+    metadata,
+    queues,
+    runs,
+    schedules,
+    streams,
+    sync,
+    tasks,
+    wait,
+)
 
 
 def test_the_package_offers_these_names() -> None:
@@ -33,6 +45,8 @@ def test_the_package_offers_these_names() -> None:
         "idempotency_keys",
         "logger",
         "metadata",
+        "queue",
+        "queues",
         "runs",
         "schedules",
         "streams",
@@ -44,7 +58,7 @@ def test_the_package_offers_these_names() -> None:
 
 
 def test_every_name_that_is_offered_is_there() -> None:
-    modules = (auth, batch, logger, metadata, runs, schedules, streams, sync, tasks, wait)
+    modules = (auth, batch, logger, metadata, queues, runs, schedules, streams, sync, tasks, wait)
     for module in (runwire, *modules):
         missing = [name for name in module.__all__ if not hasattr(module, name)]
         assert not missing, module.__name__
@@ -53,9 +67,18 @@ def test_every_name_that_is_offered_is_there() -> None:
 def test_every_call_of_the_async_client_has_a_blocking_twin() -> None:
     with runwire.Runwire(api_url="http://127.0.0.1:1", access_token="t") as blocking:
         client = runwire.AsyncRunwire(api_url="http://127.0.0.1:1", access_token="t")
-        for noun in ("tasks", "runs", "batch", "idempotency_keys", "streams", "auth", "schedules"):
+        for noun in (
+            "tasks",
+            "runs",
+            "batch",
+            "queues",
+            "idempotency_keys",
+            "streams",
+            "auth",
+            "schedules",
+        ):
             assert public(getattr(client, noun)) <= public(getattr(blocking, noun)), noun
-    for noun in ("tasks", "runs", "batch", "idempotency_keys", "auth", "schedules"):
+    for noun in ("tasks", "runs", "batch", "queues", "idempotency_keys", "auth", "schedules"):
         assert public(getattr(client, noun)) <= public(getattr(sync, noun)), noun
 
 

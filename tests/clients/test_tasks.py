@@ -7,7 +7,17 @@ import pytest
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from runwire import Context, InvalidValueError, Signal, TaskError, idempotency_keys, task, tasks
+from runwire import (
+    Context,
+    InvalidValueError,
+    Signal,
+    TaskError,
+    idempotency_keys,
+    queue,
+    queues,
+    task,
+    tasks,
+)
 from runwire._options import trigger_options
 from runwire.tasks import QueueOptions, RetryOptions, RunHandle, registry
 
@@ -83,16 +93,19 @@ def test_a_task_may_take_nothing_or_any_of_what_is_offered() -> None:
 def test_options_have_defaults_and_durations_become_seconds() -> None:
     plain = task(id="plain")(write_story)
     assert plain.retry == RetryOptions(3, 2.0, 1.0, 60.0, True)
-    assert plain.queue == QueueOptions("task/plain", None) and plain.max_duration is None
+    assert plain.queue == QueueOptions("task/plain", None)
+    assert plain.max_duration is None and plain.ttl is None
     registry().clear()
     chosen = task(
         id="plain",
         retry={"max_attempts": 10, "min_timeout": "500ms", "max_timeout": timedelta(seconds=30)},
         queue={"concurrency_limit": 4},
         max_duration="1m30s",
+        ttl="2h",
     )(write_story)
     assert chosen.retry == RetryOptions(10, 2.0, 0.5, 30.0, True)
     assert chosen.queue == QueueOptions("task/plain", 4) and chosen.max_duration == 90.0
+    assert chosen.ttl == 7200.0
     registry().clear()
     assert task(id="plain", queue="mail")(write_story).queue == QueueOptions("mail", None)
 
@@ -109,6 +122,7 @@ def test_options_have_defaults_and_durations_become_seconds() -> None:
         {"id": "a", "queue": {"limit": 3}},
         {"id": "a", "queue": {"name": "", "concurrency_limit": 1}},
         {"id": "a", "max_duration": 0},
+        {"id": "a", "ttl": 0},
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
@@ -120,6 +134,23 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
 def test_options_that_are_not_built_yet_are_refused(option: str) -> None:
     with pytest.raises(TypeError, match=option):
         task(id="a", **cast(Any, {option: 1}))
+
+
+def test_a_queue_is_shared_and_the_lowest_limit_said_of_it_is_announced() -> None:
+    queues.registry().clear()
+    mail = queue("mail", concurrency_limit=5)
+    assert mail == QueueOptions("mail", 5)
+    assert task(id="plain", queue=mail)(write_story).queue == mail
+    queue(name="mail", concurrency_limit=3)
+    queue("mail")
+    queue("open")
+    assert dict(queues.registry()) == {"mail": 3, "open": None}
+    queues.registry().clear()
+    with pytest.raises(TaskError, match="queue name"):
+        queue("")
+    with pytest.raises(TaskError, match="negative"):
+        queue("mail", concurrency_limit=-1)
+    assert not queues.registry()
 
 
 def test_functions_that_ask_for_what_there_is_not_are_refused() -> None:
@@ -267,6 +298,7 @@ def test_trigger_options_travel_in_the_words_of_the_wire() -> None:
             "max_duration": "90s",
             "priority": 10,
             "test": True,
+            "debounce": {"key": "d", "delay": "5s", "mode": "trailing", "max_delay": "1m"},
         }
     )
     body = options.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -284,10 +316,13 @@ def test_trigger_options_travel_in_the_words_of_the_wire() -> None:
         "maxDuration": 90.0,
         "priority": 10.0,
         "test": True,
+        "debounce": {"key": "d", "delay": 5.0, "mode": "trailing", "maxDelay": 60.0},
     }
+    shared = trigger_options({"queue": QueueOptions("q", 2)})
+    assert shared.queue == options.queue
 
 
-@pytest.mark.parametrize("option", ["debounce", "machine", "region", "version", "colour"])
+@pytest.mark.parametrize("option", ["machine", "region", "version", "colour"])
 def test_trigger_options_that_do_not_exist_yet_are_refused(option: str) -> None:
     with pytest.raises(TypeError, match=option):
         trigger_options(cast(Any, {option: 1}))
@@ -305,6 +340,12 @@ def test_trigger_options_that_do_not_exist_yet_are_refused(option: str) -> None:
         {"max_attempts": 0},
         {"max_duration": 0},
         {"idempotency_key": ""},
+        {"queue": {"name": ""}},
+        {"queue": {"concurrency_limit": 3}},
+        {"debounce": {"key": "k"}},
+        {"debounce": {"key": "", "delay": 1}},
+        {"debounce": {"key": "k", "delay": "soon"}},
+        {"debounce": {"key": "k", "delay": 1, "mode": "both"}},
     ],
 )
 def test_trigger_options_that_cannot_be_are_refused_before_anything_is_sent(

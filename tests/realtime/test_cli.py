@@ -154,3 +154,21 @@ def test_a_missing_extra_is_named(
 
 def test_text_of_others_cannot_steer_the_terminal() -> None:
     assert plain("a\x1b[2Jb\x1b]0;title\x07c\r\n\td\x9b1m") == "ab]0;titlec\n\td1m"
+
+
+async def test_queues_are_listed_paused_and_limited(server: TestRealtime) -> None:
+    await _run(server, "trigger", "echo")
+    assert "paused task/echo" in await _run(server, "queues", "pause", "task/echo")
+    listed = await _run(server, "queues", "list")
+    assert "task/echo" in listed and "paused" in listed
+    limited = await _run(server, "queues", "limit", "task/echo", "3")
+    assert "task/echo: 3 (in code none)" in limited
+    assert "task/echo: none" in await _run(server, "queues", "limit", "task/echo", "--reset")
+    assert "resumed task/echo" in await _run(server, "queues", "resume", "task/echo")
+    assert "paused" not in await _run(server, "queues", "list")
+    assert "give a limit" in await _run(server, "queues", "limit", "task/echo")
+
+
+async def test_a_delayed_run_is_rescheduled(server: TestRealtime) -> None:
+    run_id = (await _run(server, "trigger", "echo", "--delay", "1h")).strip()
+    assert f"{run_id} waits until 20" in await _run(server, "runs", "reschedule", run_id, "2h")

@@ -6,6 +6,7 @@ from runwire import (
     idempotency_keys,
     logger,
     metadata,
+    queues,
     runs,
     schedules,
     streams,
@@ -34,6 +35,7 @@ from runwire.errors import (
     UnauthorizedError,
     UnreachableError,
 )
+from runwire.queues import queue
 from runwire.runs import Event, Run
 from runwire.schedules import ScheduledTaskPayload
 from runwire.tasks import Signal, Task, task
@@ -68,6 +70,8 @@ __all__ = [
     "idempotency_keys",
     "logger",
     "metadata",
+    "queue",
+    "queues",
     "runs",
     "schedules",
     "streams",

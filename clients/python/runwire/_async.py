@@ -8,6 +8,7 @@ from runwire._settings import AccessToken, Settings
 from runwire.auth import Auth
 from runwire.batch import Batches
 from runwire.idempotency_keys import IdempotencyKeys
+from runwire.queues import Queues
 from runwire.runs import Runs
 from runwire.schedules import Schedules
 from runwire.streams import Streams
@@ -15,8 +16,8 @@ from runwire.tasks import Tasks
 
 
 class AsyncRunwire:
-    """The calls of the modules `tasks`, `runs`, `batch`, `idempotency_keys`, `streams`, `auth` and
-    `schedules`.
+    """The calls of the modules `tasks`, `runs`, `batch`, `queues`, `idempotency_keys`, `streams`,
+    `auth` and `schedules`.
 
     What is not given comes from RUNWIRE_API_URL, RUNWIRE_API_KEY, RUNWIRE_ACCESS_TOKEN. Use it in
     the loop where it is first used, with `async with`, or call `aclose`.
@@ -31,6 +32,7 @@ class AsyncRunwire:
         self.runs = Runs(lambda: client)
         self.batch = Batches(lambda: client, lambda: client)
         self.idempotency_keys = IdempotencyKeys(lambda: client, lambda: client)
+        self.queues = Queues(lambda: client)
         self.streams = Streams(lambda: client)
         self.auth = Auth(lambda: client)
         self.schedules = Schedules(lambda: client)

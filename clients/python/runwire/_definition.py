@@ -61,6 +61,7 @@ class Task(Generic[PayloadT, OutputT, P, ReturnT]):
         retry: RetryOptions,
         queue: QueueOptions,
         max_duration: float | None,
+        ttl: float | None,
         on_cancel: Hook | None,
     ) -> None:
         self.id = id
@@ -70,6 +71,8 @@ class Task(Generic[PayloadT, OutputT, P, ReturnT]):
         self.queue = queue
         # Seconds of one attempt, or None.
         self.max_duration = max_duration
+        # Seconds that a run may wait to start once it is due, or None.
+        self.ttl = ttl
         # Called when a run is canceled while it executes; it has 30 seconds.
         self.cancel_hook = on_cancel
         signature = Signature.of(function, id)

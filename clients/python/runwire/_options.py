@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, Required, TypedDict, cast
 
 import orjson
 from pydantic import ValidationError
 
 from runwire import idempotency_keys
+from runwire._task_options import QueueOptions
 from runwire.durations import Duration, seconds
 from runwire.errors import InvalidValueError
-from runwire.requests import MAX_TAGS, QueueOption, TriggerOptions
+from runwire.requests import MAX_TAGS, DebounceOption, QueueOption, TriggerOptions
 from runwire.values import MAX_METADATA_BYTES, encode
 from runwire.wire import JsonObject
 
@@ -20,6 +21,17 @@ class QueueChoice(TypedDict, total=False):
     concurrency_limit: int | None
 
 
+class DebounceKeywords(TypedDict, total=False):
+    """One run for all triggers of a key that come while it waits `delay` after the last of them."""
+
+    key: Required[str]
+    delay: Required[Duration]
+    # Whose payload and options the run has: the first trigger's (leading), or the last one's.
+    mode: Literal["leading", "trailing"]
+    # A trigger that would have the run wait longer than this, in all, makes the next run.
+    max_delay: Duration
+
+
 class TriggerKeywords(TypedDict, total=False):
     """The keyword options of every trigger. Durations are seconds, timedelta or text ("1h30m")."""
 
@@ -27,13 +39,14 @@ class TriggerKeywords(TypedDict, total=False):
     metadata: Mapping[str, object]
     # Wait before the run is queued: a duration, or the time when it becomes due.
     delay: Duration | datetime
-    # How long it may wait in the queue before it expires.
+    debounce: DebounceKeywords
+    # How long it may wait to start, once it is due, before it expires.
     ttl: Duration
     # The same key of the same task leads to the same run; plain text counts within the run.
     idempotency_key: str | Sequence[str]
     # How long the key is good: 30 days unless told otherwise.
     idempotency_key_ttl: Duration
-    queue: str | QueueChoice
+    queue: str | QueueOptions | QueueChoice
     # One copy of the queue, with its own concurrency limit, for each value.
     concurrency_key: str
     max_attempts: int
@@ -53,12 +66,12 @@ def trigger_options(given: TriggerKeywords) -> TriggerOptions:
         raise TypeError(f"trigger has no option {', '.join(unknown)}")
     if given.get("idempotency_key_ttl") is not None and given.get("idempotency_key") is None:
         raise InvalidValueError("idempotency_key_ttl needs an idempotency_key", code="option")
-    values: dict[str, Any] = {
-        name: _VALUE[name](value) if name in _VALUE else value
-        for name, value in given.items()
-        if value is not None
-    }
     try:
+        values: dict[str, Any] = {
+            name: _VALUE[name](value) if name in _VALUE else value
+            for name, value in given.items()
+            if value is not None
+        }
         return TriggerOptions(**values)
     except ValidationError as error:
         raise InvalidValueError(f"a trigger option is wrong: {error}", code="option") from error
@@ -79,7 +92,8 @@ def _metadata(value: object) -> JsonObject:
     return cast(JsonObject, document)
 
 
-def _delay(value: object) -> str | float:
+def travelling_delay(value: object) -> str | float:
+    """Return a delay as it travels: seconds, or an ISO 8601 time."""
     if isinstance(value, datetime):
         return value.astimezone().isoformat()
     if isinstance(value, str) and _is_time(value):
@@ -97,11 +111,24 @@ def _is_time(text: str) -> bool:
 def _queue(value: object) -> QueueOption | str:
     if isinstance(value, str):
         return value
+    if isinstance(value, QueueOptions):
+        return QueueOption(name=value.name, concurrency_limit=value.concurrency_limit)
     given = cast(Mapping[str, Any], value)
     unknown = sorted(set(given) - {"name", "concurrency_limit"})
     if unknown:
         raise TypeError(f"queue has no option {', '.join(unknown)}")
     return QueueOption(**given)
+
+
+def _debounce(value: object) -> DebounceOption:
+    given = dict(cast(Mapping[str, Any], value))
+    unknown = sorted(set(given) - set(DebounceKeywords.__annotations__))
+    if unknown:
+        raise TypeError(f"debounce has no option {', '.join(unknown)}")
+    for name in ("delay", "max_delay"):
+        if given.get(name) is not None:
+            given[name] = seconds(given[name])
+    return DebounceOption(**given)
 
 
 def _seconds(value: object) -> float:
@@ -115,7 +142,8 @@ def _hashed(value: object) -> str:
 _VALUE = {
     "tags": _tags,
     "metadata": _metadata,
-    "delay": _delay,
+    "delay": travelling_delay,
+    "debounce": _debounce,
     "ttl": _seconds,
     "idempotency_key": _hashed,
     "idempotency_key_ttl": _seconds,

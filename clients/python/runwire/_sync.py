@@ -22,6 +22,8 @@ from runwire.batch import Batch, BatchItem, mixed_entry
 from runwire.batch import Batches as AsyncBatches
 from runwire.durations import Duration
 from runwire.idempotency_keys import SyncIdempotencyKeys
+from runwire.queues import Queue, QueueList, QueuePage, QueueReference
+from runwire.queues import Queues as AsyncQueues
 from runwire.requests import RunStatus
 from runwire.runs import UNSET, LogEntry, RunList, RunPage
 from runwire.runs import Runs as AsyncRuns
@@ -150,6 +152,10 @@ class SyncRuns:
         """Stop a run."""
         self._owner().run(self._runs.cancel(run))
 
+    def reschedule(self, run: str | RunHandle[Any], *, delay: Duration | datetime) -> Run:
+        """Have a run that waits for its time wait for so long from now, or until another time."""
+        return self._owner().run(self._runs.reschedule(run, delay=delay))
+
     def replay(self, run: str | RunHandle[Any], *, payload: object = UNSET) -> RunHandle[Any]:
         """Start a new run of the same task, with the same payload unless another is given."""
         return self._owner().run(self._runs.replay(run, payload=payload))
@@ -212,6 +218,56 @@ class SyncRuns:
             task=task, status=status, created_at=created_at, **asked
         )
         return BlockingUpdates(self._owner().portal, updates)
+
+
+class SyncQueueList:
+    """The queues of an environment, by name."""
+
+    def __init__(self, owner: Owner, queues: QueueList) -> None:
+        self._owner = owner
+        self._queues = queues
+
+    def page(self, number: int | None = None) -> QueuePage:
+        """Return a page, from 1; without a number, the first that was asked for."""
+        return self._owner.run(self._queues.page(number))
+
+    def __iter__(self) -> Iterator[Queue]:
+        page = self.page()
+        yield from page.queues
+        for number in range(page.page + 1, page.total_pages + 1):
+            yield from self.page(number).queues
+
+
+class SyncQueues:
+    """Everything about queues; see `runwire.queues`."""
+
+    def __init__(self, owner: Callable[[], Owner]) -> None:
+        self._owner = owner
+        self._queues = AsyncQueues(lambda: owner().client)
+
+    def list(self, *, page: int = 1, per_page: int = 25) -> SyncQueueList:
+        """Return the queues by name, from a page on."""
+        return SyncQueueList(self._owner(), self._queues.list(page=page, per_page=per_page))
+
+    def retrieve(self, queue: QueueReference) -> Queue:
+        """Return a queue as it is now. Raises NotFoundError."""
+        return self._owner().run(self._queues.retrieve(queue))
+
+    def pause(self, queue: QueueReference) -> Queue:
+        """Start nothing of a queue any more; what executes goes on."""
+        return self._owner().run(self._queues.pause(queue))
+
+    def resume(self, queue: QueueReference) -> Queue:
+        """Have a paused queue go on, at once."""
+        return self._owner().run(self._queues.resume(queue))
+
+    def override_concurrency_limit(self, queue: QueueReference, concurrency_limit: int) -> Queue:
+        """Put another limit in place of the one in code, until it is reset."""
+        return self._owner().run(self._queues.override_concurrency_limit(queue, concurrency_limit))
+
+    def reset_concurrency_limit(self, queue: QueueReference) -> Queue:
+        """Go back to the limit in code."""
+        return self._owner().run(self._queues.reset_concurrency_limit(queue))
 
 
 class SyncBatches:
@@ -380,6 +436,7 @@ class Runwire:
         self.runs = SyncRuns(lambda: owner)
         self.batch = SyncBatches(lambda: owner, lambda: owner)
         self.idempotency_keys = SyncIdempotencyKeys(lambda: owner, lambda: owner)
+        self.queues = SyncQueues(lambda: owner)
         self.streams = SyncStreams(lambda: owner.portal, Streams(lambda: owner.client))
         self.auth = SyncAuth(lambda: owner)
         self.schedules = SyncSchedules(lambda: owner)

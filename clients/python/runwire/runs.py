@@ -23,6 +23,7 @@ from runwire._client import Client
 from runwire._following import Asked, Event, Updates, request
 from runwire._log_line import LogLevel
 from runwire._logs import LogEntry, Logs, logs_followed
+from runwire._options import travelling_delay
 from runwire._run import LargeValue, Run, RunError
 from runwire._settings import AccessToken
 from runwire._triggering import RunHandle
@@ -46,6 +47,7 @@ __all__ = [
     "logs",
     "poll",
     "replay",
+    "reschedule",
     "retrieve",
     "subscribe_to_batch",
     "subscribe_to_run",
@@ -140,6 +142,15 @@ class Runs:
     async def cancel(self, run: str | RunHandle[Any]) -> None:
         """Stop a run. One that executes is told to, and is canceled soon after."""
         await self._connect().http.post(f"/api/v2/runs/{_id(run)}/cancel")
+
+    async def reschedule(self, run: str | RunHandle[Any], *, delay: Duration | datetime) -> Run:
+        """Have a run that waits for its time wait for so long from now, or until another time.
+
+        Raises NotFoundError; ConflictError for a run that is queued already or has started.
+        """
+        body = {"delay": travelling_delay(delay)}
+        response = await self._connect().http.post(f"/api/v1/runs/{_id(run)}/reschedule", json=body)
+        return Run.of(orjson.loads(response.content))
 
     async def replay(self, run: str | RunHandle[Any], *, payload: object = UNSET) -> RunHandle[Any]:
         """Start a new run of the same task, with the same payload unless another is given."""
@@ -264,6 +275,7 @@ _default_runs = Runs(_default.client)
 retrieve = _default_runs.retrieve
 list = _default_runs.list
 cancel = _default_runs.cancel
+reschedule = _default_runs.reschedule
 replay = _default_runs.replay
 poll = _default_runs.poll
 logs = _default_runs.logs

@@ -12,6 +12,7 @@ from runwire._sync import (
     Runwire,
     SyncAuth,
     SyncBatches,
+    SyncQueues,
     SyncRuns,
     SyncSchedules,
     SyncTasks,
@@ -28,6 +29,7 @@ __all__ = [
     "batch",
     "idempotency_keys",
     "metadata",
+    "queues",
     "runs",
     "schedules",
     "streams",
@@ -45,5 +47,6 @@ tasks = SyncTasks(_no_client)
 runs = SyncRuns(_default.blocking)
 batch = SyncBatches(_default.blocking, _no_client)
 idempotency_keys = SyncIdempotencyKeys(_default.blocking, _no_client)
+queues = SyncQueues(_default.blocking)
 auth = SyncAuth(_default.blocking)
 schedules = SyncSchedules(_default.blocking)

@@ -107,17 +107,21 @@ def task(
     retry: RetryOptions | RetryKeywords | None = None,
     queue: QueueOptions | QueueKeywords | str | None = None,
     max_duration: Duration | None = None,
+    ttl: Duration | None = None,
     on_cancel: Hook | None = None,
 ) -> Decorator:
     """Make a function a task. Raises TaskError when the definition cannot work.
 
     `retry` and `queue` take a typed object or a dict; without a name a task has its own queue.
-    `max_duration` bounds one attempt. `def` functions run in threads, `async def` on the task loop.
+    `max_duration` bounds one attempt, `ttl` how long a run may wait to start. `def` functions run
+    in threads, `async def` on the task loop.
     """
     if not 1 <= len(id) <= MAX_ID_LENGTH or not id.isprintable():
         raise TaskError(f"a task id is 1 to {MAX_ID_LENGTH} printable characters, not {id!r}")
     if max_duration is not None and seconds(max_duration) <= 0:
         raise TaskError(f"max_duration of task {id!r} must be positive")
+    if ttl is not None and seconds(ttl) <= 0:
+        raise TaskError(f"ttl of task {id!r} must be positive")
 
     def decorate(function: Callable[..., Any]) -> AnyTask:
         defined: AnyTask = Task(
@@ -126,6 +130,7 @@ def task(
             retry=retry_options(retry),
             queue=queue_options(queue, id),
             max_duration=None if max_duration is None else seconds(max_duration),
+            ttl=None if ttl is None else seconds(ttl),
             on_cancel=on_cancel,
         )
         _registry.add(defined)

@@ -16,6 +16,9 @@ from runwire_engine.errors import (
     BatchNotFoundError,
     DatabaseUnavailableError,
     DataRefusedError,
+    NoOverrideError,
+    NotDelayedError,
+    QueueNotFoundError,
     RunFinalError,
     RunNotFoundError,
     ScheduleDeclaredError,
@@ -78,15 +81,17 @@ def refused_by(error: Exception) -> RefusedError:
         case InvalidValueError():
             large = error.code == "too_large"
             return RefusedError(ErrorCode.TOO_LARGE if large else ErrorCode.MALFORMED, str(error))
-        case ScopeError() | DataRefusedError():
+        case ScopeError() | DataRefusedError() | NoOverrideError():
             return RefusedError(ErrorCode.MALFORMED, str(error))
         case TokenUsedError():
             return UnauthorizedError("the one-time token was used up")
-        case UnknownTaskError() | RunNotFoundError() | BatchNotFoundError():
+        case UnknownTaskError() | RunNotFoundError() | BatchNotFoundError() | QueueNotFoundError():
             return RefusedError(ErrorCode.NOT_FOUND, str(error))
         case ScheduleNotFoundError():
             return RefusedError(ErrorCode.NOT_FOUND, str(error))
-        case ScheduleDeclaredError() | RunFinalError() | TransitionRefusedError() | FencedError():
+        case ScheduleDeclaredError() | NotDelayedError():
+            return RefusedError(ErrorCode.CONFLICT, str(error))
+        case RunFinalError() | TransitionRefusedError() | FencedError():
             return RefusedError(ErrorCode.CONFLICT, str(error))
         case StreamFullError():
             return RefusedError(ErrorCode.TOO_LARGE, str(error))

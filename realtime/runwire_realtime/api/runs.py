@@ -1,4 +1,4 @@
-"""Runs: retrieve, list, cancel, replay, and their timeline."""
+"""Runs: retrieve, list, cancel, reschedule, replay."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
@@ -8,8 +8,9 @@ from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from runwire.durations import seconds
+from runwire.requests import RescheduleBody
 from runwire.wire import ErrorCode, JsonObject
-from runwire_engine.new_runs import check_payload, parse_time
+from runwire_engine.new_runs import check_payload, delay_of, parse_time
 from runwire_engine.runs import RunQuery
 from runwire_engine.states import RunStatus
 from runwire_realtime.api.answer import answer
@@ -102,6 +103,13 @@ async def cancel(call: Call) -> Response:
     """Ask a run to stop; one that is over stays as it is."""
     row = await writable_run(call)
     return answer({"id": (await call.services.engine.runs.cancel(call.environment_id, row.id)).id})
+
+
+async def reschedule(call: Call) -> Response:
+    """Have a delayed run wait until another time; return it."""
+    delay = delay_of((await call.body(RescheduleBody)).delay)
+    row = await call.services.engine.runs.reschedule(call.environment_id, call.id("runId"), delay)
+    return answer(run_body(row, call.grant.visibility()))
 
 
 async def replay(call: Call) -> Response:
@@ -231,6 +239,17 @@ OPERATIONS: Final = (
         RunId,
         scopes=_WRITE,
         errors=(404,),
+    ),
+    Operation(
+        "POST",
+        "/api/v1/runs/{runId}/reschedule",
+        "rescheduleRun",
+        "Have a delayed run wait until another time",
+        reschedule,
+        RunBody,
+        credential="key",
+        body=RescheduleBody,
+        errors=(404, 408, 413, 415, 422),
     ),
     Operation(
         "POST",

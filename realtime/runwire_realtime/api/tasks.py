@@ -37,6 +37,7 @@ class TaskBody(BaseModel):
     description: str = ""
     retry: RetryBody
     max_duration: float | None = None
+    ttl: float | None = None
     payload_schema: Json = None
     updated_at: str
 
@@ -60,6 +61,7 @@ def _body(row: TaskRow) -> TaskBody:
         description=row.description,
         retry=RetryBody.model_validate_json(row.retry),
         max_duration=row.max_duration,
+        ttl=row.ttl,
         payload_schema=None if row.payload_schema is None else decode(row.payload_schema),
         updated_at=wire_time(row.updated_at),
     )

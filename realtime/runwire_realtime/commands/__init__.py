@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from runwire_realtime.commands import keys, processes, runs, schedules
+from runwire_realtime.commands import keys, processes, queues, runs, schedules
 from runwire_realtime.commands.failure import one_line
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 processes.add_to(app)
 runs.add_to(app)
 schedules.add_to(app)
+queues.add_to(app)
 keys.add_to(app)
 
 

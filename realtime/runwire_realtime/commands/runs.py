@@ -51,6 +51,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("tail")(tail)
     group.command("logs")(logs)
     group.command("cancel")(cancel)
+    group.command("reschedule")(reschedule)
     group.command("replay")(replay)
     app.add_typer(group, name="runs")
 
@@ -151,6 +152,19 @@ def cancel(run: RunId) -> None:
     """Stop a run."""
     _run(runs.cancel(run))
     _out.print(f"asked {run} to stop")
+
+
+def reschedule(
+    run: RunId,
+    delay: Annotated[str, typer.Argument(help="From now on: 10s, 1h30m; or an ISO 8601 time.")],
+) -> None:
+    """Have a delayed run wait until another time."""
+
+    async def work() -> None:
+        moved = await runs.reschedule(run, delay=delay)
+        _out.print(f"{moved.id} waits until {_when(moved.delayed_until or moved.updated_at)}")
+
+    _run(work())
 
 
 def replay(
