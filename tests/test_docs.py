@@ -150,9 +150,11 @@ def test_the_protocol_page_has_every_message_and_code() -> None:
 
 
 def test_every_public_name_is_in_the_reference_of_the_python_package() -> None:
-    text = (REFERENCE / "python-client.md").read_text(encoding="utf-8")
+    pages = ("python-client.md", "tasks.md")
+    text = "\n".join((REFERENCE / page).read_text(encoding="utf-8") for page in pages)
     names = set(runwire.__all__)
-    for module in ("auth", "batch", "logger", "metadata", "runs", "streams", "tasks", "sync"):
+    modules = ("auth", "batch", "locals", "logger", "metadata", "retry", "runs", "streams", "tasks")
+    for module in (*modules, "sync"):
         names |= set(import_module(f"runwire.{module}").__all__)
     # The classes behind the modules' functions, and names that only annotations need.
     names -= {"Auth", "Batches", "Runs", "Streams", "Tasks", "SyncStreams", "SyncTask", "SyncPipe"}

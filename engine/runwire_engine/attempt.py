@@ -6,23 +6,32 @@ without it, and whatever it still writes is refused.
 """
 
 import asyncio
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextvars import Context as Variables
 from typing import Any, cast
 
 from runwire import _context
-from runwire.errors import AbortTaskRunError, InvalidValueError
+from runwire._hooks import Prepared, hooks_for, of_all
 from runwire.tasks import AnyTask
-from runwire.values import MAX_OUTPUT_BYTES, encode
-from runwire_engine.bridge import Bridge
+from runwire_engine.bridge import Bridge, pending_promise
 from runwire_engine.claims import ClaimedRun
-from runwire_engine.failures import FailureCode, describe
+from runwire_engine.hook_calls import LoopCalls, OutcomePromise, ThreadCalls
+from runwire_engine.life import Around, Life, LifeInThread, LifeOnLoop
+from runwire_engine.lifecycle import UNDECIDED
 from runwire_engine.runtime import RunRuntime
 from runwire_engine.threads import Errand, Threads
-from runwire_engine.verdicts import Failed, Interruption, Returned, Stopped, Verdict
+from runwire_engine.verdicts import (
+    Interruption,
+    PayloadError,
+    Returned,
+    Stopped,
+    Verdict,
+    failed,
+    output_text,
+)
 
 logger = logging.getLogger("runwire.worker")
 
@@ -72,15 +81,19 @@ class Attempt:
         self._settled = settled
         self._lock = threading.Lock()
         self._signal: StopSignal | None = None
-        self._payload: object = None
         self._started = False
         self._settled_already = False
-        # What the function ended with; None while it runs.
-        self._result: Returned | Failed | None = None
+        # Whether the function, and what belongs to it, has ended.
+        self._ended = False
+        # Whether what comes of it is decided, so that its time cannot run out any more.
+        self._decided = False
         self._function: asyncio.Task[Any] | None = None
         self._errand: Errand | None = None
-        # None: not started; False: runs; True: has ended, or there is none.
-        self._hook_ended: bool | None = True if task.cancel_hook is None else None
+        # Of a task with hooks.
+        self._life: Life | None = None
+        self._loop_calls: LoopCalls | None = None
+        # The end of the on_cancel hooks, once they were started.
+        self._canceling: Future[None] | None = None
 
     # The function ------------------------------------------------------------------------------
 
@@ -92,7 +105,7 @@ class Attempt:
         _context.enter(self.runtime)
         self.runtime.begin_branches()
         if self._begin():
-            self._end(await self._awaited())
+            self._end(await (self._lived() if self._has_hooks() else self._awaited()))
 
     def run_in_thread(self, variables: Variables) -> None:
         """Have a `def` function called in a thread, with a copy of the given variables."""
@@ -101,7 +114,10 @@ class Attempt:
     def _run_here(self) -> None:
         _context.enter(self.runtime)
         if self._begin():
-            self._end(self._called())
+            self._end(self._lived_here() if self._has_hooks() else self._called())
+
+    def _has_hooks(self) -> bool:
+        return bool(self.task.hooks or of_all.hooks)
 
     def _begin(self) -> bool:
         with self._lock:
@@ -111,38 +127,78 @@ class Attempt:
             self._settle(Stopped(stopped))
         return self._started
 
-    async def _awaited(self) -> Returned | Failed:
+    async def _awaited(self) -> Verdict | None:
         try:
             arguments, named = self._arguments()
             output = await cast(
                 Coroutine[Any, Any, object], self.task.function(*arguments, **named)
             )
             await self.runtime.pipes.finish()
+            return Returned(output_text(output))
         except BaseException as error:
             self.runtime.pipes.abort()
-            return _failed(error)
-        return _returned(output)
+            return self._failed(error)
 
-    def _called(self) -> Returned | Failed:
+    def _called(self) -> Verdict | None:
         try:
             arguments, named = self._arguments()
             output = cast(object, self.task.function(*arguments, **named))
             self.runtime.pipes.finish_blocking()
+            return Returned(output_text(output))
         except BaseException as error:
-            return _failed(error)
-        return _returned(output)
+            return self._failed(error)
+
+    def _failed(self, error: BaseException) -> Verdict | None:
+        """Return the verdict on an error; None when it may be how the function was stopped."""
+        return failed(error) if self.interruption is None else None
 
     def _arguments(self) -> tuple[tuple[object, ...], dict[str, object]]:
         try:
-            self._payload = self.task.parse_payload(self.run.payload, self.run.payload_type)
+            payload = self.task.parse_payload(self.run.payload, self.run.payload_type)
         except Exception as error:
-            raise _PayloadError(error) from error
-        offered: dict[str, object] = {}
+            raise PayloadError(error) from error
+        offered: dict[str, object] = {"init": None}
         if "ctx" in self.task.parameters:
             offered["ctx"] = self.runtime.ctx
         if "signal" in self.task.parameters:
             offered["signal"] = self._stop_signal()
-        return self.task.bind(self._payload, offered)
+        return self.task.bind(payload, offered)
+
+    # The function with its hooks ---------------------------------------------------------------
+
+    async def _lived(self) -> Verdict | None:
+        self._loop_calls = LoopCalls(self._threads)
+        life = self._life = LifeOnLoop(self._around(), self._loop_calls)
+        try:
+            return await life.live()
+        except BaseException as error:
+            return self._failed(error)
+
+    def _lived_here(self) -> Verdict | None:
+        calls = ThreadCalls()
+        life = self._life = LifeInThread(self._around(), calls)
+        try:
+            return life.live()
+        except BaseException as error:
+            return self._failed(error)
+        finally:
+            calls.close()
+
+    def _around(self) -> Around:
+        return Around(
+            self.run,
+            self.task,
+            self.runtime,
+            signal=self._stop_signal,
+            interruption=lambda: self.interruption,
+            decide=self._decide,
+            cancel=self.start_hook,
+        )
+
+    def _decide(self) -> Interruption | None:
+        with self._lock:
+            self._decided = self.interruption is None
+            return self.interruption
 
     def _stop_signal(self) -> StopSignal:
         with self._lock:
@@ -154,18 +210,18 @@ class Attempt:
 
     # Its end -----------------------------------------------------------------------------------
 
-    def _end(self, result: Returned | Failed) -> None:
+    def _end(self, verdict: Verdict | None) -> None:
+        """Take what the function came to; None where it was stopped before that was decided."""
         with self._lock:
-            self._result = result
+            self._ended = True
             reason = self.interruption
         match reason:
             case None:
-                self._settle(result)
+                self._settle(verdict or Stopped(Interruption.RELEASE))
             case Interruption.CANCEL:
-                self.start_hook()
-                self._settle_canceled()
-            case Interruption.RELEASE if isinstance(result, Returned):
-                self._settle(result)  # it finished after all
+                self.start_hook().add_done_callback(lambda _: self._settle_canceled())
+            case Interruption.RELEASE if verdict is not None:
+                self._settle(verdict)  # it finished after all
             case _:
                 self._settle(Stopped(reason))
 
@@ -178,7 +234,8 @@ class Attempt:
 
     def _settle_canceled(self) -> None:
         with self._lock:
-            ready = self._hook_ended is True and (self._result is not None or not self._started)
+            hooks_ended = self._canceling is not None and self._canceling.done()
+            ready = hooks_ended and (self._ended or not self._started)
         if ready:
             self._settle(Stopped(Interruption.CANCEL))
 
@@ -197,10 +254,13 @@ class Attempt:
             told = self.interruption is not None
             if self._settled_already or (told and reason is not Interruption.LOST):
                 return False
+            if self._decided and reason is Interruption.TIME_OUT:
+                return False
             self.interruption = reason
             if self._signal is not None:
                 self._signal.set()
-        if self.task.is_async and not told:
+        # Hooks that a cancellation let finish are stopped once the run is lost.
+        if self.task.is_async and (not told or self._life is not None):
             self._loop.post(self._cancel_function)
         elif not told:
             # A thread cannot be interrupted, but where it waits it can be woken.
@@ -214,7 +274,7 @@ class Attempt:
         reason = self.interruption
         if reason is None or self._settled_already:
             return
-        if self._started and self._result is None and reason is not Interruption.LOST:
+        if self._started and not self._ended and reason is not Interruption.LOST:
             logger.warning(
                 "run %s (%s) did not stop (%s); it is left behind",
                 self.run.id,
@@ -223,10 +283,16 @@ class Attempt:
             )
         if self._errand is not None:
             self._threads.abandon(self._errand)
+        if self._loop_calls is not None:
+            self._loop_calls.abandon()
         self._settle(Stopped(reason))
 
     def _cancel_function(self) -> None:
-        if self._function is not None and self._result is None:
+        if self._function is None or self._ended:
+            return
+        # The hooks after the function are let finish, unless nothing of theirs can count.
+        undecided = self._life is None or self._life.phase in UNDECIDED
+        if undecided or self.interruption is Interruption.LOST:
             self._function.cancel()
 
     # Waits -------------------------------------------------------------------------------------
@@ -243,85 +309,60 @@ class Attempt:
         self.run = run
         self.runtime.resume(run)
 
-    # The on_cancel hook ------------------------------------------------------------------------
+    # The on_cancel hooks -----------------------------------------------------------------------
 
-    def start_hook(self) -> None:
-        """Call the task's on_cancel hook, once, if its function was called at all."""
+    def start_hook(self) -> "Future[None]":
+        """Call the on_cancel hooks, once, if the function was called at all; promise their end."""
+        hooks = hooks_for(self.task.hooks, "on_cancel")
         with self._lock:
-            if self._hook_ended is not None or self.interruption is not Interruption.CANCEL:
-                return
-            self._hook_ended = False
-        if not self._started:
-            self._hook_done()
-        elif inspect.iscoroutinefunction(self.task.cancel_hook):
-            self._loop.call(self._await_hook)
+            if self._canceling is not None:
+                return self._canceling
+            over = self._canceling = pending_promise()
+        over.add_done_callback(lambda _: self._settle_canceled())
+        if not hooks or not self._started:
+            over.set_result(None)
+        elif self.task.is_async:
+            self._loop.call(lambda: self._await_hooks(hooks, over))
         else:
-            self._threads.submit(self._call_hook)
+            self._threads.submit(lambda: self._call_hooks(hooks, over))
+        return over
 
-    async def _await_hook(self) -> None:
+    async def _await_hooks(self, hooks: tuple[Prepared, ...], over: "Future[None]") -> None:
         _context.enter(self.runtime)
+        calls = LoopCalls(self._threads)
         try:
-            await cast(Coroutine[Any, Any, object], self._hook())
-        except BaseException as error:
-            self._hook_failed(error)
-        self._hook_done()
-
-    def _call_hook(self) -> None:
-        _context.enter(self.runtime)
-        try:
-            self._hook()
-        except BaseException as error:
-            self._hook_failed(error)
+            for hook in hooks:
+                try:
+                    await calls.call(hook, self._offered())
+                except BaseException as error:
+                    self._hook_failed(hook, error)
         finally:
+            over.set_result(None)
+
+    def _call_hooks(self, hooks: tuple[Prepared, ...], over: "Future[None]") -> None:
+        _context.enter(self.runtime)
+        calls = ThreadCalls()
+        try:
+            for hook in hooks:
+                try:
+                    calls.call(hook, self._offered())
+                except BaseException as error:
+                    self._hook_failed(hook, error)
+        finally:
+            calls.close()
             _context.enter(None)
-        self._hook_done()
+            over.set_result(None)
 
-    def _hook(self) -> object:
-        hook = self.task.cancel_hook
-        assert hook is not None
-        offered = {"payload": self._payload, "ctx": self.runtime.ctx}
-        wanted = inspect.signature(hook).parameters
-        return hook(**{name: offered[name] for name in offered if name in wanted})
+    def _offered(self) -> dict[str, object]:
+        life = self._life
+        assert life is not None, "a task without hooks has no on_cancel hook"
+        return {**life.offered(), "run_promise": OutcomePromise(life.outcome)}
 
-    def _hook_failed(self, error: BaseException) -> None:
+    def _hook_failed(self, hook: Prepared, error: BaseException) -> None:
         logger.warning(
-            "the on_cancel hook of %s failed in run %s", self.task.id, self.run.id, exc_info=error
+            "the on_cancel hook %s of %s failed in run %s",
+            hook.name,
+            self.task.id,
+            self.run.id,
+            exc_info=error,
         )
-
-    def _hook_done(self) -> None:
-        with self._lock:
-            self._hook_ended = True
-        self._settle_canceled()
-
-
-class _PayloadError(Exception):
-    """The payload does not fit the task; carries why."""
-
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
-
-
-def _failed(error: BaseException) -> Failed:
-    match error:
-        case _PayloadError(cause=cause):
-            return Failed(describe(cause, FailureCode.PAYLOAD_INVALID, stack=False), False)
-        case AbortTaskRunError():
-            return Failed(describe(error, FailureCode.TASK_ABORTED), False)
-        case SystemExit() | KeyboardInterrupt():
-            return Failed(describe(error, FailureCode.TASK_ERROR), False)
-        case _:
-            return Failed(describe(error, FailureCode.TASK_ERROR), True)
-
-
-def _returned(output: object) -> Returned | Failed:
-    try:
-        return Returned(encode(output, what="output", limit=MAX_OUTPUT_BYTES))
-    except InvalidValueError as error:
-        large = error.code == "too_large"
-        code = FailureCode.OUTPUT_TOO_LARGE if large else FailureCode.OUTPUT_INVALID
-        return Failed(describe(error, code, stack=False), False)
-    except Exception as error:
-        return Failed(describe(error, FailureCode.OUTPUT_INVALID), False)
-    finally:
-        if inspect.iscoroutine(output):
-            output.close()

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import orjson
 
@@ -109,6 +109,7 @@ class RunRuntime:
         # The places of calls, by what names them: the last ones, for whoever repeats a call.
         self._calls: dict[str, Place] = {}
         self._ctx: Context | None = None
+        self._locals: dict[Any, object] | None = None
         # As this attempt sees it; None until it is first looked at.
         self._document: JsonObject | None = None
         self._documents: dict[str, MetadataWriter] = {}
@@ -165,8 +166,10 @@ class RunRuntime:
             self._ctx = _context(self._run, self._around.environment)
         return self._ctx
 
-    def locals(self) -> Mapping[str, object]:
-        return {}
+    def locals(self) -> dict[Any, object]:
+        if self._locals is None:
+            self._locals = {}
+        return self._locals
 
     # Metadata ----------------------------------------------------------------------------------
 

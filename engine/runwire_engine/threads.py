@@ -5,7 +5,9 @@ ignores its signal would keep a stopped worker alive. These threads are daemons,
 given up makes room for another.
 """
 
+import contextvars
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -119,3 +121,12 @@ class Threads:
             surplus = self._size > self._limit
             self._size -= surplus
             return surplus
+
+
+def outside_of_loops() -> contextvars.Context:
+    """Return the variables of here for threads, where no loop runs."""
+    variables = contextvars.copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        variables.run(sniffio.current_async_library_cvar.set, None)
+    return variables

@@ -1,14 +1,20 @@
 """How an attempt ended, and what that makes of its run."""
 
+import inspect
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
+from runwire._backoff import next_delay
+from runwire.errors import AbortTaskRunError, InvalidValueError
 from runwire.tasks import AnyTask
+from runwire.values import MAX_OUTPUT_BYTES, encode
 from runwire_engine import outcomes
 from runwire_engine.claims import ClaimedRun
-from runwire_engine.failures import FailureCode, failure
-from runwire_engine.retries import RetryPolicy, next_delay
+from runwire_engine.failures import FailureCode, describe, failure
+
+# Beyond it not even catch_error gets another one: what never ends is a mistake.
+MAX_ATTEMPTS: Final = 1000
 
 
 class Interruption(Enum):
@@ -33,6 +39,15 @@ class Failed:
 
     error: str
     may_retry: bool
+    # Seconds until the next attempt, where catch_error has decided that already.
+    retry_in: float | None = None
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """catch_error raised itself, so that nobody knows what was wanted."""
+
+    error: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,53 @@ class Stopped:
     reason: Interruption
 
 
-Verdict: TypeAlias = Returned | Failed | Stopped
+Verdict: TypeAlias = Returned | Failed | Crashed | Stopped
+
+
+class PayloadError(Exception):
+    """The payload does not fit the task; carries why."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class OutputError(Exception):
+    """What the function returned cannot be stored; carries why."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def failed(error: BaseException) -> Failed:
+    """Return the verdict on an attempt that raised this."""
+    match error:
+        case PayloadError(cause=cause):
+            return Failed(describe(cause, FailureCode.PAYLOAD_INVALID, stack=False), False)
+        case OutputError(cause=InvalidValueError(code="too_large") as cause):
+            return Failed(describe(cause, FailureCode.OUTPUT_TOO_LARGE, stack=False), False)
+        case OutputError(cause=InvalidValueError() as cause):
+            return Failed(describe(cause, FailureCode.OUTPUT_INVALID, stack=False), False)
+        case OutputError(cause=cause):
+            return Failed(describe(cause, FailureCode.OUTPUT_INVALID), False)
+        case AbortTaskRunError():
+            return Failed(describe(error, FailureCode.TASK_ABORTED), False)
+        case SystemExit() | KeyboardInterrupt():
+            return Failed(describe(error, FailureCode.TASK_ERROR), False)
+        case _:
+            return Failed(describe(error, FailureCode.TASK_ERROR), True)
+
+
+def output_text(output: object) -> str:
+    """Return an output as JSON text. Raises OutputError."""
+    try:
+        return encode(output, what="output", limit=MAX_OUTPUT_BYTES)
+    except Exception as error:
+        raise OutputError(error) from error
+    finally:
+        if inspect.iscoroutine(output):
+            output.close()
 
 
 def outcome_of(
@@ -56,10 +117,14 @@ def outcome_of(
     match verdict:
         case Returned():
             return outcomes.Completed(run_id, execution, verdict.output)
+        case Crashed():
+            return outcomes.Crashed(run_id, execution, verdict.error)
         case Failed(may_retry=False):
             return outcomes.Failed(run_id, execution, verdict.error)
+        case Failed(retry_in=float() as decided):
+            return outcomes.Failed(run_id, execution, verdict.error, decided)
         case Failed():
-            delay = next_delay(_policy(task), run.attempt, random, max_attempts=run.max_attempts)
+            delay = next_delay(task.retry, run.attempt, random, max_attempts=run.max_attempts)
             return outcomes.Failed(run_id, execution, verdict.error, delay)
         case Stopped():
             return _stopped(run, task, verdict.reason)
@@ -87,14 +152,3 @@ def _stopped(run: ClaimedRun, task: AnyTask, reason: Interruption) -> outcomes.O
             return None
         case _:
             assert_never(reason)
-
-
-def _policy(task: AnyTask) -> RetryPolicy:
-    given = task.retry
-    return RetryPolicy(
-        max_attempts=given.max_attempts,
-        factor=given.factor,
-        min_timeout=given.min_timeout,
-        max_timeout=given.max_timeout,
-        randomize=given.randomize,
-    )

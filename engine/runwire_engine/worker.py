@@ -7,7 +7,6 @@ that a task which blocks its loop loses no lease. `def` tasks run in further thr
 
 import asyncio
 import contextlib
-import contextvars
 import dataclasses
 import inspect
 import logging
@@ -38,7 +37,7 @@ from runwire_engine.schedules import declared
 from runwire_engine.settings import EngineSettings
 from runwire_engine.task_loop import TaskLoop
 from runwire_engine.tenure import BACK_OFF, Tenure
-from runwire_engine.threads import Threads
+from runwire_engine.threads import Threads, outside_of_loops
 from runwire_engine.watchdog import Watchdog
 
 logger = logging.getLogger("runwire.worker")
@@ -71,7 +70,7 @@ class Worker:
         self._mint = mint
         self._queues = dict(queues or {})
         self._threads = Threads(settings.concurrency + _HOOK_THREADS)
-        self._variables = _outside_of_loops()
+        self._variables = outside_of_loops()
         self._started: Future[None] = pending_promise()
         self._tenure: Tenure | None = None
         # Of the engine's thread, once it runs. The lock orders `stop` against that moment; a signal
@@ -263,15 +262,6 @@ async def _patiently(work: Callable[[], Awaitable[T]], stopping: anyio.Event) ->
             await stopping.wait()
         wait = min(wait * 2, longest)
     return None
-
-
-def _outside_of_loops() -> contextvars.Context:
-    """Return the variables of here for threads, where no loop runs."""
-    variables = contextvars.copy_context()
-    sniffio = sys.modules.get("sniffio")
-    if sniffio is not None:
-        variables.run(sniffio.current_async_library_cvar.set, None)
-    return variables
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

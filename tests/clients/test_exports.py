@@ -2,9 +2,11 @@ import runwire
 from runwire import (
     auth,
     batch,
+    locals,
     logger,
     metadata,
     queues,
+    retry,
     runs,
     schedules,
     streams,
@@ -30,6 +32,7 @@ def test_the_package_offers_these_names() -> None:
         "NotFoundError",
         "NotInRunError",
         "NotInTransactionError",
+        "NotSetError",
         "Run",
         "Runwire",
         "RunwireError",
@@ -43,12 +46,15 @@ def test_the_package_offers_these_names() -> None:
         "auth",
         "batch",
         "idempotency_keys",
+        "locals",
         "logger",
         "metadata",
         "queue",
         "queues",
+        "retry",
         "runs",
         "schedules",
+        "schema_task",
         "streams",
         "tags",
         "task",
@@ -58,8 +64,8 @@ def test_the_package_offers_these_names() -> None:
 
 
 def test_every_name_that_is_offered_is_there() -> None:
-    modules = (auth, batch, logger, metadata, queues, runs, schedules, streams, sync, tasks, wait)
-    for module in (runwire, *modules):
+    inside = (locals, logger, metadata, retry, streams, wait)
+    for module in (runwire, auth, batch, *inside, queues, runs, schedules, sync, tasks):
         missing = [name for name in module.__all__ if not hasattr(module, name)]
         assert not missing, module.__name__
 

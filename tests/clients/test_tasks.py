@@ -76,15 +76,15 @@ def test_a_task_may_take_nothing_or_any_of_what_is_offered() -> None:
     def nothing() -> None: ...
 
     @task(id="all")
-    def everything(payload: int, signal: Signal, ctx: Context) -> None: ...
+    def everything(payload: int, signal: Signal, ctx: Context, init: object) -> None: ...
 
     @task(id="only-ctx")
     def only_ctx(ctx: Context) -> None: ...
 
     assert nothing.parameters == () and nothing.payload_schema() is None
-    assert everything.parameters == ("payload", "ctx", "signal")
+    assert everything.parameters == ("payload", "ctx", "init", "signal")
     assert only_ctx.parameters == ("ctx",)
-    offered = {"ctx": object(), "signal": object()}
+    offered = {"ctx": object(), "init": object(), "signal": object()}
     assert everything.bind(5, offered) == ((5,), offered)
     assert only_ctx.bind(None, offered) == ((), {"ctx": offered["ctx"]})
     assert nothing.bind(None, offered) == ((), {})
@@ -130,7 +130,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
         task(**options)(write_story)
 
 
-@pytest.mark.parametrize("option", ["machine", "init", "cron", "on_success", "run"])
+@pytest.mark.parametrize("option", ["machine", "cron", "region", "run"])
 def test_options_that_are_not_built_yet_are_refused(option: str) -> None:
     with pytest.raises(TypeError, match=option):
         task(id="a", **cast(Any, {option: 1}))
@@ -154,7 +154,7 @@ def test_a_queue_is_shared_and_the_lowest_limit_said_of_it_is_announced() -> Non
 
 
 def test_functions_that_ask_for_what_there_is_not_are_refused() -> None:
-    def with_init(payload: int, init: object) -> None: ...
+    def with_output(payload: int, output: object) -> None: ...
 
     def with_rest(*payloads: int) -> None: ...
 
@@ -163,7 +163,7 @@ def test_functions_that_ask_for_what_there_is_not_are_refused() -> None:
     def generator(payload: int) -> Iterator[int]:
         yield payload
 
-    for function in (with_init, with_rest, with_keyword, generator):
+    for function in (with_output, with_rest, with_keyword, generator):
         with pytest.raises(TaskError):
             task(id="a")(cast(Any, function))
 
@@ -176,17 +176,6 @@ def test_two_tasks_cannot_have_one_id_but_a_reload_replaces_itself() -> None:
 
         @task(id="a")
         def other(payload: int) -> None: ...
-
-
-def test_a_cancel_hook_is_given_or_attached_once() -> None:
-    defined = task(id="a")(write_story)
-
-    @defined.on_cancel
-    def stopped(payload: Story) -> None: ...
-
-    assert defined.cancel_hook is stopped
-    with pytest.raises(TaskError, match="on_cancel"):
-        defined.on_cancel(print)
 
 
 def test_annotations_of_every_kind_are_the_schema() -> None:

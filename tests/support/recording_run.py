@@ -4,6 +4,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from runwire import _context
 from runwire._context import (
@@ -45,6 +46,7 @@ class RecordingRun:
 
     ctx: Context = field(default_factory=context)
     document: JsonObject = field(default_factory=dict[str, object])
+    kept: dict[Any, object] = field(default_factory=dict[Any, object])
     told: list[tuple[object, ...]] = field(default_factory=list[tuple[object, ...]])
     # What was sent to it, as JSON text.
     input: list[str] = field(default_factory=list[str])
@@ -178,8 +180,8 @@ class RecordingRun:
     def add_tags_blocking(self, tags: Sequence[str]) -> None:
         self.told.append(("tags", *tags))
 
-    def locals(self) -> Mapping[str, object]:
-        return {}
+    def locals(self) -> dict[Any, object]:
+        return self.kept
 
 
 @contextmanager

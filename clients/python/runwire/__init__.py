@@ -4,9 +4,11 @@ from runwire import (
     auth,
     batch,
     idempotency_keys,
+    locals,
     logger,
     metadata,
     queues,
+    retry,
     runs,
     schedules,
     streams,
@@ -29,6 +31,7 @@ from runwire.errors import (
     NotFoundError,
     NotInRunError,
     NotInTransactionError,
+    NotSetError,
     RunwireError,
     SubscriptionError,
     TaskError,
@@ -38,7 +41,7 @@ from runwire.errors import (
 from runwire.queues import queue
 from runwire.runs import Event, Run
 from runwire.schedules import ScheduledTaskPayload
-from runwire.tasks import Signal, Task, task
+from runwire.tasks import Signal, Task, schema_task, task
 
 __all__ = [
     "AbortTaskRunError",
@@ -55,6 +58,7 @@ __all__ = [
     "NotFoundError",
     "NotInRunError",
     "NotInTransactionError",
+    "NotSetError",
     "Run",
     "Runwire",
     "RunwireError",
@@ -68,12 +72,15 @@ __all__ = [
     "auth",
     "batch",
     "idempotency_keys",
+    "locals",
     "logger",
     "metadata",
     "queue",
     "queues",
+    "retry",
     "runs",
     "schedules",
+    "schema_task",
     "streams",
     "tags",
     "task",

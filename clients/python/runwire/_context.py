@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from runwire._log_line import LogLevel
 from runwire.errors import NotInRunError
@@ -283,8 +283,8 @@ class Runtime(Protocol):
 
     def add_tags_blocking(self, tags: Sequence[str]) -> None: ...
 
-    def locals(self) -> Mapping[str, object]:
-        """Return what `init` returned, and nothing else yet."""
+    def locals(self) -> dict[Any, object]:
+        """Return what `runwire.locals` keeps in this attempt, to read and to change."""
         ...
 
 

@@ -20,12 +20,12 @@ from typing import (
 from runwire import _batching, _triggering
 from runwire._batching import BatchHandle, Key, blocking_entries_of, entries_of
 from runwire._cron import CronOptions
-from runwire._hooks import Hook, HookT
+from runwire._hooks import Hook, Hooked, given_hooks
 from runwire._options import TriggerKeywords
 from runwire._signature import Signature
 from runwire._task_options import QueueOptions, RetryOptions
 from runwire._triggering import Entry, RunHandle
-from runwire.errors import InvalidValueError, TaskError
+from runwire.errors import InvalidValueError
 from runwire.wire import JsonObject
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
 ReturnT = TypeVar("ReturnT")
+GivenT = TypeVar("GivenT")
+ParsedT = TypeVar("ParsedT")
 P = ParamSpec("P")
 
 # What a task without a payload, or with a default for it, is triggered with.
@@ -47,7 +49,7 @@ class BatchEntry(TypedDict, Generic[PayloadT], total=False):
     options: TriggerKeywords
 
 
-class Task(Generic[PayloadT, OutputT, P, ReturnT]):
+class Task(Hooked, Generic[PayloadT, OutputT, P, ReturnT]):
     """A task. Calling it calls the plain function; `trigger` starts a run of it."""
 
     # When it runs by itself; set by `schedules.task`.
@@ -62,7 +64,8 @@ class Task(Generic[PayloadT, OutputT, P, ReturnT]):
         queue: QueueOptions,
         max_duration: float | None,
         ttl: float | None,
-        on_cancel: Hook | None,
+        schema: object,
+        hooks: Mapping[str, Hook],
     ) -> None:
         self.id = id
         self.function = function
@@ -73,9 +76,8 @@ class Task(Generic[PayloadT, OutputT, P, ReturnT]):
         self.max_duration = max_duration
         # Seconds that a run may wait to start once it is due, or None.
         self.ttl = ttl
-        # Called when a run is canceled while it executes; it has 30 seconds.
-        self.cancel_hook = on_cancel
-        signature = Signature.of(function, id)
+        self.hooks = given_hooks(f"task {id!r}", hooks, is_async=self.is_async)
+        signature = Signature.of(function, id, schema)
         # What the function names, with "payload" first if it takes one.
         self.parameters = signature.parameters
         self._payload = signature.payload
@@ -124,40 +126,26 @@ class Task(Generic[PayloadT, OutputT, P, ReturnT]):
         entries = entries_of(items, self.entry)
         return await _batching.trigger_batch(None, entries, idempotency_key, connection)
 
-    def on_cancel(self, hook: HookT) -> HookT:
-        """Attach what is called when a run is canceled while it executes.
-
-        The hook names what it wants of `payload` and `ctx`, has 30 seconds, and may still write
-        metadata and streams.
-        """
-        if self.cancel_hook is not None and self.cancel_hook is not hook:
-            raise TaskError(f"task {self.id!r} already has an on_cancel hook")
-        self.cancel_hook = hook
-        return hook
-
     def bind(
         self, payload: object, offered: Mapping[str, object]
     ) -> tuple[tuple[object, ...], dict[str, object]]:
         """Return the arguments of one call: the payload if it is taken, and what is named."""
         arguments = (payload,) if "payload" in self.parameters else ()
-        named = {name: offered[name] for name in self.parameters if name in offered}
-        return arguments, named
+        return arguments, {name: offered[name] for name in self.parameters if name != "payload"}
 
-    def parse_payload(
-        self, text: str | None, payload_type: str = "application/json"
-    ) -> PayloadT | None:
+    def parse_payload(self, text: str | None, payload_type: str = "application/json") -> Any:
         """Return the payload of a run as the function expects it.
 
-        Raises InvalidValueError (code "payload_invalid") when it does not fit the annotation.
+        Raises InvalidValueError (code "payload_invalid") when it does not fit its schema.
         """
         if self._payload is None:
             return None
-        return cast(PayloadT, self._payload.parse(text, payload_type))
+        return self._payload.parse(text, payload_type)
 
     def dump_payload(self, payload: object) -> str | None:
-        """Return a payload as JSON text, validated and with defaults filled in.
+        """Return a payload as JSON text once it was validated.
 
-        Raises InvalidValueError (code "payload_invalid") when it does not fit the annotation.
+        Raises InvalidValueError (code "payload_invalid") when it does not fit its schema.
         """
         if self._payload is None:
             if payload is not None:
@@ -241,3 +229,23 @@ class Decorator(Protocol):
     def __call__(
         self, function: Callable[Concatenate[PayloadT, P], OutputT], /
     ) -> Task[PayloadT, OutputT, Concatenate[PayloadT, P], OutputT]: ...
+
+
+class SchemaDecorator(Generic[GivenT, ParsedT]):
+    """What `task(…, schema=…)` returns: runs are triggered with one type, executed with another."""
+
+    def __init__(self, decorate: Callable[[Callable[..., Any]], Any]) -> None:
+        self._decorate = decorate
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[ParsedT, P], Coroutine[Any, Any, OutputT]], /
+    ) -> Task[GivenT, OutputT, Concatenate[ParsedT, P], Coroutine[Any, Any, OutputT]]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[ParsedT, P], OutputT], /
+    ) -> Task[GivenT, OutputT, Concatenate[ParsedT, P], OutputT]: ...
+
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        return self._decorate(function)

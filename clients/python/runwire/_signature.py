@@ -9,7 +9,7 @@ from runwire._schema import OutputSchema, PayloadSchema
 from runwire.errors import TaskError
 
 # What a task function may name after its payload.
-OFFERED: Final = ("ctx", "signal")
+OFFERED: Final = ("ctx", "init", "signal")
 
 
 class Signal(Protocol):
@@ -36,8 +36,11 @@ class Signature:
     output: OutputSchema
 
     @classmethod
-    def of(cls, function: Callable[..., object], task: str) -> "Signature":
-        """Read what a task function takes. Raises TaskError when it asks for what there is not."""
+    def of(cls, function: Callable[..., object], task: str, schema: object = None) -> "Signature":
+        """Read what a task function takes. Raises TaskError when it asks for what there is not.
+
+        The payload is what the schema says; without one, what the function's annotation says.
+        """
         name = getattr(function, "__qualname__", repr(function))
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise TaskError(
@@ -52,19 +55,24 @@ class Signature:
                 f"{name} takes {', '.join(unknown) or str(first)}; a task takes its payload first, "
                 f"then any of {', '.join(OFFERED)} by name"
             )
+        if schema is not None and first is None:
+            raise TaskError(f"{name} takes no payload, so that its schema says nothing")
         hints = _hints(function, name)
         taken = () if first is None else ("payload",)
         return cls(
             parameters=taken + tuple(offer for offer in OFFERED if offer in named),
-            payload=None if first is None else _payload(first, hints, task, name),
+            payload=None if first is None else _payload(first, hints, task, name, schema),
             output=OutputSchema.of(hints.get("return", Any), task, name),
         )
 
 
 def _payload(
-    parameter: inspect.Parameter, hints: dict[str, Any], task: str, name: str
+    parameter: inspect.Parameter, hints: dict[str, Any], task: str, name: str, schema: object
 ) -> PayloadSchema:
-    return PayloadSchema.of(hints.get(parameter.name, Any), task, name, default=parameter.default)
+    if schema is not None:
+        return PayloadSchema.given(schema, task, default=parameter.default)
+    annotation = hints.get(parameter.name, Any)
+    return PayloadSchema.annotated(annotation, task, name, default=parameter.default)
 
 
 def _hints(function: Callable[..., object], name: str) -> dict[str, Any]:

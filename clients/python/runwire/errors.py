@@ -5,6 +5,7 @@ RunwireError
 ├── ConfigurationError       yours: no address, no credential, a wrong option
 ├── NotInRunError            yours: a call that only makes sense inside an executing run
 ├── NotInTransactionError    yours: a connection that is in no transaction, or in a failed one
+├── NotSetError              yours: nothing was set in `locals` under a key
 ├── TaskError                yours: a task definition that cannot work
 ├── AbortTaskRunError        yours, raised on purpose: fail the attempt and do not retry
 ├── SubtaskUnwrapError       a child run that was waited for did not complete
@@ -49,6 +50,14 @@ class NotInRunError(RunwireError):
 
 class NotInTransactionError(RunwireError):
     """The connection is in no transaction that a run could be triggered in."""
+
+
+class NotSetError(RunwireError, LookupError):
+    """No value was set under a key of `locals`; `key` is the key's id."""
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class TaskError(RunwireError):

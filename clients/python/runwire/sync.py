@@ -19,6 +19,7 @@ from runwire._sync import (
 )
 from runwire.idempotency_keys import SyncIdempotencyKeys
 from runwire.metadata import sync as metadata
+from runwire.retry import sync as retry
 from runwire.streams import sync as streams
 from runwire.tags import sync as tags
 from runwire.wait import sync as wait
@@ -30,6 +31,7 @@ __all__ = [
     "idempotency_keys",
     "metadata",
     "queues",
+    "retry",
     "runs",
     "schedules",
     "streams",

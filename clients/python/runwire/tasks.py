@@ -7,19 +7,28 @@
     handle = await tasks.trigger("write-story", {"topic": "tides"})      # another code base
 
 `write_story(payload)` calls the plain function, for unit tests. The payload comes first, then any
-of `ctx` and `signal` by name; the annotations are the schema, read by pydantic. Blocking twins of
-every call: `write_story.sync.trigger(…)`, `runwire.sync.tasks.trigger(…)`.
+of `ctx`, `init` and `signal` by name; the annotations are the schema, read by pydantic. Hooks are
+keywords of `@task`, or attached: `@write_story.on_success`, for every task `@tasks.on_success`.
+Blocking twins of every call: `write_story.sync.trigger(…)`, `runwire.sync.tasks.trigger(…)`.
 """
 
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, overload
 
 from runwire import _batching, _triggering
 from runwire._batching import BatchHandle, Key, entries_of
+from runwire._caught import Caught, CaughtKeywords
 from runwire._client import Client
-from runwire._definition import BatchEntry, Decorator, SyncTask, Task, check_item
-from runwire._hooks import Hook
+from runwire._definition import (
+    BatchEntry,
+    Decorator,
+    SchemaDecorator,
+    SyncTask,
+    Task,
+    check_item,
+)
+from runwire._hooks import Completion, Hook, HookKeywords, RunPromise, of_all
 from runwire._options import TriggerKeywords
 from runwire._signature import Signal
 from runwire._task_options import (
@@ -42,21 +51,44 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchEntry",
     "BatchHandle",
+    "Caught",
+    "CaughtKeywords",
+    "Completion",
+    "Next",
     "QueueOptions",
     "Registry",
     "RetryOptions",
     "RunHandle",
+    "RunPromise",
     "Signal",
     "SyncTask",
     "Task",
     "Tasks",
     "batch_trigger",
+    "catch_error",
+    "cleanup",
+    "handle_error",
+    "init",
+    "middleware",
+    "on_cancel",
+    "on_complete",
+    "on_failure",
+    "on_resume",
+    "on_start",
+    "on_start_attempt",
+    "on_success",
+    "on_wait",
     "registry",
+    "schema_task",
     "task",
     "trigger",
 ]
 
 AnyTask = Task[Any, Any, ..., Any]
+# What a middleware of an `async def` task awaits; in `def` ones `next()` is a plain call.
+Next: TypeAlias = Callable[[], Awaitable[None]]
+GivenT = TypeVar("GivenT")
+ParsedT = TypeVar("ParsedT")
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
 
@@ -101,23 +133,58 @@ def registry() -> Registry:
     return _registry
 
 
+class TaskKeywords(HookKeywords, total=False):
+    """The options of `@task`."""
+
+    # A typed object or a dict.
+    retry: RetryOptions | RetryKeywords | None
+    # Without a name a task has its own queue.
+    queue: QueueOptions | QueueKeywords | str | None
+    # Of one attempt.
+    max_duration: Duration | None
+    # How long a run may wait to start once it is due.
+    ttl: Duration | None
+
+
+@overload
+def task(*, id: str, schema: None = None, **options: Unpack[TaskKeywords]) -> Decorator: ...
+
+
+@overload
 def task(
-    *,
-    id: str,
-    retry: RetryOptions | RetryKeywords | None = None,
-    queue: QueueOptions | QueueKeywords | str | None = None,
-    max_duration: Duration | None = None,
-    ttl: Duration | None = None,
-    on_cancel: Hook | None = None,
-) -> Decorator:
+    *, id: str, schema: type[ParsedT], **options: Unpack[TaskKeywords]
+) -> SchemaDecorator[ParsedT, ParsedT]: ...
+
+
+@overload
+def task(
+    *, id: str, schema: Callable[[GivenT], ParsedT], **options: Unpack[TaskKeywords]
+) -> SchemaDecorator[GivenT, ParsedT]: ...
+
+
+@overload
+def task(
+    *, id: str, schema: object, **options: Unpack[TaskKeywords]
+) -> SchemaDecorator[Any, Any]: ...
+
+
+def task(*, id: str, schema: object = None, **options: Unpack[TaskKeywords]) -> Any:
     """Make a function a task. Raises TaskError when the definition cannot work.
 
-    `retry` and `queue` take a typed object or a dict; without a name a task has its own queue.
-    `max_duration` bounds one attempt, `ttl` how long a run may wait to start. `def` functions run
-    in threads, `async def` on the task loop.
+    `schema` is any type that pydantic knows, or a function that takes a value and returns the
+    payload; without one the function's annotation is the schema. `def` functions run in threads,
+    `async def` on the task loop. Options, hooks and their order: docs/reference/tasks.md.
     """
     if not 1 <= len(id) <= MAX_ID_LENGTH or not id.isprintable():
         raise TaskError(f"a task id is 1 to {MAX_ID_LENGTH} printable characters, not {id!r}")
+    unknown = sorted(set(options) - set(TaskKeywords.__annotations__))
+    if unknown:
+        raise TypeError(f"task has no option {', '.join(unknown)}")
+    given: Mapping[str, Any] = options
+    hooks: dict[str, Hook] = {
+        name: given[name] for name in HookKeywords.__annotations__ if name in given
+    }
+    max_duration, ttl = options.get("max_duration"), options.get("ttl")
     if max_duration is not None and seconds(max_duration) <= 0:
         raise TaskError(f"max_duration of task {id!r} must be positive")
     if ttl is not None and seconds(ttl) <= 0:
@@ -127,16 +194,55 @@ def task(
         defined: AnyTask = Task(
             function,
             id=id,
-            retry=retry_options(retry),
-            queue=queue_options(queue, id),
+            retry=retry_options(options.get("retry")),
+            queue=queue_options(options.get("queue"), id),
             max_duration=None if max_duration is None else seconds(max_duration),
             ttl=None if ttl is None else seconds(ttl),
-            on_cancel=on_cancel,
+            schema=schema,
+            hooks=hooks,
         )
         _registry.add(defined)
         return defined
 
-    return cast(Decorator, decorate)
+    return decorate if schema is None else SchemaDecorator[Any, Any](decorate)
+
+
+@overload
+def schema_task(
+    *, id: str, schema: type[ParsedT], **options: Unpack[TaskKeywords]
+) -> SchemaDecorator[ParsedT, ParsedT]: ...
+
+
+@overload
+def schema_task(
+    *, id: str, schema: Callable[[GivenT], ParsedT], **options: Unpack[TaskKeywords]
+) -> SchemaDecorator[GivenT, ParsedT]: ...
+
+
+@overload
+def schema_task(
+    *, id: str, schema: object, **options: Unpack[TaskKeywords]
+) -> SchemaDecorator[Any, Any]: ...
+
+
+def schema_task(*, id: str, schema: object, **options: Unpack[TaskKeywords]) -> Any:
+    """Make a function a task with a schema: `task` under the name it has in the guide."""
+    return task(id=id, schema=schema, **options)
+
+
+middleware = of_all.middleware
+init = of_all.init
+on_start = of_all.on_start
+on_start_attempt = of_all.on_start_attempt
+on_wait = of_all.on_wait
+on_resume = of_all.on_resume
+catch_error = of_all.catch_error
+handle_error = of_all.handle_error
+on_success = of_all.on_success
+on_failure = of_all.on_failure
+on_complete = of_all.on_complete
+on_cancel = of_all.on_cancel
+cleanup = of_all.cleanup
 
 
 class Tasks:
