@@ -25,6 +25,7 @@ from tests.support.history import ClientLog, Fault, Finding, check, read_ledger
 from tests.support.parts import server_on, worker_on
 from tests.support.postgres import TestServer, opened_database
 from tests.support.processes import Process, free_port, running, until, until_async
+from tests.support.protocol_client import ProtocolClient
 from tests.support.server import SECRET
 from tests.support.watchers import Watcher
 
@@ -186,14 +187,16 @@ async def watching(
     async with anyio.create_task_group() as tasks:
         for number in range(clients):
             run_id = ids[number % runs]
-            log = ClientLog(f"client {number}", mode="every")
-            watcher = Watcher(run_id, "words", fleet.key, _chooser(fleet, number), log)
+            asked = {"to": {"run": run_id}, "streams": {"words": {"from": "start"}}}
+            client = ProtocolClient(f"client {number}", {"s": asked}, mode="every")
+            client.log.follows(run_id, "words")
+            watcher = Watcher(client, fleet.key, _chooser(fleet, number))
             watchers.append(watcher)
             tasks.start_soon(watcher.run)
         await until(lambda: all(each.live_at is not None for each in watchers), PATIENCE)
         yield watchers
         await until(lambda: all(each.is_done for each in watchers), PATIENCE)
-    await fleet.assert_clean(lambda _: [watcher.log for watcher in watchers])
+    await fleet.assert_clean(lambda _: [watcher.client.finish() for watcher in watchers])
 
 
 def _chooser(fleet: Fleet, number: int) -> Callable[[], int]:

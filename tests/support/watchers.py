@@ -1,4 +1,4 @@
-"""Clients by hand, from the protocol, each with the positions it keeps from socket to socket.
+"""Protocol clients on sockets of their own, each with what it keeps from socket to socket.
 
 A Watcher follows one run and a stream of it in mode `every`, to the end, over however many sockets
 and servers that takes; `choose` says where it goes next. What it saw is a ClientLog.
@@ -14,44 +14,36 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-from runwire.wire import PROTOCOL, SOCKET_PATH, JsonObject
-from tests.support.history import ClientLog
+from runwire.wire import PROTOCOL, SILENCE, SOCKET_PATH
+from tests.support.protocol_client import ProtocolClient
 
 # What a server that dies or refuses looks like.
 _LOST = (OSError, EOFError, TimeoutError, WebSocketException)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
-class LostPlaceError(Exception):
-    """A message does not continue what this client has."""
-
-
 @dataclass(eq=False)
 class Watcher:
-    """One client and what it holds."""
+    """One client and its socket."""
 
-    run_id: str
-    stream: str
+    client: ProtocolClient
     key: str
     choose: Callable[[], int]
-    log: ClientLog
     # The port of the open socket, None between two.
     at: int | None = None
     connections: int = 0
     # When it was last told `live`, by anyio's clock.
     live_at: float | None = None
-    is_done: bool = False
     # The codes that sockets ended with.
     codes: list[int | None] = field(default_factory=list[int | None])
-    _epoch: str = ""
-    _revision: int = 0
-    _status: str = ""
-    _next: int = 0
     _connection: ClientConnection | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.client.is_over
 
     async def run(self) -> None:
         """Follow until the run is done."""
-        self.log.follows(self.run_id, self.stream)
         tries = 0
         while not self.is_done:
             before = self.live_at
@@ -75,11 +67,10 @@ class Watcher:
             self._connection.transport.abort()
 
     async def _follow(self, url: str) -> None:
-        headers = {"authorization": f"Bearer {self.key}"}
         async with connect(
             url,
             subprotocols=[Subprotocol(PROTOCOL)],
-            additional_headers=headers,
+            additional_headers={"authorization": f"Bearer {self.key}"},
             compression=None,
             proxy=None,
             open_timeout=5,
@@ -88,64 +79,12 @@ class Watcher:
         ) as connection:
             self._connection = connection
             self.connections += 1
-            await connection.send(orjson.dumps(self._request()).decode())
+            for request in self.client.requests():
+                await connection.send(orjson.dumps(request).decode())
             while not self.is_done:
-                with anyio.fail_after(2.5 * 15):  # as the protocol says of heartbeats
-                    frame = await connection.recv()
-                for message in orjson.loads(frame):
-                    if not self._receive(message):
-                        refetch = {"type": "refetch", "run": self.run_id}
-                        await connection.send(orjson.dumps(refetch).decode())
-
-    def _request(self) -> JsonObject:
-        request: JsonObject = {
-            "type": "subscribe",
-            "sub": "s",
-            "to": {"run": self.run_id},
-            "mode": "every",
-            "streams": {self.stream: {"from": self._next}},
-        }
-        if self._revision:
-            request["cursor"] = f"r1.{self._epoch}.{self._revision}"
-        return request
-
-    def _receive(self, message: JsonObject) -> bool:
-        """Take a message; False for a patch that does not apply."""
-        match message["type"]:
-            case "ready":
-                self._epoch = message["epoch"]
-            case "snapshot":
-                for run in message["runs"]:
-                    self._saw(run["revision"], run["status"])
-            case "run":
-                self._saw(message["run"]["revision"], message["run"]["status"])
-            case "patch":
-                if message["from"] != self._revision < message["revision"]:
-                    return False
-                self._saw(message["revision"], message["set"].get("status", self._status))
-            case "chunks":
-                self._read(message["seq"], message["data"])
-            case "gap":
-                self.log.saw_gap(self.run_id)
-            case "live":
-                self.live_at = anyio.current_time()
-            case "done":
-                self.is_done = True
-            case "error":
-                raise LostPlaceError(message)
-            case _:
-                pass
-        return True
-
-    def _saw(self, revision: int, status: str) -> None:
-        if revision > self._revision:
-            self._revision, self._status = revision, status
-            self.log.saw_run(self.run_id, revision, status)
-
-    def _read(self, seq: int, data: list[object]) -> None:
-        if data and seq > self._next:
-            raise LostPlaceError(f"{self.run_id}: chunk {seq} came, {self._next} was next")
-        for place, chunk in enumerate(data, seq):
-            if place == self._next:
-                self.log.saw_chunk(self.run_id, self.stream, place, chunk)
-                self._next += 1
+                with anyio.fail_after(SILENCE):
+                    frame = orjson.loads(await connection.recv())
+                for answer in self.client.receive(frame):
+                    await connection.send(orjson.dumps(answer).decode())
+                if any(message["type"] == "live" for message in frame):
+                    self.live_at = anyio.current_time()
