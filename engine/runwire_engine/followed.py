@@ -35,12 +35,14 @@ class Touched:
     """Which part of a run's history is news.
 
     `first` is its first revision that is, `tagged` the first of those that changed its tags;
-    `created` is the delta of revision 1, when that is news.
+    `created` is the delta of revision 1, when that is news. `has_entered`: it was not in the feed
+    before, so that all of it is told as news.
     """
 
     first: int
     created: str | None = None
     tagged: int | None = None
+    has_entered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ may be read at leisure, as the socket has room for them.
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, TypeVar
 
@@ -274,7 +275,8 @@ class _Load:
         before = await self._read(self._following.before(self._environment_id, asked))
         entered = [run_id for run_id, then in before.items() if not filter.held_then(then)]
         created = await self._read(self._following.creations(self._environment_id, entered))
-        return {**touched, **{run_id: created.get(run_id, Touched(1)) for run_id in entered}}
+        news = {run_id: created.get(run_id, Touched(1)) for run_id in entered}
+        return {**touched, **{id: replace(each, has_entered=True) for id, each in news.items()}}
 
     def _touched(self, snapshot: str) -> Awaitable[dict[str, Touched]]:
         tags: Sequence[str] = ()

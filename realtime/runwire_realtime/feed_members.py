@@ -228,8 +228,13 @@ class FeedMembers:
     def _has_lost(self, run_id: str, first: int) -> bool:
         """Say whether others here were told a run without revisions that this has to tell."""
         reader = self.follower.readers.get(run_id)
-        is_news = self.wants_every and run_id not in self.members
-        return is_news and reader is not None and reader.has_skipped(first)
+        return self.wants_every and reader is not None and reader.has_skipped(first)
+
+    def _owes(self, run_id: str, first: int) -> bool:
+        """Say whether the client, which comes from elsewhere, has to be told of a run from here."""
+        return (
+            first > 0 and self.subscription.stage is not Stage.LIVE and (run_id not in self.members)
+        )
 
     def _entry(self, run_id: str, *, is_news: bool) -> Entry:
         """Return how the client comes to read the streams of a run that joins."""
@@ -398,11 +403,12 @@ class FeedMembers:
         for run in runs:
             run_id = run.row.id
             news = touched[run_id]
-            if self._has_lost(run_id, news.first):
+            first = 0 if news.has_entered else news.first
+            if self._owes(run_id, first) and self._has_lost(run_id, first):
                 self.start_over(GapReason.OVERFLOW)
                 return
             if self._would_skip(run):
-                self._postpone(run_id, news.first, _creation(news))
+                self._postpone(run_id, first, _creation(news))
             elif self.includes(run):
                 self._resume(run, news, pasts.get(run_id))
             else:
@@ -411,10 +417,9 @@ class FeedMembers:
     def _postpone(self, run_id: str, first: int, creation: JsonObject | None = None) -> None:
         """Have a run join after the resume, told from a revision on."""
         self._touched.setdefault(run_id, 0)
-        if run_id in self.members:
-            return
-        self._owed[run_id] = first
-        if creation is not None:
+        if self._owes(run_id, first):
+            self._owed[run_id] = first
+        if creation is not None and run_id not in self.members:
             self._created.setdefault(run_id, creation)
 
     def _resume(self, run: FollowedRun, touched: Touched, past: RunPast | None) -> None:
@@ -461,7 +466,7 @@ class FeedMembers:
             if run.row.id in self.members or is_open or not self.includes(run):
                 continue
             first = revisions[run.row.id] + 1
-            if self._has_lost(run.row.id, first):
+            if self._owes(run.row.id, first) and self._has_lost(run.row.id, first):
                 self.start_over(GapReason.OVERFLOW)
                 return
             if self._would_skip(run):

@@ -242,8 +242,6 @@ class Wanderer:
 
     def _log(self, asked: dict[str, Any], ledger: Ledger) -> ClientLog:
         log = ClientLog(f"{self.name}, {asked['name']}", cast(Mode, asked["mode"]))
-        # A process that goes on from another's cursor cannot rebuild states between two it has.
-        log.allows_gaps = asked["mode"] == "every"
         wanted = [run.id for run in ledger.runs.values() if _is_wanted(asked, run.id, ledger)]
         for run_id in wanted:
             keys = [key for run, key in ledger.streams if run == run_id and asked["streams"]]
@@ -253,8 +251,10 @@ class Wanderer:
                 case {"run": run, "stream": stream, "seq": int(seq), "chunk": chunk}:
                     log.saw_chunk(run, stream, seq, chunk)
                 case {"run": run, "revision": int(revision), "status": status, "gap": gap}:
-                    if gap is not None:
-                        assert gap == "overflow", line
+                    if gap == "overflow" and Progress.parse(line["cursor"]).cursor is None:
+                        # Lost before the server's first cursor, it began anew by itself.
+                        log.left(run)
+                    elif gap is not None:
                         log.saw_gap(run)
                     log.saw_run(run, revision, status)
                 case {"anew": True}:
