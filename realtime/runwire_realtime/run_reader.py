@@ -12,8 +12,8 @@ from runwire.wire import ErrorCode, GapReason, JsonObject
 from runwire_engine.followed import FollowedRun
 from runwire_realtime import messages
 from runwire_realtime.beginnings import beginning
-from runwire_realtime.cursors import RunCursor, run_cursor
 from runwire_realtime.run_history import RunHistory
+from runwire_realtime.run_openings import RunOpenings
 from runwire_realtime.run_streams import Entry, RunStreams
 from runwire_realtime.run_topic import RunTopic, Step, size_of
 from runwire_realtime.run_view import View, view_of
@@ -39,8 +39,7 @@ class RunReader:
         # Somebody wants each revision.
         self.is_every = False
         self._follower = follower
-        # Subscriptions to this run that have not been told how it stands, or may have lost it.
-        self._openings: list[Subscription] = []
+        self._openings = RunOpenings(self, follower)
         # Feeds to be told that they hold the run, once the client has it; then its streams follow.
         self._joined: dict[Subscription, Entry] = {}
         # The changes are not at hand, or larger than the run: it is sent whole.
@@ -54,7 +53,7 @@ class RunReader:
         # A feed that is still to be resumed will want each revision.
         self._expects_every = False
         self._row: FollowedRun | None = None
-        self._history = RunHistory()
+        self.history = RunHistory()
         self._is_reading = False
         self._holds_slot = False
 
@@ -64,7 +63,7 @@ class RunReader:
         """Follow the run for a subscription to it, once the row shows that it may."""
         self.subscriptions[subscription.sub] = subscription
         self._look()
-        self._openings.append(subscription)
+        self._openings.add(subscription)
         self.moved()
 
     def join(
@@ -85,8 +84,7 @@ class RunReader:
         """Follow it no more for this subscription; close with the last one."""
         self.subscriptions.pop(subscription.sub, None)
         self._joined.pop(subscription, None)
-        if subscription in self._openings:
-            self._openings.remove(subscription)
+        self._openings.discard(subscription)
         self.streams.remove(subscription)
         if self.subscriptions:
             self._look()
@@ -176,8 +174,8 @@ class RunReader:
         """Look again what may be read, and how: by the row as it is now."""
         self._look()
         for subscription in self.subscriptions.values():
-            if not subscription.is_feed and subscription not in self._openings:
-                self._openings.append(subscription)
+            if not subscription.is_feed:
+                self._openings.add(subscription)
         if self._openings and self._row is not None:
             self._drop_row()  # by it others were let in
         self.streams.regranted()
@@ -190,8 +188,7 @@ class RunReader:
 
     def give_up(self, subscription: Subscription) -> None:
         """Refuse a subscription whose run did not appear in time."""
-        if subscription in self._openings and subscription.stage is Stage.ASKED:
-            self._refuse(subscription)
+        self._openings.give_up(subscription)
 
     def stream_reader(self, topic: StreamTopic) -> StreamReader:
         """Return a reader of one of the run's streams, for this connection."""
@@ -204,8 +201,7 @@ class RunReader:
 
     def row_read(self, run: FollowedRun | None) -> None:
         """Take the run as it stands in the database; None: it does not exist."""
-        for subscription in list(self._openings):
-            self._admit(subscription, run)
+        self._openings.admit(run)
         if run is None or not self.subscriptions:
             self._drop_row()
             return
@@ -214,31 +210,6 @@ class RunReader:
             self.begin_with(self._follower.creation_of(run.row.id))
         self._row = run
         self._follower.outbox.mark(self)
-
-    def _admit(self, subscription: Subscription, run: FollowedRun | None) -> None:
-        """Decide whether a subscription may follow the run, by its row as it is now."""
-        if run is None and subscription.awaited_until is not None:
-            return
-        if run is None or not self._follower.may_read(run):
-            self._refuse(subscription)
-        elif subscription.stage is Stage.ASKED:
-            subscription.stage = Stage.ALLOWED
-            subscription.awaited_until = None
-            if isinstance(subscription.cursor, RunCursor):
-                subscription.broken = self._gap_of(subscription.cursor, run.row.revision)
-            positions = subscription.positions
-            places = None if positions is None else positions.get(self.topic.run_id, {})
-            self.streams.add(subscription, Entry(places=places))
-
-    def _refuse(self, subscription: Subscription) -> None:
-        if self._follower.hub.is_past(self.topic.run_id):
-            self._follower.refuse(
-                subscription, ErrorCode.GONE, "runs of so long ago are not kept any more"
-            )
-            return
-        self._follower.refuse(
-            subscription, ErrorCode.NOT_FOUND, "there is no such run, or the token may not read it"
-        )
 
     def vanished(self) -> None:
         """Let everybody go: the run was there, and has been deleted."""
@@ -340,17 +311,17 @@ class RunReader:
 
     def _steps_to(self, target: int) -> Sequence[Step] | None:
         if not self._tells_each:
-            self._history.clear()
+            self.history.clear()
             steps = self.topic.between(self.written, target)
             if steps is None:
                 self._want_whole()
             return steps
-        step = self._history.next(self.written)
+        step = self.history.next(self.written)
         if step is not None:
             return [step]
         steps = self.topic.between(self.written, self.written + 1)
         if steps is None:
-            self._read_history()
+            self.read_history()
         return steps
 
     def _from_row(self, run: FollowedRun) -> bytes | None:
@@ -360,9 +331,9 @@ class RunReader:
         if is_stale or self._is_blocked:
             self._drop_row()
             return None
-        if self._is_past_awaited(run):
+        if self._openings.await_past(run):
             return None
-        bases = self._resume_openings(run)
+        bases = self._openings.resume(run)
         if bases:
             return self._with_live(bases)
         if self.written == 0 and self._created is not None:
@@ -376,7 +347,7 @@ class RunReader:
             if message is not None or self._is_catching_up(revision):
                 return message
         document = self.topic.document(run, self.view)
-        parts = self._opened(revision, document)
+        parts = self._openings.begin(run, document)
         if self._needs_whole or self._has_widened or self.written == 0:
             parts.insert(0, messages.run(document))
             self.holds(revision)
@@ -401,99 +372,6 @@ class RunReader:
         if not self._tells_each or self._needs_whole or self.written == 0:
             return False
         return self.written < revision - (1 if self._has_widened else 0)
-
-    def _is_past_awaited(self, run: FollowedRun) -> bool:
-        """Say whether somebody has to be told first what the run was, and that is being read."""
-        if self.written > 0 or self._history.past_gap is not None:
-            return False
-        for subscription in self._openings:
-            cursor = subscription.cursor
-            if not subscription.holds_nothing or not isinstance(cursor, RunCursor):
-                continue
-            has_changed = 0 < cursor.revision < run.row.revision and (
-                self._gap_of(cursor, run.row.revision) is None
-            )
-            if has_changed and self._follower.wants_every(run):
-                past = self._history.past(cursor.revision, self._follower.limits.past_bytes)
-                if not past.is_whole:
-                    self._read_history()
-                return not past.is_whole
-        return False
-
-    def _resume_openings(self, run: FollowedRun) -> list[bytes]:
-        """Go on with the subscriptions whose clients hold the run as of a cursor.
-
-        Return the run as it was there, for one that holds nothing any more.
-        """
-        revision = run.row.revision
-        bases: list[bytes] = []
-        for subscription in list(self._openings):
-            cursor = subscription.cursor
-            if subscription.stage is not Stage.ALLOWED or not isinstance(cursor, RunCursor):
-                continue
-            if self._lost_to(subscription, cursor, revision) is None:
-                is_exact = cursor.revision == revision or self._follower.wants_every(run)
-                if self.written == 0 and is_exact:
-                    if subscription.holds_nothing and cursor.revision:
-                        bases.append(messages.base(subscription.sub, self._base(run)))
-                    self.written = cursor.revision
-                    if cursor.revision < revision:
-                        self.expect_every()
-                subscription.live_at = max(revision, self.written)
-                subscription.stage = Stage.LIVE
-                self._openings.remove(subscription)
-        self._history.take_past()
-        return bases
-
-    def _base(self, run: FollowedRun) -> bytes:
-        """Return the run as it was where a cursor is."""
-        past = self._history.take_past()
-        if past is None:
-            return self.topic.document(run, self.view)
-        self._has_widened = self._has_widened or past.has_references
-        return past.document(run, self.view)
-
-    def _lost_to(
-        self, subscription: Subscription, cursor: RunCursor, revision: int
-    ) -> GapReason | None:
-        """Return why a subscription cannot go on from its cursor, if so."""
-        reason = self._gap_of(cursor, revision)
-        if reason is None and subscription.mode == "every":
-            if self.written == 0 and subscription.holds_nothing:
-                return self._history.past_gap
-            if self.has_skipped(cursor.revision + 1):
-                # Others here were told the run without what this one lacks.
-                return GapReason.OVERFLOW
-        return reason
-
-    def _opened(self, revision: int, document: bytes) -> list[bytes]:
-        """Begin with the subscriptions that wait for the run's state."""
-        waiting = [each for each in self._openings if each.stage is not Stage.ASKED]
-        self._openings = [each for each in self._openings if each.stage is Stage.ASKED]
-        parts: list[bytes] = []
-        for subscription in waiting:
-            if subscription.stage is Stage.ALLOWED:
-                parts += self._begin(subscription, revision, document)
-        return parts
-
-    def _begin(self, subscription: Subscription, revision: int, document: bytes) -> list[bytes]:
-        """Begin with a snapshot of the run."""
-        parts: list[bytes] = []
-        if isinstance(subscription.cursor, RunCursor):
-            reason = self._lost_to(subscription, subscription.cursor, revision)
-            if reason is not None:
-                parts.append(messages.gap(subscription.sub, reason))
-        at = run_cursor(self._follower.hub.epoch, revision)
-        parts.append(messages.snapshot(subscription.sub, [document], cursor=at, more=False))
-        parts.append(messages.live(subscription.sub))
-        subscription.stage = Stage.LIVE
-        self.holds(revision)
-        return parts
-
-    def _gap_of(self, cursor: RunCursor, revision: int) -> GapReason | None:
-        if cursor.epoch != self._follower.hub.epoch:
-            return GapReason.EPOCH_CHANGED
-        return GapReason.AHEAD if cursor.revision > revision else None
 
     def _with_live(self, parts: list[bytes]) -> bytes | None:
         """Add the `live` of subscriptions that have caught up, and join it all."""
@@ -542,21 +420,22 @@ class RunReader:
         self._holds_slot = self._holds_slot or self._follower.outbox.acquire(self)
         return self._holds_slot
 
-    def _read_history(self) -> None:
+    def read_history(self) -> None:
+        """Have changes read from the log, from where the history asks for them."""
         if not self._is_reading and self._take_slot():
             self._is_reading = True
-            self._history.missed(self.written)
+            self.history.missed(self.written)
             self._follower.wants.history(self)
 
     @property
     def history_after(self) -> int:
         """The revision after which changes of the log are wanted."""
-        return self._history.after(self.written)
+        return self.history.after(self.written)
 
     def history_read(self, after: int, steps: Sequence[Step]) -> None:
         """Take changes of the log that come after a revision."""
         self._is_reading = False
-        if self._history.take(after, self.written, steps):
+        if self.history.take(after, self.written, steps):
             self._lose_history()
         if self._row is None and self not in self.topic.waiting:
             self._drop_row()
@@ -579,4 +458,4 @@ class RunReader:
                 self._follower.outbox.say(messages.gap(subscription.sub, GapReason.RETENTION))
                 subscription.cursor = subscription.live_at = None
                 subscription.stage = Stage.ALLOWED
-                self._openings.append(subscription)
+                self._openings.add(subscription)
