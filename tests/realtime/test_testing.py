@@ -18,9 +18,12 @@ from runwire import (
     InvalidValueError,
     ScheduledTaskPayload,
     metadata,
+    runs,
     schedules,
     streams,
+    sync,
     task,
+    tasks,
     wait,
 )
 from runwire.tasks import AnyTask
@@ -127,10 +130,10 @@ async def test_async_tests_await(run_task: RunTask) -> None:
             ticks += 1
             await anyio.sleep(0.001)  # the test's own loop goes on meanwhile
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(tick)
+    async with anyio.create_task_group() as group:
+        group.start_soon(tick)
         result = await run_task(echo, {"n": 2})
-        tasks.cancel_scope.cancel()
+        group.cancel_scope.cancel()
     assert result.output == 2 and ticks > 3
     started = await run_task.start(echo, {"n": 1}, delay="1d")
     assert await started.status() == "DELAYED"
@@ -172,9 +175,25 @@ def test_a_wait_is_over_when_the_test_moves_time(run_task: RunTask, clock: Clock
 
 def test_schedules_tick_as_time_is_moved(run_task: RunTask, clock: Clock) -> None:
     clock.advance("3d")
-    runs = run_task.sync.runs(daily)
-    assert len(runs) == 3 and all(run.output and "T09:00" in run.output for run in runs)
-    assert len({run.output for run in runs}) == 3
+    found = run_task.sync.runs(daily)
+    assert len(found) == 3 and all(run.output and "T09:00" in run.output for run in found)
+    assert len({run.output for run in found}) == 3
+
+
+@pytest.mark.anyio
+async def test_code_that_calls_the_api_is_served(run_task: RunTask, runwire_api: str) -> None:
+    handle = await tasks.trigger("testing-echo", {"n": 2})
+    async for run in runs.subscribe_to_run(handle):
+        if run.is_completed:
+            assert run.output == 2
+    [result] = await run_task.runs(echo)
+    assert result.id == handle.id and runwire_api.startswith("http://127.0.0.1:")
+
+
+def test_blocking_code_is_served_too(run_task: RunTask, runwire_api: str) -> None:
+    handle = sync.tasks.trigger(patient)
+    assert run_task.sync.runs(patient) == []  # it waits, and is not over
+    assert sync.runs.retrieve(handle).is_waiting
 
 
 def test_tests_do_not_see_each_other(run_task: RunTask) -> None:

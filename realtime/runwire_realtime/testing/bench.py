@@ -4,8 +4,8 @@ Tests call in from wherever they run: plain functions, anyio's loop, pytest-asyn
 tasks run on the bench's loop, `def` tasks in threads, as they do in a worker process.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -23,6 +23,7 @@ from runwire_engine.states import FINAL
 from runwire_engine.worker import Worker
 from runwire_realtime.testing.databases import ENVIRONMENT
 from runwire_realtime.testing.results import Results
+from runwire_realtime.testing.server import serving
 
 T = TypeVar("T")
 
@@ -101,6 +102,14 @@ class Bench:
             # So that schedules are declared before their time comes.
             self._work_on(None)
         self._call(self._advance, time)
+
+    @contextmanager
+    def serving(self) -> Generator[tuple[str, str]]:
+        """Run a server for the length of a block; its address, and an API key."""
+        portal = self._opened()
+        self._work_on(None)
+        with portal.wrap_async_context_manager(serving(self._settings.database_url)) as served:
+            yield served
 
     # On the bench's loop -----------------------------------------------------------------------
 
