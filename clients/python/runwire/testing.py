@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar, Unpack
 from runwire._options import TriggerKeywords
 from runwire.durations import Duration
 from runwire.requests import RunStatus
-from runwire.runs import RunError
+from runwire.runs import LogEntry, RunError
 from runwire.tasks import Task
 from runwire.wire import Json, JsonObject
 
@@ -65,6 +65,8 @@ class TaskResult(Generic[OutputT_co]):
     metadata_history: tuple[JsonObject, ...] = ()
     # The chunks of each stream, in order.
     streams: Mapping[str, tuple[Json, ...]] = field(default_factory=dict[str, "tuple[Json, ...]"])
+    # The lines of its log, in order.
+    logs: tuple[LogEntry, ...] = ()
     # The runs it triggered, in order; those with a delay may not have started.
     children: tuple["TaskResult[Any]", ...] = ()
 

@@ -6,12 +6,15 @@ from typing import Any, cast
 import orjson
 
 from runwire import _metadata
+from runwire._logs import entry_of
+from runwire._stream_keys import LOG_KEY, is_reserved
 from runwire.errors import InvalidValueError
 from runwire.requests import RunStatus
-from runwire.runs import RunError
+from runwire.runs import LogEntry, RunError
 from runwire.tasks import AnyTask
 from runwire.testing import TaskResult
 from runwire.wire import Json, JsonObject
+from runwire_engine.bells import ChunkRow
 from runwire_engine.engine import Engine
 from runwire_engine.run_row import RunRow
 
@@ -38,7 +41,12 @@ class Results:
             tags=row.tags,
             metadata=orjson.loads(row.metadata or "{}"),
             metadata_history=await self._metadata_history(run_id),
-            streams={key: await self._chunks(run_id, key) for key in row.stream_keys},
+            streams={
+                key: tuple([orjson.loads(chunk.body) for chunk in await self._chunks(run_id, key)])
+                for key in row.stream_keys
+                if not is_reserved(key)
+            },
+            logs=await self._log(run_id),
             children=tuple([await self.of(child) for child in await self._children(run_id)]),
         )
 
@@ -54,15 +62,20 @@ class Results:
         rows = await self._engine.database.all("testing.children", parameters)
         return [row["id"] for row in rows]
 
-    async def _chunks(self, run_id: str, key: str) -> tuple[Json, ...]:
-        chunks: list[Json] = []
+    async def _log(self, run_id: str) -> tuple[LogEntry, ...]:
+        chunks = await self._chunks(run_id, LOG_KEY)
+        lines = [(orjson.loads(chunk.body), chunk.seq, chunk.attempt) for chunk in chunks]
+        return tuple(entry_of(*line) for line in lines)
+
+    async def _chunks(self, run_id: str, key: str) -> list[ChunkRow]:
+        chunks: list[ChunkRow] = []
         while True:
             page = await self._engine.streams.read(
                 self._environment_id, run_id, key, from_seq=len(chunks)
             )
             if not page.chunks:
-                return tuple(chunks)
-            chunks += [orjson.loads(chunk.body) for chunk in page.chunks]
+                return chunks
+            chunks += page.chunks
 
     async def _metadata_history(self, run_id: str) -> tuple[JsonObject, ...]:
         """Return the document after each operation. What is too large for an event is left out."""
