@@ -131,18 +131,21 @@ class _Work:
             for item in items
         ]
         await self._begin(sorted({item.task for item in items}))
-        name = {"environment_id": self._environment_id, "batch_id": batch_id}
+        name: dict[str, object] = {"environment_id": self._environment_id, "batch_id": batch_id}
         parent_id = None if self._parent is None else self._parent.run_id
         made = creation(self._environment_id, batch_id, len(items), idempotency_key, parent_id)
         if idempotency_key is not None:
             claimed = await self._tx.all("batches.claim_key", made)
             held = claimed or await self._tx.all("batches.held_key", made)
             if held and held[0]["run_id"] != batch_id:
-                return TriggeredBatch(str(held[0]["run_id"]), len(items), True, None)
+                name["batch_id"] = str(held[0]["run_id"])
+                [found] = await self._tx.all("batches.retrieve", name)
+                run_ids = tuple(found["run_ids"])
+                return TriggeredBatch(found["id"], found["run_count"], True, None, run_ids)
         await self._tx.run("batches.create", made)
-        await self._make([Wanted(new_run_id(), each) for each in new])
+        runs = await self._make([Wanted(new_run_id(), each) for each in new])
         await self._tx.all("batches.seal", name)
-        return TriggeredBatch(batch_id, len(items), False, None)
+        return TriggeredBatch(batch_id, len(items), False, None, tuple(run.id for run in runs))
 
     def _new(
         self,
@@ -284,15 +287,16 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("a statement on a connection that blocks was waited for")
 
 
-def _check(connection: object, kind: type[Any]) -> None:
-    if not isinstance(connection, kind):
-        other = isinstance(connection, Connection | AsyncConnection)
-        given, wanted = (f"psycopg.{each.__name__}" for each in (type(connection), kind))
+def _check(connection: Connection[Any] | AsyncConnection[Any], kind: type[Any]) -> None:
+    given_kind: type[object] = type(connection)
+    if not issubclass(given_kind, kind):
+        other = issubclass(given_kind, Connection | AsyncConnection)
+        given, wanted = (f"psycopg.{each.__name__}" for each in (given_kind, kind))
         raise TypeError(
             f"the connection is a {given}, and this call takes a {wanted}; the blocking twins"
             " take what blocks, the async calls what does not"
             if other
-            else f"connection must be a {wanted}, not {type(connection).__name__}: in Django that"
+            else f"connection must be a {wanted}, not {given_kind.__name__}: in Django that"
             " is `connection.connection`, in SQLAlchemy `connection.connection.driver_connection`"
         )
     if connection.closed:

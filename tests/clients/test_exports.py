@@ -39,6 +39,7 @@ def test_the_package_offers_these_names() -> None:
         "ScheduledTaskPayload",
         "Signal",
         "SubscriptionError",
+        "SubtaskUnwrapError",
         "Task",
         "TaskError",
         "UnauthorizedError",

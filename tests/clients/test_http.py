@@ -11,8 +11,8 @@ from runwire import (
     AsyncRunwire,
     ConfigurationError,
     Runwire,
-    _batching,
     _http,
+    _sending,
     auth,
     idempotency_keys,
 )
@@ -197,8 +197,8 @@ async def arriving(count: int) -> AsyncIterator[BatchItem]:
 async def test_a_batch_of_an_iterable_is_sent_while_it_is_read(
     server: ScriptedHttp, client: AsyncRunwire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_batching, "_GROUP_ITEMS", 2)
-    monkeypatch.setattr(_batching, "_GROUP_SECONDS", 3600.0)
+    monkeypatch.setattr(_sending, "_GROUP_ITEMS", 2)
+    monkeypatch.setattr(_sending, "_GROUP_SECONDS", 3600.0)
     server.answer(202, CREATED, x_trigger_jwt="jwt")
     server.answer(200, {**ACCEPTED, "sealed": False})
     sent_before: list[int] = []

@@ -1,6 +1,6 @@
 """What a task calls while it runs: metadata, streams, tags, triggers, keys."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
 import pytest
@@ -18,6 +18,7 @@ from runwire import (
     task,
     tasks,
 )
+from runwire.tasks import BatchEntry
 from tests.support.recording_run import executing
 
 pytestmark = pytest.mark.anyio
@@ -163,8 +164,8 @@ async def test_triggers_go_through_the_run() -> None:
         assert (many.batch_id, many.id, many.run_count) == ("batch_a", "batch_a", 2)
         await batch.trigger([{"task": child, "payload": Word(text="e")}, {"task": "other"}])
         sync.batch.trigger([{"task": "other", "payload": 1}])
-        await child.batch_trigger({"payload": Word(text=text)} async for text in letters())
-        child.sync.batch_trigger({"payload": Word(text=text)} for text in "ij")
+        await child.batch_trigger(letters())
+        child.sync.batch_trigger(more_letters())
     assert run.told == [
         ("trigger", "in-run-child", '{"text":"a"}', ["x"]),
         ("trigger", "other", "[1]", None),
@@ -178,9 +179,14 @@ async def test_triggers_go_through_the_run() -> None:
     ]
 
 
-async def letters() -> AsyncIterator[str]:
-    yield "g"
-    yield "h"
+async def letters() -> AsyncIterator[BatchEntry[Word]]:
+    yield {"payload": Word(text="g")}
+    yield {"payload": Word(text="h")}
+
+
+def more_letters() -> Iterator[BatchEntry[Word]]:
+    yield {"payload": Word(text="i")}
+    yield {"payload": Word(text="j")}
 
 
 async def test_a_key_is_reset_through_the_run() -> None:

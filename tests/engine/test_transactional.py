@@ -27,6 +27,7 @@ from runwire import (
     tasks,
 )
 from runwire._options import TriggerKeywords, trigger_options
+from runwire.batch import BatchItem
 from runwire.tasks import RunHandle
 from runwire_engine.engine import Engine
 from runwire_engine.new_runs import new_run
@@ -131,6 +132,11 @@ async def test_every_option_does_what_it_does_at_any_other_trigger(
     assert again == RunHandle(inside.id, "plain", is_cached=True, public_access_token=None)
 
 
+def two_items() -> Generator[BatchItem]:
+    yield {"task": "plain", "payload": "plain"}
+    yield {"task": "other", "payload": "other"}
+
+
 async def test_a_batch_is_part_of_the_transaction_whole(
     engine: Engine, env: int, connection: Connection[Any]
 ) -> None:
@@ -138,11 +144,7 @@ async def test_a_batch_is_part_of_the_transaction_whole(
         "plain", [{"payload": 1}, {"options": {"tags": "x"}}], connection=connection
     )
     connection.rollback()
-    kept = sync.batch.trigger(
-        ({"task": name, "payload": name} for name in ("plain", "other")),
-        connection=connection,
-        idempotency_key="k",
-    )
+    kept = sync.batch.trigger(two_items(), connection=connection, idempotency_key="k")
     connection.commit()
     again = sync.batch.trigger([{"task": "plain"}], connection=connection, idempotency_key="k")
     assert again.is_cached and again.id == kept.id
@@ -151,6 +153,32 @@ async def test_a_batch_is_part_of_the_transaction_whole(
     assert held is not None and held.sealed and held.run_count == 2
     payloads = [run.payload for run in await engine.runs.retrieve_many(env, held.run_ids)]
     assert payloads == ['"plain"', '"other"']
+
+
+async def test_a_batch_by_task_in_a_transaction_has_its_runs(
+    engine: Engine, env: int, connection: Connection[Any]
+) -> None:
+    @task(id="plain")
+    def plain(payload: int) -> int:
+        return payload
+
+    first, again = [
+        sync.batch.trigger_by_task(
+            ({"task": plain, "payload": 1}, {"task": plain, "payload": 2}),
+            connection=connection,
+            idempotency_key="k",
+        )
+        for _ in range(2)
+    ]
+    connection.commit()
+    assert [run.id for run in first.runs] == [run.id for run in again.runs]
+    assert again.is_cached and not first.is_cached
+    payloads = [(await there(engine, env, run.id)).payload for run in first.runs]
+    assert payloads == ["1", "2"]
+    with pytest.raises(InvalidValueError, match="2 runs and not 1"):
+        sync.batch.trigger_by_task(
+            ({"task": plain, "payload": 1},), connection=connection, idempotency_key="k"
+        )
 
 
 # Whatever the connection is ---------------------------------------------------------------------

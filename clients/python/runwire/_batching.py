@@ -1,15 +1,14 @@
 """Starting batches of runs: from a list, or from an iterable while it is still being read.
 
-Over HTTP a batch has two phases: it is created, then its items are sent as NDJSON. A list is
-announced with its number. An iterable's number is not known before its end: its batch is created
-open with the first item, filled in groups, and ended.
+A list is announced with its number. An iterable's number is not known before its end: over HTTP its
+batch is created open with the first item, filled in groups while it is read, and ended.
 """
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import orjson
 
@@ -17,15 +16,10 @@ from runwire import _context, _default, _transactional
 from runwire._client import Client
 from runwire._context import TriggeredBatch
 from runwire._default import Blocking
-from runwire._triggering import Entry, key_of, refuse_client, request_key
-from runwire.errors import ApiError, BatchTriggerError, InvalidValueError, RunwireError, ServerError
-from runwire.requests import (
-    MAX_BATCH_ITEMS,
-    BatchAnswer,
-    BatchBody,
-    BatchItem,
-    BatchItemsAnswer,
-)
+from runwire._sending import BatchHandle, Group, Sending, check_number
+from runwire._triggering import Entry, RunHandle, key_of, refuse_client, request_key
+from runwire.errors import ApiError, BatchTriggerError, InvalidValueError
+from runwire.requests import MAX_BATCH_ITEMS, BatchItem
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
@@ -33,32 +27,10 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT")
 RunsT = TypeVar("RunsT")
 
-# How often the items of a batch are sent when the server answers that some are still missing.
-BATCH_TRIES: Final = 5
-# Of an iterable: what waits is sent as soon as it is so much, or nothing was sent for so long.
-_GROUP_ITEMS: Final = 100
-_GROUP_BYTES: Final = 512 * 1024
-_GROUP_SECONDS: Final = 0.1
-
 Key: TypeAlias = str | Sequence[str] | None
 # All of a batch at once, or one after another.
 Entries: TypeAlias = Sequence[Entry] | AsyncGenerator[Entry]
 BlockingEntries: TypeAlias = Sequence[Entry] | Iterator[Entry]
-
-
-@dataclass(frozen=True)
-class BatchHandle:
-    """A batch that was triggered."""
-
-    batch_id: str
-    run_count: int
-    is_cached: bool
-    # Reads this batch and its runs for an hour.
-    public_access_token: str | None
-
-    @property
-    def id(self) -> str:
-        return self.batch_id
 
 
 @dataclass(frozen=True)
@@ -95,6 +67,9 @@ def blocking_entries_of(items: Iterable[ItemT], entry: Callable[[ItemT], Entry])
     return (entry(item) for item in items)
 
 
+# A batch, and the ids of its runs, where they are known without asking.
+_Triggered: TypeAlias = tuple[BatchHandle, tuple[str, ...] | None]
+
 # Triggering --------------------------------------------------------------------------------------
 
 
@@ -105,24 +80,46 @@ async def trigger_batch(
     connection: "AsyncConnection[Any] | None" = None,
 ) -> BatchHandle:
     """Start a batch of runs. With a client the call always goes over HTTP."""
+    return (await _trigger_batch(client, entries, idempotency_key, connection))[0]
+
+
+async def trigger_by_task(
+    client: Client | None,
+    entries: Sequence[Entry],
+    idempotency_key: Key,
+    connection: "AsyncConnection[Any] | None" = None,
+) -> BatchRunHandle[tuple[RunHandle[Any], ...]]:
+    """Start a batch of runs and return a handle for each of them."""
+    handle, run_ids = await _trigger_batch(client, entries, idempotency_key, connection)
+    if run_ids is None:
+        run_ids = await _run_ids(client or _default.client(), handle)
+    return _with_runs(handle, entries, run_ids)
+
+
+async def _trigger_batch(
+    client: Client | None,
+    entries: Entries,
+    idempotency_key: Key,
+    connection: "AsyncConnection[Any] | None",
+) -> _Triggered:
     key = key_of(idempotency_key)
     if connection is not None:
         refuse_client(client)
-        items = _items(await _all(entries))
+        items = batch_items(await all_entries(entries))
         environment, parent = _transactional.surroundings()
         engine = _transactional.engine()
-        return _handle(await engine.trigger_batch(connection, environment, items, key, parent))
+        return _answered(await engine.trigger_batch(connection, environment, items, key, parent))
     runtime = _context.current() if client is None else None
     if runtime is not None:
-        items = _items(await _all(entries))
+        items = batch_items(await all_entries(entries))
         try:
-            return _handle(await runtime.trigger_batch(items, key, request_key()))
+            return _answered(await runtime.trigger_batch(items, key, request_key()))
         except ApiError as error:
             raise _refused(error, len(items)) from error
-    sending = _Sending(client or _default.client(), key)
+    sending = Sending(client or _default.client(), key)
     if isinstance(entries, Sequence):
-        return await sending.whole(_items(entries))
-    return await _streamed(sending, entries)
+        return await sending.whole(batch_items(entries)), None
+    return await _streamed(sending, entries), None
 
 
 def trigger_batch_blocking(
@@ -132,160 +129,56 @@ def trigger_batch_blocking(
     connection: "Connection[Any] | None" = None,
 ) -> BatchHandle:
     """Start a batch of runs from code without a loop."""
+    return _trigger_batch_blocking(owner, entries, idempotency_key, connection)[0]
+
+
+def trigger_by_task_blocking(
+    owner: Blocking | None,
+    entries: Sequence[Entry],
+    idempotency_key: Key,
+    connection: "Connection[Any] | None" = None,
+) -> BatchRunHandle[tuple[RunHandle[Any], ...]]:
+    """Start a batch of runs and return a handle for each of them, from code without a loop."""
+    handle, run_ids = _trigger_batch_blocking(owner, entries, idempotency_key, connection)
+    if run_ids is None:
+        owner = owner or _default.blocking()
+        run_ids = owner.run(_run_ids(owner.client, handle))
+    return _with_runs(handle, entries, run_ids)
+
+
+def _trigger_batch_blocking(
+    owner: Blocking | None,
+    entries: BlockingEntries,
+    idempotency_key: Key,
+    connection: "Connection[Any] | None",
+) -> _Triggered:
     key = key_of(idempotency_key)
     if connection is not None:
         refuse_client(owner)
-        items = _items(_all_blocking(entries))
+        items = batch_items(all_blocking_entries(entries))
         environment, parent = _transactional.surroundings()
         engine = _transactional.engine()
-        return _handle(engine.trigger_batch_blocking(connection, environment, items, key, parent))
+        answer = engine.trigger_batch_blocking(connection, environment, items, key, parent)
+        return _answered(answer)
     runtime = _context.current() if owner is None else None
     if runtime is not None:
-        items = _items(_all_blocking(entries))
+        items = batch_items(all_blocking_entries(entries))
         try:
-            return _handle(runtime.trigger_batch_blocking(items, key, request_key()))
+            return _answered(runtime.trigger_batch_blocking(items, key, request_key()))
         except ApiError as error:
             raise _refused(error, len(items)) from error
     owner = owner or _default.blocking()
-    sending = _Sending(owner.client, key)
+    sending = Sending(owner.client, key)
     if isinstance(entries, Sequence):
-        return owner.run(sending.whole(_items(entries)))
-    return _streamed_blocking(owner, sending, entries)
+        return owner.run(sending.whole(batch_items(entries))), None
+    return _streamed_blocking(owner, sending, entries), None
 
 
-# Over HTTP ---------------------------------------------------------------------------------------
+# Of an iterable over HTTP ------------------------------------------------------------------------
 
 
-class _Sending:
-    """One batch on its way to the server; what fails is raised as BatchTriggerError."""
-
-    def __init__(self, client: Client, key: str | None) -> None:
-        self._http = client.http
-        self._key = key
-        self._batch: BatchAnswer | None = None
-        self._token: str | None = None
-        # Items that have been sent, or are about to be.
-        self._count = 0
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is a batch."""
-        return self._batch is not None
-
-    async def whole(self, items: Sequence[BatchItem]) -> BatchHandle:
-        """Create the batch of a list and send all its items."""
-        self._count = len(items)
-        batch = await self._create(len(items))
-        if not batch.is_cached:
-            await self._send(items)
-        return self._handle(batch.run_count)
-
-    async def add(self, items: Sequence[BatchItem]) -> bool:
-        """Send some items, after creating the batch; False when there is no need for more."""
-        self._count += len(items)
-        if self._batch is None and (await self._create(None)).is_cached:
-            return False
-        await self._send(items, until_sealed=False)
-        return True
-
-    async def end(self) -> BatchHandle:
-        """Seal an open batch with what was sent."""
-        if self._batch is None:
-            _check_number(0)
-            raise AssertionError("a batch of nothing is refused")
-        if self._batch.is_cached:
-            return self._handle(self._batch.run_count)
-        await self._send((), query="?end=true")
-        return self._handle(self._count)
-
-    async def abort(self, cause: BaseException) -> BatchTriggerError:
-        """Seal the batch with what is in, if the server can be told; return what to raise."""
-        batch_id = None if self._batch is None else self._batch.id
-        if batch_id is not None:
-            try:
-                await self._post(batch_id, b"", "?abort=true")
-            except RunwireError:
-                pass  # what is to be told is why the batch is aborted
-        return BatchTriggerError(
-            cause,
-            phase="create" if batch_id is None else "stream",
-            batch_id=batch_id,
-            item_count=self._count,
-        )
-
-    async def _create(self, run_count: int | None) -> BatchAnswer:
-        body = BatchBody(run_count=run_count, idempotency_key=self._key)
-        try:
-            created = await self._http.post("/api/v3/batches", json=_body(body))
-        except RunwireError as error:
-            raise await self.abort(error) from error
-        self._batch = BatchAnswer.model_validate_json(created.content)
-        self._token = created.headers.get("x-trigger-jwt")
-        return self._batch
-
-    async def _send(
-        self, items: Sequence[BatchItem], query: str = "", *, until_sealed: bool = True
-    ) -> None:
-        assert self._batch is not None
-        lines = b"\n".join(orjson.dumps(_body(item)) for item in items)
-        try:
-            # The server drops by index what it already has: sending everything again is safe.
-            for _ in range(BATCH_TRIES):
-                answer = await self._post(self._batch.id, lines, query)
-                if answer.sealed or not until_sealed:
-                    return
-        except RunwireError as error:
-            raise await self.abort(error) from error
-        unsealed = ServerError(
-            f"it was not sealed after {BATCH_TRIES} tries", status=500, code="internal"
-        )
-        raise await self.abort(unsealed) from unsealed
-
-    async def _post(self, batch_id: str, lines: bytes, query: str) -> BatchItemsAnswer:
-        response = await self._http.post(
-            f"/api/v3/batches/{batch_id}/items{query}",
-            content=lines,
-            content_type="application/x-ndjson",
-        )
-        return BatchItemsAnswer.model_validate_json(response.content)
-
-    def _handle(self, run_count: int) -> BatchHandle:
-        assert self._batch is not None
-        return BatchHandle(self._batch.id, run_count, self._batch.is_cached, self._token)
-
-
-class _Group:
-    """Items of an iterable that wait to be sent together."""
-
-    def __init__(self) -> None:
-        self._items: list[BatchItem] = []
-        self._next_index = 0
-        self._bytes = 0
-        # So that the first one leaves at once.
-        self._sent_at = float("-inf")
-
-    def add(self, entry: Entry) -> bool:
-        """Take one more; say whether it is time to send."""
-        if self._next_index == MAX_BATCH_ITEMS:
-            _check_number(MAX_BATCH_ITEMS + 1)
-        self._items.append(entry.item(self._next_index))
-        self._next_index += 1
-        self._bytes += len(entry.payload or "")
-        return (
-            len(self._items) >= _GROUP_ITEMS
-            or self._bytes >= _GROUP_BYTES
-            or time.monotonic() - self._sent_at >= _GROUP_SECONDS
-        )
-
-    def take(self) -> list[BatchItem]:
-        """Return what waits, and begin anew."""
-        taken, self._items, self._bytes = self._items, [], 0
-        self._sent_at = time.monotonic()
-        return taken
-
-
-async def _streamed(sending: _Sending, entries: AsyncGenerator[Entry]) -> BatchHandle:
-    group = _Group()
+async def _streamed(sending: Sending, entries: AsyncGenerator[Entry]) -> BatchHandle:
+    group = Group()
     try:
         async with aclosing(entries):
             async for entry in entries:
@@ -303,9 +196,9 @@ async def _streamed(sending: _Sending, entries: AsyncGenerator[Entry]) -> BatchH
     return await sending.end()
 
 
-def _streamed_blocking(owner: Blocking, sending: _Sending, entries: Iterator[Entry]) -> BatchHandle:
+def _streamed_blocking(owner: Blocking, sending: Sending, entries: Iterator[Entry]) -> BatchHandle:
     """Do what `_streamed` does, reading the iterable in the caller's own thread."""
-    group = _Group()
+    group = Group()
     try:
         for entry in entries:
             if group.add(entry) and not owner.run(sending.add(group.take())):
@@ -324,7 +217,7 @@ def _streamed_blocking(owner: Blocking, sending: _Sending, entries: Iterator[Ent
 # -------------------------------------------------------------------------------------------------
 
 
-async def _all(entries: Entries) -> Sequence[Entry]:
+async def all_entries(entries: Entries) -> Sequence[Entry]:
     """Return all items of a batch, in which not more are than may be."""
     if isinstance(entries, Sequence):
         return entries
@@ -337,7 +230,8 @@ async def _all(entries: Entries) -> Sequence[Entry]:
     return listed
 
 
-def _all_blocking(entries: BlockingEntries) -> Sequence[Entry]:
+def all_blocking_entries(entries: BlockingEntries) -> Sequence[Entry]:
+    """Do what `all_entries` does, for code without a loop."""
     if isinstance(entries, Sequence):
         return entries
     listed: list[Entry] = []
@@ -348,25 +242,44 @@ def _all_blocking(entries: BlockingEntries) -> Sequence[Entry]:
     return listed
 
 
-def _items(entries: Sequence[Entry]) -> list[BatchItem]:
-    _check_number(len(entries))
+def batch_items(entries: Sequence[Entry]) -> list[BatchItem]:
+    """Return the items of a batch as they travel. Raises InvalidValueError for their number."""
+    check_number(len(entries))
     return [entry.item(index) for index, entry in enumerate(entries)]
 
 
-def _check_number(number: int) -> None:
-    if not 1 <= number <= MAX_BATCH_ITEMS:
+def _answered(answer: TriggeredBatch) -> _Triggered:
+    token = answer.public_access_token
+    handle = BatchHandle(answer.id, answer.run_count, answer.is_cached, token)
+    return handle, answer.run_ids
+
+
+async def _run_ids(client: Client, handle: BatchHandle) -> tuple[str, ...]:
+    response = await client.http.get(f"/api/v2/batches/{quote(handle.id, safe='')}")
+    return tuple(orjson.loads(response.content)["runs"])
+
+
+def _with_runs(
+    handle: BatchHandle, entries: Sequence[Entry], run_ids: Sequence[str]
+) -> BatchRunHandle[tuple[RunHandle[Any], ...]]:
+    if len(run_ids) != len(entries):
         raise InvalidValueError(
-            f"a batch has 1 to {MAX_BATCH_ITEMS} runs, not {number}", code="batch_size"
+            f"the idempotency key led to batch {handle.id}, which has {len(run_ids)} runs and not"
+            f" {len(entries)}",
+            code="batch_size",
         )
-
-
-def _handle(answer: TriggeredBatch) -> BatchHandle:
-    return BatchHandle(answer.id, answer.run_count, answer.is_cached, answer.public_access_token)
+    token = handle.public_access_token
+    return BatchRunHandle(
+        handle.batch_id,
+        handle.run_count,
+        handle.is_cached,
+        token,
+        tuple(
+            RunHandle(id, entry.task, handle.is_cached, token)
+            for id, entry in zip(run_ids, entries, strict=True)
+        ),
+    )
 
 
 def _refused(error: ApiError, item_count: int) -> BatchTriggerError:
     return BatchTriggerError(error, phase="stream", batch_id=None, item_count=item_count)
-
-
-def _body(body: BatchBody | BatchItem) -> dict[str, object]:
-    return body.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -17,11 +17,13 @@ from typing import (
     overload,
 )
 
-from runwire import _batching, _triggering
-from runwire._batching import BatchHandle, Key, blocking_entries_of, entries_of
+from runwire import _batching, _triggering, _waiting
+from runwire._batching import Key, blocking_entries_of, entries_of
 from runwire._cron import CronOptions
 from runwire._hooks import Hook, Hooked, given_hooks
 from runwire._options import TriggerKeywords
+from runwire._results import BatchResult, TaskRunResult
+from runwire._sending import BatchHandle
 from runwire._signature import Signature
 from runwire._task_options import QueueOptions, RetryOptions
 from runwire._triggering import Entry, RunHandle
@@ -126,6 +128,29 @@ class Task(Hooked, Generic[PayloadT, OutputT, P, ReturnT]):
         entries = entries_of(items, self.entry)
         return await _batching.trigger_batch(None, entries, idempotency_key, connection)
 
+    async def trigger_and_wait(
+        self, payload: PayloadT = NO_PAYLOAD, **options: Unpack[TriggerKeywords]
+    ) -> TaskRunResult[OutputT]:
+        """Start a child of the executing run, wait for its end, and return how it ended.
+
+        `(await …).unwrap()` is the output, or raises SubtaskUnwrapError. Raises NotInRunError
+        outside of a run.
+        """
+        return await _waiting.trigger_and_wait(None, self.wanted(payload, options))
+
+    async def batch_trigger_and_wait(
+        self,
+        items: Iterable[BatchEntry[PayloadT]] | AsyncIterable[BatchEntry[PayloadT]],
+        *,
+        idempotency_key: Key = None,
+    ) -> BatchResult[tuple[TaskRunResult[OutputT], ...]]:
+        """Start up to 1 000 children of the executing run as one batch, and wait for all of them.
+
+        Raises NotInRunError outside of a run.
+        """
+        entries = entries_of(items, self.entry)
+        return await _waiting.trigger_batch_and_wait(None, entries, idempotency_key)
+
     def bind(
         self, payload: object, offered: Mapping[str, object]
     ) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -207,6 +232,19 @@ class SyncTask(Generic[PayloadT, OutputT]):
         """Start up to 1 000 runs as one batch, as `Task.batch_trigger` does."""
         entries = blocking_entries_of(items, self._task.entry)
         return _batching.trigger_batch_blocking(None, entries, idempotency_key, connection)
+
+    def trigger_and_wait(
+        self, payload: PayloadT = NO_PAYLOAD, **options: Unpack[TriggerKeywords]
+    ) -> TaskRunResult[OutputT]:
+        """Start a child and wait for its end, as `Task.trigger_and_wait` does."""
+        return _waiting.trigger_and_wait_blocking(None, self._task.wanted(payload, options))
+
+    def batch_trigger_and_wait(
+        self, items: Iterable[BatchEntry[PayloadT]], *, idempotency_key: Key = None
+    ) -> BatchResult[tuple[TaskRunResult[OutputT], ...]]:
+        """Start a batch of children and wait for all, as `Task.batch_trigger_and_wait` does."""
+        entries = blocking_entries_of(items, self._task.entry)
+        return _waiting.trigger_batch_and_wait_blocking(None, entries, idempotency_key)
 
 
 class Decorator(Protocol):

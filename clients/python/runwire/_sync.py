@@ -1,25 +1,19 @@
 """The blocking twins: the async classes, run on a thread of their own."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import Any, Self, Unpack
 
-from runwire import _batching, _triggering
-from runwire._batching import BatchHandle, Key, blocking_entries_of
 from runwire._cron import Missed
 from runwire._default import Blocking as Owner
-from runwire._definition import BatchEntry, Task
 from runwire._following import Asked, BlockingUpdates
 from runwire._log_line import LogLevel
-from runwire._options import TriggerKeywords
 from runwire._run import Run
 from runwire._settings import AccessToken, Settings
+from runwire._sync_tasks import SyncBatches, SyncTasks
 from runwire._triggering import RunHandle
 from runwire.auth import Auth, Expiry, Scopes
-from runwire.batch import Batch, BatchItem, mixed_entry
-from runwire.batch import Batches as AsyncBatches
 from runwire.durations import Duration
 from runwire.idempotency_keys import SyncIdempotencyKeys
 from runwire.queues import Queue, QueueList, QueuePage, QueueReference
@@ -30,65 +24,9 @@ from runwire.runs import Runs as AsyncRuns
 from runwire.schedules import Schedule, ScheduleKeywords, ScheduleList, SchedulePage
 from runwire.schedules import Schedules as AsyncSchedules
 from runwire.streams import Streams, SyncStreams
-from runwire.tasks import AnyTask, entry, wanted
+from runwire.tasks import AnyTask
 
-if TYPE_CHECKING:
-    from psycopg import Connection
-
-PayloadT = TypeVar("PayloadT")
-OutputT = TypeVar("OutputT")
 OneOrMore = str | Sequence[str]
-
-
-class SyncTasks:
-    """Starts runs of tasks by id; see `runwire.tasks`."""
-
-    def __init__(self, owner: Callable[[], Owner | None]) -> None:
-        self._owner = owner
-
-    @overload
-    def trigger(
-        self,
-        task: Task[PayloadT, OutputT, ..., Any],
-        payload: PayloadT = ...,
-        *,
-        connection: "Connection[Any] | None" = None,
-        **options: Unpack[TriggerKeywords],
-    ) -> RunHandle[OutputT]: ...
-
-    @overload
-    def trigger(
-        self,
-        task: str,
-        payload: object = None,
-        *,
-        connection: "Connection[Any] | None" = None,
-        **options: Unpack[TriggerKeywords],
-    ) -> RunHandle[Any]: ...
-
-    def trigger(
-        self,
-        task: Any,
-        payload: object = None,
-        *,
-        connection: "Connection[Any] | None" = None,
-        **options: Unpack[TriggerKeywords],
-    ) -> RunHandle[Any]:
-        """Start a run of a task, given by its id or itself."""
-        entry = wanted(task, payload, options)
-        return _triggering.trigger_blocking(self._owner(), entry, connection)
-
-    def batch_trigger(
-        self,
-        task: str | AnyTask,
-        items: Iterable[BatchEntry[Any]],
-        *,
-        idempotency_key: Key = None,
-        connection: "Connection[Any] | None" = None,
-    ) -> BatchHandle:
-        """Start up to 1 000 runs of a task as one batch."""
-        entries = blocking_entries_of(items, partial(entry, task))
-        return _batching.trigger_batch_blocking(self._owner(), entries, idempotency_key, connection)
 
 
 class SyncRunList:
@@ -268,33 +206,6 @@ class SyncQueues:
     def reset_concurrency_limit(self, queue: QueueReference) -> Queue:
         """Go back to the limit in code."""
         return self._owner().run(self._queues.reset_concurrency_limit(queue))
-
-
-class SyncBatches:
-    """Everything about batches; see `runwire.batch`."""
-
-    def __init__(self, owner: Callable[[], Owner], chosen: Callable[[], Owner | None]) -> None:
-        self._owner = owner
-        # Who triggers: None while the executing run goes first.
-        self._chosen = chosen
-        self._batches = AsyncBatches(lambda: owner().client, lambda: owner().client)
-
-    def trigger(
-        self,
-        items: Iterable[BatchItem],
-        *,
-        idempotency_key: Key = None,
-        connection: "Connection[Any] | None" = None,
-    ) -> BatchHandle:
-        """Start up to 1 000 runs of any tasks."""
-        entries = blocking_entries_of(items, mixed_entry)
-        return _batching.trigger_batch_blocking(
-            self._chosen(), entries, idempotency_key, connection
-        )
-
-    def retrieve(self, batch_id: str) -> Batch:
-        """Return a batch as it is now. Raises NotFoundError."""
-        return self._owner().run(self._batches.retrieve(batch_id))
 
 
 class SyncScheduleList:

@@ -8,11 +8,14 @@ from urllib.parse import quote
 
 import orjson
 
-from runwire import _batching, _default
-from runwire._batching import BatchHandle, Key, entries_of
+from runwire import _batching, _default, _waiting
+from runwire._batching import BatchRunHandle, Key, entries_of
+from runwire._by_task import ByTask, ByTaskItem
 from runwire._client import Client
 from runwire._definition import Task, check_item
 from runwire._options import TriggerKeywords
+from runwire._results import BatchResult, TaskRunResult
+from runwire._sending import BatchHandle
 from runwire._triggering import Entry
 from runwire.tasks import wanted
 from runwire.wire import JsonObject
@@ -20,7 +23,21 @@ from runwire.wire import JsonObject
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-__all__ = ["Batch", "BatchHandle", "BatchItem", "Batches", "ItemError", "retrieve", "trigger"]
+__all__ = [
+    "Batch",
+    "BatchHandle",
+    "BatchItem",
+    "BatchResult",
+    "BatchRunHandle",
+    "Batches",
+    "ByTaskItem",
+    "ItemError",
+    "retrieve",
+    "trigger",
+    "trigger_and_wait",
+    "trigger_by_task",
+    "trigger_by_task_and_wait",
+]
 
 
 class _Named(TypedDict):
@@ -65,12 +82,12 @@ class Batch:
         return self.status in ("COMPLETED", "PARTIAL_FAILED", "ABORTED")
 
 
-class Batches:
+class Batches(ByTask):
     """Everything about batches, over one client."""
 
     def __init__(self, connect: Callable[[], Client], client: Callable[[], Client | None]) -> None:
+        super().__init__(client)
         self._connect = connect
-        self._client = client
 
     async def trigger(
         self,
@@ -86,6 +103,19 @@ class Batches:
         """
         entries = entries_of(items, mixed_entry)
         return await _batching.trigger_batch(self._client(), entries, idempotency_key, connection)
+
+    async def trigger_and_wait(
+        self,
+        items: Iterable[BatchItem] | AsyncIterable[BatchItem],
+        *,
+        idempotency_key: Key = None,
+    ) -> BatchResult[tuple[TaskRunResult[Any], ...]]:
+        """Start children of the executing run as one batch, and wait for all of them.
+
+        `task_identifier` of each result says whose it is. Raises NotInRunError outside of a run.
+        """
+        entries = entries_of(items, mixed_entry)
+        return await _waiting.trigger_batch_and_wait(self._client(), entries, idempotency_key)
 
     async def retrieve(self, batch_id: str) -> Batch:
         """Return a batch as it is now. Raises NotFoundError."""
@@ -122,4 +152,7 @@ def _nobody() -> Client | None:
 
 _default_batches = Batches(_default.client, _nobody)
 trigger = _default_batches.trigger
+trigger_and_wait = _default_batches.trigger_and_wait
+trigger_by_task = _default_batches.trigger_by_task
+trigger_by_task_and_wait = _default_batches.trigger_by_task_and_wait
 retrieve = _default_batches.retrieve

@@ -8,15 +8,8 @@ for run in runs.subscribe_to_run(handle.id):
 """
 
 from runwire import _default
-from runwire._sync import (
-    Runwire,
-    SyncAuth,
-    SyncBatches,
-    SyncQueues,
-    SyncRuns,
-    SyncSchedules,
-    SyncTasks,
-)
+from runwire._sync import Runwire, SyncAuth, SyncQueues, SyncRuns, SyncSchedules
+from runwire._sync_tasks import SyncBatches, SyncTasks
 from runwire.idempotency_keys import SyncIdempotencyKeys
 from runwire.metadata import sync as metadata
 from runwire.retry import sync as retry

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, overload
 
-from runwire import _batching, _triggering
-from runwire._batching import BatchHandle, Key, entries_of
+from runwire import _batching, _triggering, _waiting
+from runwire._batching import Key, entries_of
 from runwire._caught import Caught, CaughtKeywords
 from runwire._client import Client
 from runwire._definition import (
@@ -30,6 +30,8 @@ from runwire._definition import (
 )
 from runwire._hooks import Completion, Hook, HookKeywords, RunPromise, of_all
 from runwire._options import TriggerKeywords
+from runwire._results import BatchResult, TaskRunFailure, TaskRunResult, TaskRunSuccess
+from runwire._sending import BatchHandle
 from runwire._signature import Signal
 from runwire._task_options import (
     MAX_ID_LENGTH,
@@ -55,6 +57,7 @@ __all__ = [
     "CaughtKeywords",
     "Completion",
     "Next",
+    "BatchResult",
     "QueueOptions",
     "Registry",
     "RetryOptions",
@@ -63,6 +66,9 @@ __all__ = [
     "Signal",
     "SyncTask",
     "Task",
+    "TaskRunFailure",
+    "TaskRunResult",
+    "TaskRunSuccess",
     "Tasks",
     "batch_trigger",
     "catch_error",
@@ -78,10 +84,12 @@ __all__ = [
     "on_start_attempt",
     "on_success",
     "on_wait",
+    "batch_trigger_and_wait",
     "registry",
     "schema_task",
     "task",
     "trigger",
+    "trigger_and_wait",
 ]
 
 AnyTask = Task[Any, Any, ..., Any]
@@ -302,6 +310,56 @@ class Tasks:
         entries = entries_of(items, partial(entry, task))
         return await _batching.trigger_batch(self._client, entries, idempotency_key, connection)
 
+    @overload
+    async def trigger_and_wait(
+        self,
+        task: Task[PayloadT, OutputT, ..., Any],
+        payload: PayloadT = ...,
+        **options: Unpack[TriggerKeywords],
+    ) -> TaskRunResult[OutputT]: ...
+
+    @overload
+    async def trigger_and_wait(
+        self, task: str, payload: object = None, **options: Unpack[TriggerKeywords]
+    ) -> TaskRunResult[Any]: ...
+
+    async def trigger_and_wait(
+        self, task: Any, payload: object = None, **options: Unpack[TriggerKeywords]
+    ) -> TaskRunResult[Any]:
+        """Start a child of the executing run, wait for its end, and return how it ended.
+
+        Raises NotInRunError outside of a run.
+        """
+        return await _waiting.trigger_and_wait(self._client, wanted(task, payload, options))
+
+    @overload
+    async def batch_trigger_and_wait(
+        self,
+        task: Task[PayloadT, OutputT, ..., Any],
+        items: Iterable[BatchEntry[PayloadT]] | AsyncIterable[BatchEntry[PayloadT]],
+        *,
+        idempotency_key: Key = None,
+    ) -> BatchResult[tuple[TaskRunResult[OutputT], ...]]: ...
+
+    @overload
+    async def batch_trigger_and_wait(
+        self,
+        task: str,
+        items: Iterable[BatchEntry[Any]] | AsyncIterable[BatchEntry[Any]],
+        *,
+        idempotency_key: Key = None,
+    ) -> BatchResult[tuple[TaskRunResult[Any], ...]]: ...
+
+    async def batch_trigger_and_wait(
+        self, task: Any, items: Any, *, idempotency_key: Key = None
+    ) -> BatchResult[tuple[TaskRunResult[Any], ...]]:
+        """Start a batch of children of the executing run, and wait for all of them.
+
+        Raises NotInRunError outside of a run.
+        """
+        entries = entries_of(items, partial(entry, task))
+        return await _waiting.trigger_batch_and_wait(self._client, entries, idempotency_key)
+
 
 def wanted(task: str | AnyTask, payload: object, options: TriggerKeywords) -> Entry:
     """Return a run of a task as it is triggered, its payload as JSON text."""
@@ -320,3 +378,5 @@ def entry(task: str | AnyTask, item: BatchEntry[Any]) -> Entry:
 _default_tasks = Tasks(None)
 trigger = _default_tasks.trigger
 batch_trigger = _default_tasks.batch_trigger
+trigger_and_wait = _default_tasks.trigger_and_wait
+batch_trigger_and_wait = _default_tasks.batch_trigger_and_wait
