@@ -161,6 +161,12 @@ class _Work:
                 " from being served until it ends: set it with the task",
                 code="option",
             )
+        if new.debounce is not None:
+            raise InvalidValueError(
+                "debounce is not offered inside a transaction, which would hold up every other"
+                " trigger with its key until it ends; use an idempotency key",
+                code="option",
+            )
         return new
 
     async def _begin(self, tasks: Sequence[str]) -> None:

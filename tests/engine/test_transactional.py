@@ -352,9 +352,20 @@ async def test_a_refused_trigger_leaves_the_transaction_as_it_was(
         sync.tasks.trigger(
             "plain", connection=connection, queue={"name": "q", "concurrency_limit": 1}
         )
+    with pytest.raises(InvalidValueError, match="debounce is not offered"):
+        sync.tasks.trigger("plain", connection=connection, debounce={"key": "k", "delay": 1})
     connection.commit()
     rows = await query(engine.database, "select count(*) as n from orders")
     assert rows[0]["n"] == 1 and await runs(engine, env) == []
+
+
+async def test_a_task_is_looked_up_as_by_any_other_trigger(engine: Engine, env: int) -> None:
+    names = ["plain"]
+    usual = await engine.database.all("triggers.tasks", {"environment_id": env, "tasks": names})
+    here = await engine.database.all("transactional.begin", {"environment": "dev", "tasks": names})
+    assert {name: here[0][name] for name in usual[0] if name != "now"} == {
+        name: value for name, value in usual[0].items() if name != "now"
+    }
 
 
 async def test_a_database_or_environment_that_is_none_says_so(
