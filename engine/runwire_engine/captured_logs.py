@@ -36,7 +36,10 @@ class RunHandler(logging.Handler):
 
 
 def _level(record: logging.LogRecord) -> LogLevel:
-    return next((name for least, name in _LEVELS if record.levelno >= least), "debug")
+    for least, name in _LEVELS:
+        if record.levelno >= least:
+            return name
+    return "debug"
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -217,11 +217,13 @@ async def test_an_error_inside_a_writer_leaves_the_stream_without_an_end() -> No
             yield 1
             await asyncio.sleep(0)
 
-    with executing() as run, pytest.raises(RuntimeError, match="half way"):
-        async with streams.writer("k") as writer:
-            writer.merge(endless())
-            await writer.write(0)
-            raise RuntimeError("half way")
+    with executing() as run:
+        writer = streams.writer("k")
+        with pytest.raises(RuntimeError, match="half way"):
+            async with writer:
+                writer.merge(endless())
+                await writer.write(0)
+                raise RuntimeError("half way")
     count = len(run.told)
     await asyncio.sleep(0)
     assert len(run.told) == count and ("end", "self", "k") not in run.told

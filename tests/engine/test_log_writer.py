@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import orjson
 import pytest
 
@@ -216,7 +217,7 @@ async def test_lines_of_many_threads_are_all_there(bench: Bench) -> None:
     async def threaded() -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(4):
-                tasks.start_soon(asyncio.to_thread, several, number)
+                tasks.start_soon(anyio.to_thread.run_sync, several, number)
 
     def several(number: int) -> None:
         for at in range(50):

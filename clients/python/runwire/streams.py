@@ -15,7 +15,7 @@ an id, and the call goes over HTTP. Blocking twins: `streams.sync`, for `def` ta
 
 import uuid
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeGuard, TypeVar, overload
 from urllib.parse import quote
 
 import orjson
@@ -144,11 +144,14 @@ class Streams:
 
         Given an async function as well, return a pipe of what that writes to its `Writer`.
         """
-        if not isinstance(key_or_execute, (str, Stream)):
-            key_or_execute, execute = DEFAULT_KEY, key_or_execute
-        if execute is not None:
-            return self._pipe(key_or_execute, executed(execute), target)
-        sink, encoded = self._sink(target, _key(key_or_execute)), _encoder(key_or_execute)
+        named, chosen = (
+            (key_or_execute, execute)
+            if _is_named(key_or_execute)
+            else (DEFAULT_KEY, key_or_execute)
+        )
+        if chosen is not None:
+            return self._pipe(named, executed(chosen), target)
+        sink, encoded = self._sink(target, _key(named)), _encoder(named)
 
         async def write(chunk: Any) -> None:
             await sink.write(encoded(chunk))
@@ -418,23 +421,23 @@ class SyncStreams:
 
 
 def _keyed(key_or_chunk: Any, chunk: tuple[Any, ...]) -> tuple[str, str]:
-    match key_or_chunk, chunk:
-        case _, () if not isinstance(key_or_chunk, Stream):
-            return DEFAULT_KEY, _chunk(key_or_chunk)
-        case str() | Stream(), (value,):
-            return _key(key_or_chunk), _encoder(key_or_chunk)(value)
-        case _:
-            raise TypeError("append takes a key and a chunk, or a chunk alone")
+    if not chunk and not isinstance(key_or_chunk, Stream):
+        return DEFAULT_KEY, _chunk(key_or_chunk)
+    if len(chunk) == 1 and _is_named(key_or_chunk):
+        return _key(key_or_chunk), _encoder(key_or_chunk)(chunk[0])
+    raise TypeError("append takes a key and a chunk, or a chunk alone")
 
 
 def _sourced(key_or_source: Any, source: tuple[Any, ...]) -> tuple[Named[Any], Any]:
-    match key_or_source, source:
-        case str() | Stream(), (chosen,):
-            return key_or_source, chosen
-        case _, () if not isinstance(key_or_source, (str, Stream)):
-            return DEFAULT_KEY, key_or_source
-        case _:
-            raise TypeError("pipe takes a key and a source, or a source alone")
+    if _is_named(key_or_source) and len(source) == 1:
+        return key_or_source, source[0]
+    if not _is_named(key_or_source) and not source:
+        return DEFAULT_KEY, key_or_source
+    raise TypeError("pipe takes a key and a source, or a source alone")
+
+
+def _is_named(value: Any) -> "TypeGuard[Stream[Any] | str]":
+    return isinstance(value, (str, Stream))
 
 
 def _key(named: Named[Any]) -> str:

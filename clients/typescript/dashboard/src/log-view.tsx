@@ -68,8 +68,13 @@ function LogLine({ entry, isAttemptShown }: { entry: LogEntry; isAttemptShown: b
       <span className="log-text">
         {isAttemptShown && attempt !== null && <em>attempt {attempt} </em>}
         {logger && <em>{logger} </em>}
-        {message}
-        {attributes && <code>{attributes}</code>}
+        {/* Isolated, so that an override of the direction of text ends with it. */}
+        <bdi>{message}</bdi>
+        {attributes && (
+          <code>
+            <bdi>{attributes}</bdi>
+          </code>
+        )}
       </span>
     </li>
   );
