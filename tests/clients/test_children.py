@@ -3,13 +3,16 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import orjson
 import pytest
 from pydantic import BaseModel
 
 from runwire import AbortTaskRunError, Context, SubtaskUnwrapError, batch, sync, task, tasks
 from runwire.tasks import AnyTask, BatchEntry
-from tests.support.working import Bench, error_of, opened_bench
+from runwire_engine.runs import RunQuery
+from tests.support.working import Bench, error_of, opened_bench, until
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +88,21 @@ async def keyed(payload: None, ctx: Context) -> list[str]:
     return [first.id, again.id, *(each.id for each in many.runs)]
 
 
+# What each execution of the next task was answered.
+started: list[list[str]] = []
+
+
+@task(id="children-interrupted", retry={"max_attempts": 1})
+async def interrupted() -> None:
+    one = await spell.trigger(1)
+    many = await spell.batch_trigger([{"payload": 2}, {"payload": 3}])
+    typed = await batch.trigger_by_task(({"task": double, "payload": Number(n=1)},))
+    blocking = await anyio.to_thread.run_sync(lambda: sync.tasks.trigger("children-spell", 4).id)
+    started.append([one.id, many.id, typed.id, typed.runs[0].id, blocking])
+    if len(started) == 1:
+        await anyio.sleep_forever()
+
+
 TASKS: list[AnyTask] = [double, spell, parent, blocking_parent, unwrapping, keyed]
 
 
@@ -132,3 +150,19 @@ async def test_keys_lead_to_the_same_child_also_where_it_is_waited_for(bench: Be
     assert first == again == third and other == same and other != first
     elsewhere = await output(bench, keyed)
     assert elsewhere[0] != first  # plain text counts within one run
+
+
+async def test_an_execution_that_takes_over_starts_no_child_twice(
+    database_url: str,
+) -> None:
+    started.clear()
+    async with opened_bench(database_url) as bench:
+        async with bench.worker(*TASKS, interrupted):
+            run_id = await bench.start(interrupted)
+            await until(lambda: len(started) == 1)
+        async with bench.worker(*TASKS, interrupted):
+            row = await bench.until(run_id)
+        assert (row.status, row.execution) == ("COMPLETED", 2), row.error
+        listed = await bench.engine.runs.list(bench.env, RunQuery(size=100))
+    assert started[0] == started[1]
+    assert len([run for run in listed.runs if run.parent_id == run_id]) == 5
