@@ -192,7 +192,7 @@ class _Work:
 
     async def _make(self, wanted: Sequence[Wanted]) -> list[TriggerResult]:
         triggering = Triggering(
-            self._tx, self._environment_id, wanted, holds_parents=False, tasks=self._tasks
+            self._tx, self._environment_id, wanted, is_brief=False, tasks=self._tasks
         )
         results: list[TriggerResult] = []
         for answer in await triggering.run():

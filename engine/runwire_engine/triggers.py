@@ -102,19 +102,19 @@ class Triggering:
         wanted: Sequence[Wanted],
         *,
         waits: bool = True,
-        holds_parents: bool = True,
+        is_brief: bool = True,
         tasks: Sequence[Row] | None = None,
     ) -> None:
         """Say whether to wait for keys that another transaction is claiming (else their triggers
-        are answered with LockHeldError), whether to keep the parents as they are until this one
-        ends, and what `triggers.tasks` would return, where that is known."""
+        are answered with LockHeldError), whether the transaction ends at once, so that it may keep
+        what others need, and what `triggers.tasks` would return, where that is known."""
         # The runs that were made, with their queues.
         self.made: list[Row] = []
         self._tx = tx
         self._environment_id = environment_id
         self._wanted = list(wanted)
         self._waits = waits
-        self._holds_parents = holds_parents
+        self._is_brief = is_brief
         self._known_tasks = tasks
         self._answers: dict[str, TriggerAnswer] = {}
         # Wanted runs that are answered like another one of this transaction, by both ids.
@@ -186,7 +186,7 @@ class Triggering:
         ids = {wanted.new.parent.run_id for wanted in self._open if wanted.new.parent}
         if not ids:
             return
-        name = "triggers.hold_parents" if self._holds_parents else "triggers.parents"
+        name = "triggers.hold_parents" if self._is_brief else "triggers.parents"
         rows = await self._tx.all(name, self._with(ids=sorted(ids)))
         self._parents = {row["id"]: row for row in rows}
         for wanted in self._open:
@@ -396,6 +396,7 @@ class Triggering:
             "triggers.insert",
             self._with(
                 **_columns(wanted),
+                makes_groups=self._is_brief,
                 queues=[self._queue(w) for w in wanted],
                 root_ids=[self._root(w)[0] for w in wanted],
                 depths=[self._root(w)[1] for w in wanted],

@@ -195,21 +195,18 @@ with given as (
       join given on given.id = m.id
      where given.metadata is not null
 ), grouped as (
-    -- A group that another transaction is making is left to it: that one may stay open for long.
+    -- Not for a transaction that may stay open for long: whoever claims the run makes its group.
     insert into runwire.queue_groups (environment_id, queue, concurrency_key, concurrency_limit)
-    select fresh.*
-      from (select distinct m.environment_id, m.queue, m.concurrency_key, base.concurrency_limit
-              from made m
-             cross join lateral (
-                   select g.concurrency_limit
-                     from runwire.queue_groups g
-                    where g.environment_id = m.environment_id and g.queue = m.queue
-                      and g.concurrency_key = ''
-                    limit 1) as base
-             where m.limited and m.concurrency_key <> ''
-             order by 1, 2, 3) as fresh
-     where pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', 'runwire.queue_groups',
-               fresh.environment_id::text, fresh.queue, fresh.concurrency_key), 0))
+    select distinct m.environment_id, m.queue, m.concurrency_key, base.concurrency_limit
+      from made m
+     cross join lateral (
+           select g.concurrency_limit
+             from runwire.queue_groups g
+            where g.environment_id = m.environment_id and g.queue = m.queue
+              and g.concurrency_key = ''
+            limit 1) as base
+     where m.limited and m.concurrency_key <> '' and %(makes_groups)s
+     order by 1, 2, 3
         on conflict do nothing
 )
 select id, queue, status from made;
