@@ -29,7 +29,7 @@ ClaimedRun: TypeAlias = RunRow
 _REACH: Final = 8
 _LEAST_REACH: Final = 64
 # Keys of one queue taken into account by one look, and looks of one claim.
-_KEYS_AT_ONCE: Final = 256
+_KEYS_AT_ONCE: Final = 128
 _LOOKS: Final = 4
 # By the sweep, and by a worker, for which it also bounds how many are ready: at a thousand runs a
 # second a fresh one waits a quarter of a second for them.
@@ -48,6 +48,16 @@ class _Worker:
     answered: datetime | None = None
     # A later claim got no answer.
     unsure: bool = False
+
+
+@dataclass(slots=True)
+class _Met:
+    """What a claim met on its way."""
+
+    # Queues and keys of runs that go the wrong way.
+    strays: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    # False once it is known that nothing waits in groups.
+    others_wait: bool = True
 
 
 class Claims:
@@ -155,7 +165,8 @@ class Claims:
     ) -> tuple[list[Row], set[tuple[str, str]]]:
         """Return what was claimed, and where runs were met that go the wrong way."""
         self._limited_first = not self._limited_first
-        strays: set[tuple[str, str]] = set()
+        self.crowded = False
+        met = _Met()
 
         async def work(tx: Transaction) -> list[Row]:
             picks = [self._pick_limited, _pick_unlimited]
@@ -164,10 +175,10 @@ class Claims:
             ids: list[str] = []
             for pick in picks:
                 if len(ids) < slots:
-                    ids += await pick(tx, wanted, slots - len(ids), strays)
+                    ids += await pick(tx, wanted, slots - len(ids), met)
             return await tx.last("claims.take", {**wanted, "ids": ids}) if ids else []
 
-        return await self._database.retrying(work), strays
+        return await self._database.retrying(work), met.strays
 
     async def _put_right(self, environment_id: int, strays: Set[tuple[str, str]]) -> None:
         groups = sorted(strays)
@@ -183,15 +194,16 @@ class Claims:
         tx: Transaction,
         wanted: Mapping[str, object],
         slots: int,
-        strays: set[tuple[str, str]],
+        met: _Met,
     ) -> list[str]:
-        self.crowded = False
+        if not met.others_wait and not met.strays:
+            return []
         ids: list[str] = []
         held: list[tuple[str, str]] = []
         for _ in range(_LOOKS):
             before = self._cursors
             left = slots - len(ids)
-            locked, open_groups = await self._lock_groups(tx, wanted, left, held, strays)
+            locked, open_groups = await self._lock_groups(tx, wanted, left, held, met)
             groups = [group for group in locked if not group["is_served"]]
             turns = left
             if len(locked) < min(open_groups, left):
@@ -212,7 +224,7 @@ class Claims:
         wanted: Mapping[str, object],
         slots: int,
         held: Sequence[tuple[str, str]],
-        strays: set[tuple[str, str]],
+        met: _Met,
     ) -> tuple[list[Row], int]:
         """Return the groups that were locked, and how many seemed to have room."""
         rows = await tx.all(
@@ -231,7 +243,7 @@ class Claims:
         self._cursors = dict(
             zip(look["cursor_queues"] or (), look["cursor_keys"] or (), strict=True)
         )
-        strays.update(zip(look["unmade_queues"] or (), look["unmade_keys"] or (), strict=True))
+        met.strays.update(zip(look["unmade_queues"] or (), look["unmade_keys"] or (), strict=True))
         return [row for row in rows if row["queue"] is not None], look["open_groups"]
 
 
@@ -256,9 +268,10 @@ async def _pick_unlimited(
     tx: Transaction,
     wanted: Mapping[str, object],
     slots: int,
-    strays: set[tuple[str, str]],
+    met: _Met,
 ) -> list[str]:
     reach = max(_LEAST_REACH, slots * _REACH)
     rows = await tx.all("claims.pick_unlimited", {**wanted, "slots": slots, "reach": reach})
-    strays.update((row["queue"], "") for row in rows if row["is_limited"])
+    met.strays.update((row["queue"], "") for row in rows if row["is_limited"])
+    met.others_wait = not rows or rows[0]["others_wait"]
     return [row["id"] for row in rows if not row["is_limited"]]

@@ -1,6 +1,6 @@
 """Debounce keys as they are stored: which run a trigger's key leads to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -24,12 +24,29 @@ class DebouncedTrigger:
     debounce: Debounce
 
 
+async def hold_keys(
+    tx: Statements, environment_id: int, names: Iterable[tuple[str, str]], *, waits: bool
+) -> set[tuple[str, str]]:
+    """Keep others away from debounce keys (task and key); return those that were to be had."""
+    wanted = sorted(set(names))
+    rows = await tx.all(
+        "debounces.hold",
+        {
+            "environment_id": environment_id,
+            "waits": waits,
+            "tasks": [task for task, _ in wanted],
+            "keys": [key for _, key in wanted],
+        },
+    )
+    return {(row["task"], row["key"]) for row in rows}
+
+
 async def debounced_runs(
     tx: Statements, environment_id: int, now: datetime | None, triggers: Sequence[DebouncedTrigger]
 ) -> list[Debounced]:
-    """Return the runs that triggers lead to; the keys are held until the transaction ends.
+    """Return the runs that triggers lead to; their keys are held already.
 
-    Those that wait already are held, too, so that none starts meanwhile.
+    Those that wait are held, too, until the transaction ends, so that none starts meanwhile.
     """
     fixed: dict[str, object] = {"environment_id": environment_id, "now": now}
     groups: dict[tuple[str, str], list[DebouncedTrigger]] = {}

@@ -27,7 +27,7 @@ async def declare_queues(
     somebody has put in its place stays.
     """
     names = sorted(limits)
-    await tx.run(
+    changed = await tx.all(
         "queues.declare",
         {
             "environment_id": environment_id,
@@ -36,7 +36,8 @@ async def declare_queues(
             "tasks": sorted(tasks),
         },
     )
-    await apply(tx, environment_id, names)
+    if changed:
+        await apply(tx, environment_id, [row["name"] for row in changed])
 
 
 async def mention_queues(tx: Statements, environment_id: int, names: Collection[str]) -> None:

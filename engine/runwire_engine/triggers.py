@@ -2,7 +2,7 @@
 
 Run ids are made before the first statement, so that a flush whose COMMIT got no answer may be
 repeated: what it made is recognised by id. Locks are taken in one order by everybody (parents,
-request keys, tokens, idempotency keys, debounce keys, queues, each sorted), so that triggers cannot
+request keys, tokens, debounce keys, idempotency keys, queues, each sorted), so that triggers cannot
 deadlock.
 """
 
@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from runwire.errors import FencedError
 from runwire_engine.database import Row, Statements, Transaction
-from runwire_engine.debounces import DebouncedTrigger, debounced_runs, shown_payload
+from runwire_engine.debounces import DebouncedTrigger, debounced_runs, hold_keys, shown_payload
 from runwire_engine.debouncing import Debounce, Debounced
 from runwire_engine.errors import (
     LockHeldError,
@@ -137,6 +137,7 @@ class Triggering:
         if repeated:
             # What was still committing a moment ago has used its tokens itself.
             await self._recognise()
+        await self._hold_debounces()
         await self._claim_keys()
         await self._give_back_tokens()
         await self._debounce()
@@ -301,6 +302,19 @@ class Triggering:
         ]
         if jtis:
             await self._tx.run("triggers.free_tokens", self._with(jtis=jtis))
+
+    async def _hold_debounces(self) -> None:
+        """Hold debounce keys, before any key leads to a run that these then do not make."""
+        asked = [w for w in self._open if w.new.debounce is not None]
+        if not asked:
+            return
+        names = {w.id: (w.new.task, w.new.debounce.key) for w in asked if w.new.debounce}
+        ours = await hold_keys(self._tx, self._environment_id, names.values(), waits=self._waits)
+        for id, name in names.items():
+            if name not in ours:
+                self._answers[id] = LockHeldError(
+                    "another transaction is claiming this debounce key"
+                )
 
     async def _debounce(self) -> None:
         """Answer triggers whose debounce key has a run that waits, and have that wait longer."""

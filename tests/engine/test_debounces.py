@@ -6,7 +6,7 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from runwire_engine.debounces import shown_payload
+from runwire_engine.debounces import hold_keys, shown_payload
 from runwire_engine.debouncing import Debounce
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.outcomes import Failed
@@ -210,6 +210,27 @@ async def test_a_lost_answer_to_commit_makes_no_second_run(
     assert await count(engine) == 1
     assert (await there(engine, env, first.id)).payload == "3"
     await assert_dense(engine, env, first.id)
+
+
+async def test_an_open_transaction_holds_up_only_triggers_with_its_key(
+    engine: Engine, env: int
+) -> None:
+    first = await engine.runs.trigger(env, new("1"))
+    answers: list[TriggerResult] = []
+
+    async def same() -> None:
+        keyed = replace(new("2", trailing=True), idempotency_key="mine")
+        answers.append(await engine.runs.trigger(env, keyed))
+
+    async with anyio.create_task_group() as group:
+        async with engine.database.transaction() as tx:
+            assert await hold_keys(tx, env, [("plain", "k")], waits=False)
+            group.start_soon(same)
+            for _ in range(3):
+                await engine.runs.trigger(env, new("3", key="other"))
+            assert not answers
+    assert answers == [TriggerResult(first.id, is_cached=True)]
+    assert (await there(engine, env, first.id)).payload == "2"
 
 
 async def test_the_sweep_deletes_keys_whose_run_was_due_long_ago(engine: Engine, env: int) -> None:

@@ -140,7 +140,8 @@ select locked.id
 
 -- pick_unlimited --
 -- Picks ready runs of unlimited queues, longest waiting first, past those that others are taking.
--- Of a queue that has just got a limit it only says so: its runs are to go through groups now.
+-- Of a queue that has just got a limit it only says so: its runs are to go through groups now. Says
+-- also whether any runs wait in groups.
 with heads as materialized (
     select head.id, head.sort_at
       from unnest(%(tasks)s::text[]) as wanted (task)
@@ -154,7 +155,10 @@ with heads as materialized (
      order by head.sort_at, head.id
      limit %(reach)s
 )
-select locked.id, locked.queue, locked.is_limited
+select locked.id, locked.queue, locked.is_limited,
+       exists (select from runwire.runs r
+                where r.environment_id = %(environment_id)s and r.status = 'QUEUED'
+                  and r.limited) as others_wait
   from heads
  cross join lateral (
        select r.id, r.queue,

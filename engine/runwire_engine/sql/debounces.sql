@@ -1,6 +1,17 @@
+-- hold --
+-- Keeps other triggers of these debounce keys away until this transaction ends; returns those that
+-- are ours. Without waiting, one that an open transaction holds is not.
+select held.task, held.key
+  from (select wanted.task, wanted.key,
+               hashtextextended(concat_ws(' ', 'runwire.debounce_keys',
+                                          %(environment_id)s::text, task, key), 0) as lock
+          from unnest(%(tasks)s::text[], %(keys)s::text[]) as wanted (task, key)
+         order by wanted.task, wanted.key) as held
+ where case when %(waits)s then pg_advisory_xact_lock(held.lock) is not null
+            else pg_try_advisory_xact_lock(held.lock) end;
+
 -- claim --
--- Claims debounce keys that are free, and keeps others out until this transaction ends; returns the
--- run each leads to.
+-- Claims debounce keys that are free, of those that are held; returns the run each leads to.
 insert into runwire.debounce_keys as d (environment_id, task, key, run_id, expires_at)
 select %(environment_id)s, wanted.task, wanted.key, wanted.id, %(now)s
   from unnest(%(tasks)s::text[], %(keys)s::text[], %(ids)s::text[]) as wanted (task, key, id)

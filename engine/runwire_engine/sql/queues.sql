@@ -7,6 +7,10 @@
 insert into runwire.queues as q (environment_id, name, base_limit)
 select %(environment_id)s, said.name, said.base_limit
   from unnest(%(names)s::text[], %(limits)s::integer[]) as said (name, base_limit)
+       -- One that says nothing new is not even locked: triggers say the same again and again.
+ where not exists (select from runwire.queues known
+                    where known.environment_id = %(environment_id)s and known.name = said.name
+                      and known.base_limit is not distinct from said.base_limit)
  order by said.name
     on conflict (environment_id, name) do update
    set base_limit = excluded.base_limit, updated_at = runwire.now_v1()
@@ -18,11 +22,18 @@ select %(environment_id)s, said.name, said.base_limit
 returning q.name;
 
 -- mention --
--- Notes queues that runs are sent to; what is known of one stays.
+-- Notes queues that runs are sent to; what is known of one stays. One that an open transaction is
+-- about to note is left to that.
 insert into runwire.queues (environment_id, name)
-select %(environment_id)s, name
-  from unnest(%(names)s::text[]) as mentioned (name)
- order by name
+select %(environment_id)s, fresh.name
+  from (select name
+          from unnest(%(names)s::text[]) as mentioned (name)
+         where not exists (select from runwire.queues known
+                            where known.environment_id = %(environment_id)s
+                              and known.name = mentioned.name)
+         order by name) as fresh
+ where pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', 'runwire.queues',
+           %(environment_id)s::text, fresh.name), 0))
     on conflict do nothing;
 
 -- apply --
@@ -43,7 +54,12 @@ with wanted as materialized (
            (environment_id, queue, concurrency_key, concurrency_limit, paused)
     select %(environment_id)s, w.name, '', coalesce(w.concurrency_limit, 2147483647), w.paused
       from wanted w
-     where w.concurrency_limit is not null or w.paused
+     where (w.concurrency_limit is not null or w.paused)
+       and not exists (select from runwire.queue_groups known
+                        where known.environment_id = %(environment_id)s
+                          and known.queue = w.name and known.concurrency_key = ''
+                          and known.concurrency_limit = coalesce(w.concurrency_limit, 2147483647)
+                          and known.paused = w.paused)
      order by w.name
         on conflict (environment_id, queue, concurrency_key) do update
        set concurrency_limit = excluded.concurrency_limit, paused = excluded.paused
