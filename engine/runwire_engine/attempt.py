@@ -212,6 +212,8 @@ class Attempt:
 
     def _end(self, verdict: Verdict | None) -> None:
         """Take what the function came to; None where it was stopped before that was decided."""
+        if self.runtime.divergence is not None:
+            verdict = failed(self.runtime.divergence)  # even if the code has caught it
         with self._lock:
             self._ended = True
             reason = self.interruption

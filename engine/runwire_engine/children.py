@@ -59,7 +59,7 @@ class Children:
         """
         target = " ".join(dict.fromkeys(item.task for item in items))
         step = Step(*place, kind="batch" if batch else "run", target=target)
-        key = key_of(parent.id, parent.generation, place, step.kind, digest_of(items))
+        key = _key(parent, place, step.kind, items)
         if batch:
             made = await self._make_batch(parent, items, idempotency_key, key, is_awaited=True)
             cached = made.run_ids if _may_be_cached(items, made.is_cached) else ()
@@ -96,15 +96,27 @@ class Children:
             tuple(_result(id, found.get(id), id in step.cached_ids) for id in step.run_ids),
         )
 
+    def triggered(self, step: Step) -> Triggered:
+        """Return what a trigger led to that was done before."""
+        (run_id,) = step.run_ids
+        return Triggered(run_id, run_id in step.cached_ids, self._token("run", run_id))
+
+    def triggered_batch(self, step: Step) -> TriggeredBatch:
+        """Return what a trigger of a batch led to that was done before."""
+        batch_id, run_ids = step.batch_id or "", step.run_ids
+        token = self._token("batch", batch_id)
+        return TriggeredBatch(batch_id, len(run_ids), bool(step.cached_ids), token, run_ids)
+
     async def trigger_batch(
         self,
         parent: ClaimedRun,
+        place: Place,
         items: Sequence[BatchItem],
         idempotency_key: str | None,
-        request_key: str,
     ) -> TriggeredBatch:
-        """Start a batch of child runs. Raises what `trigger` raises."""
-        batch = await self._make_batch(parent, items, idempotency_key, request_key)
+        """Start a batch of child runs, once for a place. Raises what `trigger` raises."""
+        key = _key(parent, place, "trigger", items)
+        batch = await self._make_batch(parent, items, idempotency_key, key)
         token = self._token("batch", batch.id)
         return TriggeredBatch(batch.id, batch.run_count, batch.is_cached, token, batch.run_ids)
 
@@ -144,9 +156,14 @@ class Children:
         return None if self._mint is None else self._mint(self._environment_id, kind, target)
 
 
-def digest_of(items: Sequence[BatchItem]) -> str:
-    """Return what tells these items from others that a replay may ask for at the same place."""
-    return hashlib.sha256(orjson.dumps([(i.task, i.payload) for i in items])).hexdigest()
+def _key(parent: ClaimedRun, place: Place, kind: str, items: Sequence[BatchItem]) -> str:
+    """Return a key that only a replay that asks for the same at the same place has.
+
+    The payloads are part of it: code that does not come the same way rather does a thing twice than
+    take one child for another.
+    """
+    body = hashlib.sha256(orjson.dumps([(item.task, item.payload) for item in items])).hexdigest()
+    return key_of(parent.id, parent.generation, place, kind, body)
 
 
 def _may_be_cached(items: Sequence[BatchItem], is_cached: bool) -> bool:

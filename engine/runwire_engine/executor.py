@@ -23,7 +23,8 @@ from runwire_engine.bridge import Bridge
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.errors import DatabaseUnavailableError, DataRefusedError, EngineError
 from runwire_engine.failures import FailureCode, describe
-from runwire_engine.runtime import RunRuntime, Surroundings
+from runwire_engine.runtime import RunRuntime
+from runwire_engine.surroundings import Surroundings
 from runwire_engine.threads import Threads
 from runwire_engine.verdicts import (
     Failed,
@@ -171,12 +172,28 @@ class Executor:
                 self._resume(held, run)
                 continue
             attempt = self._hold(run)
-            if attempt.task.is_async:
+            if run.waited:
+                self._around.bridge.start(partial(self._replay, attempt))
+            elif attempt.task.is_async:
                 on_loop.append(attempt)
             else:
                 self._start_in_thread(attempt)
         if on_loop:
             self._loop.post(lambda: self._start_on_loop(on_loop))
+
+    async def _replay(self, attempt: Attempt) -> None:
+        """Start an attempt whose code may have waited, once it is known what it has done."""
+        try:
+            await attempt.runtime.load()
+        except EngineError as error:
+            logger.warning("what %s has done cannot be read: %s", attempt.run.id, error)
+            attempt.interrupt(Interruption.RELEASE)
+            attempt.give_up()
+            return
+        if attempt.task.is_async:
+            self._loop.post(lambda: self._start_on_loop([attempt]))
+        else:
+            self._start_in_thread(attempt)
 
     def _start_in_thread(self, attempt: Attempt) -> None:
         try:

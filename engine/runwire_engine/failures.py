@@ -27,6 +27,7 @@ class FailureCode(StrEnum):
 
     TASK_ERROR = "TASK_ERROR"  # the task raised
     TASK_ABORTED = "TASK_ABORTED"  # the task raised AbortTaskRunError
+    NON_DETERMINISTIC = "NON_DETERMINISTIC"  # it waited, and came another way when it ran again
     PAYLOAD_INVALID = "PAYLOAD_INVALID"
     OUTPUT_INVALID = "OUTPUT_INVALID"
     OUTPUT_TOO_LARGE = "OUTPUT_TOO_LARGE"

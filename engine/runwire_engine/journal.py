@@ -13,6 +13,8 @@ from typing import Final, Literal, TypeAlias
 Kind: TypeAlias = Literal["trigger", "run", "batch", "time", "token", "input"]
 # A branch's name and an ordinal in it.
 Place: TypeAlias = tuple[str, int]
+# A branch's name, and its mark: steps, fork, rest, forks.
+StoredMark: TypeAlias = tuple[str, int, str | None, dict[str, int], dict[str, int]]
 
 # Longer names of branches are hashed: they are part of keys.
 _LONGEST_NAME: Final = 200
@@ -51,6 +53,8 @@ class Mark:
     fork: str | None = None
     # What it wrote after that: how many operations, by what they went to.
     rest: Mapping[str, int] = field(default_factory=dict[str, int])
+    # How many tasks it had started, by what they run: those of which nothing is marked had ended.
+    forks: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 NOTHING: Final = Mark()
@@ -67,6 +71,8 @@ class Branch:
     replayed: Mark | None = None
     # Where that is stored as such; NOTHING for a branch that was new.
     marked: Mark = NOTHING
+    # Which moment of this execution that is: steps, and forks if one is named.
+    marked_at: tuple[int, int] = (0, 0)
     parent: "Branch | None" = None
     # Steps taken so far.
     steps: int = 0
@@ -74,6 +80,8 @@ class Branch:
     written: dict[str, int] = field(default_factory=dict[str, int])
     # Of `replayed.rest`, what is still to be left out.
     rest: dict[str, int] = field(default_factory=dict[str, int])
+    # Of tasks that an earlier execution had started here, how many had begun.
+    covered: Mapping[str, int] = field(default_factory=dict[str, int])
     # How many tasks were started, by what they run; and in all.
     forks: dict[str, int] = field(default_factory=dict[str, int])
     forked: int = 0
@@ -92,16 +100,18 @@ class Branch:
         self.forked += 1
         branch = Branch(_bounded(f"{self.name}/{label}.{number}"), parent=self)
         branch.began = (self.steps, dict(self.written) if self.written else {}, self.forked)
-        if self.replayed is not None:
-            branch.begin_replay(marks.get(branch.name, EVERYTHING))
+        had_ended = self.replayed is not None or number < self.covered.get(label, 0)
+        mark = marks.get(branch.name, EVERYTHING if had_ended else NOTHING)
+        if mark is not NOTHING:
+            branch.begin_replay(mark)
         self.live.add(branch)
         self._pass(branch.name)
         return branch
 
     def begin_replay(self, mark: Mark) -> None:
         """Leave out what an earlier execution has written up to this mark."""
-        self.marked = mark
-        self.replayed = mark
+        self.marked = self.replayed = mark
+        self.covered = mark.forks
         self._pass(None)
 
     def next_place(self) -> Place:
@@ -109,6 +119,7 @@ class Branch:
         place = self.name, self.steps
         self.steps += 1
         self.written.clear()
+        self.rest.clear()
         self._pass(None)
         return place
 
@@ -142,26 +153,29 @@ class Branch:
         return marks
 
     def _mark(self) -> Mark:
-        if self.replayed is not None:
+        if self.replayed is not None or any(self.rest.values()):
             return self.marked
+        last = max((b for b in self.live if b.has_waits()), key=_age, default=None)
         if self.is_waiting():
-            self.marked = self._here(max(self.live, key=_age, default=None), self.written)
-        else:
-            waiting = [branch for branch in self.live if branch.has_waits()]
-            last = max(waiting, key=_age, default=None)
-            if last is not None and last.began[0] > self.marked.steps:
-                self.marked = Mark(last.began[0], last.name)
-            elif self.waits and self.steps > self.marked.steps:
-                self.marked = Mark(self.steps)
+            self._mark_here(last)
+        elif last is not None and (last.began[0], last.began[2]) > self.marked_at:
+            self.marked, self.marked_at = (
+                Mark(last.began[0], last.name),
+                (last.began[0], _age(last)),
+            )
+        elif self.waits and (self.steps, 0) > self.marked_at:
+            self.marked, self.marked_at = Mark(self.steps), (self.steps, 0)
         return self.marked
 
-    def _here(self, last: "Branch | None", written: Mapping[str, int]) -> Mark:
-        """Return the mark of here and now, given the last task that was started and lives."""
-        if last is None or last.began[0] < self.steps:
-            return Mark(self.steps, None, dict(written))
-        before = last.began[1]
-        rest = {to: count - before.get(to, 0) for to, count in written.items()}
-        return Mark(self.steps, last.name, {to: count for to, count in rest.items() if count > 0})
+    def _mark_here(self, last: "Branch | None") -> None:
+        """Mark here and now, given the last task that was started and lives."""
+        rest, fork, age = dict(self.written), None, 0
+        if last is not None and last.began[0] == self.steps:
+            fork, age = last.name, _age(last)
+            for target, count in last.began[1].items():
+                rest[target] -= count
+        self.marked = Mark(self.steps, fork, rest, dict(self.forks))
+        self.marked_at = (self.steps, age)
 
     def has_waits(self) -> bool:
         """Whether this branch, or one that lives below it, is at a wait."""
@@ -174,6 +188,7 @@ class Branch:
             return
         if self.steps > mark.steps or mark.fork is None or mark.fork == fork:
             self.replayed = None
+            self.marked_at = (mark.steps, self.forked if mark.fork is not None else 0)
             self.rest = dict(mark.rest) if self.steps == mark.steps else {}
 
 
@@ -181,14 +196,17 @@ def _age(branch: Branch) -> int:
     return branch.began[2]
 
 
-def dump_marks(marks: Mapping[str, Mark]) -> list[tuple[str, int, str | None, dict[str, int]]]:
+def dump_marks(marks: Mapping[str, Mark]) -> list[StoredMark]:
     """Return marks as they are stored, JSON to be."""
-    return [(name, mark.steps, mark.fork, dict(mark.rest)) for name, mark in marks.items()]
+    return [
+        (name, mark.steps, mark.fork, dict(mark.rest), dict(mark.forks))
+        for name, mark in marks.items()
+    ]
 
 
-def load_marks(stored: Iterable[tuple[str, int, str | None, dict[str, int]]]) -> dict[str, Mark]:
+def load_marks(stored: Iterable[StoredMark]) -> dict[str, Mark]:
     """Return marks as `dump_marks` gave them."""
-    return {name: Mark(steps, fork, rest) for name, steps, fork, rest in stored}
+    return {name: Mark(steps, fork, rest, forks) for name, steps, fork, rest, forks in stored}
 
 
 class DivergedError(Exception):

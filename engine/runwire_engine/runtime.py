@@ -10,10 +10,9 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import orjson
 
@@ -34,47 +33,27 @@ from runwire._context import (
 )
 from runwire._log_line import LogLevel, is_at_least, log_line
 from runwire._stream_keys import LOG_KEY, input_key
-from runwire.errors import FencedError, NotInRunError
+from runwire.errors import FencedError, NonDeterministicError, NotInRunError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire.wire import JsonObject
-from runwire_engine.branches import Branches
-from runwire_engine.bridge import Bridge, arrival, pending_promise
-from runwire_engine.children import Children, digest_of
+from runwire_engine.bridge import arrival, pending_promise
 from runwire_engine.claims import ClaimedRun
-from runwire_engine.engine import Engine
 from runwire_engine.errors import RunFinalError, TooManyTagsError
-from runwire_engine.inputs import InputBells, Inputs, Offer
-from runwire_engine.journal import Branch, Place, Step, key_of
+from runwire_engine.inputs import Inputs, Offer
 from runwire_engine.log_writer import LogWriter
 from runwire_engine.metadata_writer import MetadataWriter
 from runwire_engine.patience import patiently
 from runwire_engine.pipes import Pipes
 from runwire_engine.run_metadata import MetadataWrite
 from runwire_engine.run_row import RunRow
+from runwire_engine.steps import Steps
 from runwire_engine.stream_writer import StreamWriter
 from runwire_engine.streams import Append, AppendAnswer
-from runwire_engine.waiting import Waiting
+from runwire_engine.surroundings import Surroundings
 
 logger = logging.getLogger("runwire.worker")
 
 T = TypeVar("T")
-
-_CALLS: Final = 1_000
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What every run of one worker is given."""
-
-    engine: Engine
-    environment_id: int
-    environment: str
-    # The engine's loop.
-    bridge: Bridge
-    children: Children
-    inputs: InputBells
-    # The least urgent lines that logs hold.
-    log_level: LogLevel = "info"
 
 
 class Holder(Protocol):
@@ -102,12 +81,8 @@ class RunRuntime:
         self._run = run
         self._around = around
         self._holder = holder
-        self._branches = Branches(self._branch_ended)
-        # None until the code waits for the first time.
-        self._waiting: Waiting | None = None
+        self._steps = Steps(around, self)
         self._lock = threading.Lock()
-        # The places of calls, by what names them: the last ones, for whoever repeats a call.
-        self._calls: dict[str, Place] = {}
         self._ctx: Context | None = None
         self._locals: dict[Any, object] | None = None
         # As this attempt sees it; None until it is first looked at.
@@ -123,6 +98,8 @@ class RunRuntime:
         self.pipes = Pipes(run.id)
         # What every further call raises.
         self._closed: Exception | None = None
+        # Why this replay cannot but fail.
+        self.divergence: NonDeterministicError | None = None
 
     @property
     def run(self) -> ClaimedRun:
@@ -131,22 +108,28 @@ class RunRuntime:
 
     def begin_branches(self) -> None:
         """Have what is started in this context found again by a replay."""
-        self._branches.enter()
+        self._steps.branches.enter()
+
+    async def load(self) -> None:
+        """Read what earlier executions of the code have done, before it begins."""
+        await self._steps.load()
 
     def resume(self, run: ClaimedRun) -> None:
         """Go on under the execution with which the run was claimed again; on the engine's loop."""
         self._run = run
-        if self._waiting is not None:
-            self._waiting.resumed()
+        self._steps.resumed()
 
     @property
     def has_waits(self) -> bool:
-        return self._waiting is not None and self._waiting.has_waits
+        return self._steps.has_waits
 
     def look(self) -> None:
         """Look soon whether a wait is over."""
-        if self._waiting is not None:
-            self._waiting.look()
+        self._steps.look()
+
+    def diverged(self, error: NonDeterministicError) -> None:
+        self.divergence = error
+        self.close(error)
 
     def fenced(self, error: FencedError) -> None:
         self._holder.fenced(error)
@@ -181,8 +164,11 @@ class RunRuntime:
     def metadata_apply(self, target: MetadataTarget, operation: JsonObject) -> None:
         run_id = self._target(target)
         operation = _metadata.validate(operation)
+        self.check_open()
+        if not self._steps.admits(f"metadata/{run_id}"):
+            return
         with self._lock:
-            self._check_open()
+            self.check_open()
             changed = None
             if run_id == self._run.id:
                 changed = _metadata.apply(self._metadata(), [operation])
@@ -202,38 +188,50 @@ class RunRuntime:
 
     async def stream_append(self, target: str, key: str, bodies: Sequence[str]) -> int:
         writer, receipt = self._stream(target, key), _receipt()
+        if not self._admits(target, key):
+            return await arrival(self._next_seq(target, key))
         while (room := writer.offer(bodies, receipt)) is not None:
             await arrival(room)
         return await arrival(receipt)
 
     async def stream_write(self, target: str, key: str, body: str) -> None:
         writer = self._stream(target, key)
+        if not self._admits(target, key):
+            return
         while (room := writer.offer((body,))) is not None:
             await arrival(room)
 
     async def stream_end(self, target: str, key: str) -> None:
-        await arrival(self._stream(target, key).end())
+        writer = self._stream(target, key)
+        if self._admits(target, key):
+            await arrival(writer.end())
 
     def stream_append_blocking(self, target: str, key: str, bodies: Sequence[str]) -> int:
         writer, receipt = self._stream(target, key), _receipt()
+        if not self._admits(target, key):
+            return self._next_seq(target, key).result()
         while (room := writer.offer(bodies, receipt)) is not None:
             room.result()
         return receipt.result()
 
     def stream_write_blocking(self, target: str, key: str, body: str) -> None:
         writer = self._stream(target, key)
+        if not self._admits(target, key):
+            return
         while (room := writer.offer((body,))) is not None:
             room.result()
 
     def stream_end_blocking(self, target: str, key: str) -> None:
-        self._stream(target, key).end().result()
+        writer = self._stream(target, key)
+        if self._admits(target, key):
+            writer.end().result()
 
     def opened(self, pipe: OpenPipe) -> None:
-        self._check_open()
+        self.check_open()
         self.pipes.add(pipe)
 
     def opened_blocking(self, pipe: OpenSyncPipe) -> None:
-        self._check_open()
+        self.check_open()
         self.pipes.add_blocking(pipe)
 
     # Input -------------------------------------------------------------------------------------
@@ -281,51 +279,43 @@ class RunRuntime:
         if log.has_room():
             log.add(log_line(datetime.now(UTC), level, message, attributes, logger))
 
-    # Waits -------------------------------------------------------------------------------------
-
-    async def trigger_and_wait(
-        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
-    ) -> ChildResults:
-        branch, step = self._starting(items, batch, idempotency_key)
-        started = await arrival(step)
-        await self._wait(branch, started)
-        return await arrival(self._results(started))
-
-    def trigger_and_wait_blocking(
-        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
-    ) -> ChildResults:
-        branch, step = self._starting(items, batch, idempotency_key)
-        started = step.result()
-        self._wait_blocking(branch, started)
-        return self._results(started).result()
-
-    async def wait_until(self, due: datetime | float) -> None:
-        await self._wait(*self._sleeping(due))
-
-    def wait_until_blocking(self, due: datetime | float) -> None:
-        self._wait_blocking(*self._sleeping(due))
-
-    # Children and tags -------------------------------------------------------------------------
+    # Children, waits and tags --------------------------------------------------------------------
 
     async def trigger(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str
     ) -> Triggered:
-        return await arrival(self._triggering(task, payload, options, request_key))
+        return await arrival(self._steps.trigger(task, payload, options, request_key))
 
     def trigger_blocking(
         self, task: str, payload: str | None, options: TriggerOptions, request_key: str
     ) -> Triggered:
-        return self._triggering(task, payload, options, request_key).result()
+        return self._steps.trigger(task, payload, options, request_key).result()
 
     async def trigger_batch(
         self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch:
-        return await arrival(self._triggering_batch(items, idempotency_key, request_key))
+        return await arrival(self._steps.trigger_batch(items, idempotency_key, request_key))
 
     def trigger_batch_blocking(
         self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
     ) -> TriggeredBatch:
-        return self._triggering_batch(items, idempotency_key, request_key).result()
+        return self._steps.trigger_batch(items, idempotency_key, request_key).result()
+
+    async def trigger_and_wait(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults:
+        return await self._steps.trigger_and_wait(items, batch, idempotency_key)
+
+    def trigger_and_wait_blocking(
+        self, items: Sequence[BatchItem], *, batch: bool, idempotency_key: str | None = None
+    ) -> ChildResults:
+        return self._steps.trigger_and_wait_blocking(items, batch, idempotency_key)
+
+    async def wait_until(self, due: datetime | float) -> None:
+        await self._steps.wait_until(due)
+
+    def wait_until_blocking(self, due: datetime | float) -> None:
+        self._steps.wait_until_blocking(due)
 
     async def reset_idempotency_key(self, task: str, key: str) -> bool:
         return await arrival(self._resetting(task, key))
@@ -358,8 +348,7 @@ class RunRuntime:
         self._end_waits()
 
     def _end_waits(self) -> None:
-        if self._waiting is not None:
-            self._waiting.close()
+        self._steps.close()
         for stop in tuple(self._stops):
             stop()
 
@@ -405,7 +394,7 @@ class RunRuntime:
 
     # -------------------------------------------------------------------------------------------
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if self._closed is not None:
             raise self._closed
 
@@ -439,12 +428,12 @@ class RunRuntime:
 
     def _flushes(self) -> list["Future[None]"]:
         with self._lock:
-            self._check_open()
+            self.check_open()
             writers = list(self._documents.values())
         return [flushed for writer in writers if (flushed := writer.flush()) is not None]
 
     async def _apply(self, run_id: str, operations: Sequence[JsonObject]) -> int:
-        await self._pass_gate()
+        await self._steps.pass_gate()
         own = run_id == self._run.id
         write = MetadataWrite(
             run_id,
@@ -465,14 +454,27 @@ class RunRuntime:
         if writer is not None and self._closed is None:
             return writer
         with self._lock:
-            self._check_open()
+            self.check_open()
             return self._streams.setdefault((run_id, key), self._new_stream(run_id, key))
+
+    def _admits(self, target: str, key: str) -> bool:
+        return self._steps.admits(f"stream/{self._target(target)}/{key}")
+
+    def _next_seq(self, target: str, key: str) -> "Future[int]":
+        """Return where a stream stands: the answer to an append that was done before."""
+        streams, environment_id = self._around.engine.streams, self._around.environment_id
+
+        async def look() -> int:
+            heads = await streams.heads(environment_id, [(self._target(target), key)])
+            return heads[0].next_seq if heads else 0
+
+        return self.call(look)
 
     def _new_stream(self, run_id: str, key: str) -> StreamWriter:
         own = run_id == self._run.id
 
         async def send(bodies: tuple[str, ...], end: bool) -> int:
-            await self._pass_gate()
+            await self._steps.pass_gate()
             run = self._run
             append = Append(
                 run_id,
@@ -500,7 +502,7 @@ class RunRuntime:
 
     def _read_inputs(self) -> Inputs:
         with self._lock:
-            self._check_open()
+            self.check_open()
             if self._inputs is None:
                 around = self._around
                 self._inputs = Inputs(
@@ -521,14 +523,14 @@ class RunRuntime:
         async def offer() -> Offer | None:
             offered = await inputs.offer(key, timeout, stopped)
             if offered is None:
-                self._check_open()
+                self.check_open()
             return offered
 
         def stop() -> None:
             self._around.bridge.post(stopped.set)
 
         self._stops.add(stop)
-        offering = self._call(offer)
+        offering = self.call(offer)
         offering.add_done_callback(lambda _: self._stops.discard(stop))
         return offering, stop
 
@@ -545,7 +547,7 @@ class RunRuntime:
 
     def _peeking(self, key: str) -> "Future[str | None]":
         inputs = self._read_inputs()
-        return self._call(lambda: inputs.peek(key))
+        return self.call(lambda: inputs.peek(key))
 
     def _sending(self, run_id: str, key: str, body: str) -> "Future[AppendAnswer]":
         streams, environment_id = self._around.engine.streams, self._around.environment_id
@@ -564,7 +566,7 @@ class RunRuntime:
             except RunFinalError as error:
                 raise FencedError(str(error), run_id=error.run_id) from error
 
-        return self._call(send)
+        return self.call(send)
 
     def _opened_log(self) -> LogWriter:
         with self._lock:
@@ -574,7 +576,7 @@ class RunRuntime:
             return self._log
 
     async def _send_log(self, lines: Sequence[str]) -> None:
-        await self._pass_gate()
+        await self._steps.pass_gate()
         run = self._run
         append = Append(
             run.id,
@@ -593,93 +595,9 @@ class RunRuntime:
         heads = await streams.heads(self._around.environment_id, [name])
         return (heads[0].next_seq, heads[0].bytes) if heads else (0, 0)
 
-    def _triggering(
-        self, task: str, payload: str | None, options: TriggerOptions, request_key: str
-    ) -> "Future[Triggered]":
-        children = self._around.children
-        place = self._place_of(request_key)
-        key = key_of(self._run.id, self._run.generation, place, task, payload or "")
-        return self._call(lambda: children.trigger(self._run, task, payload, options, key))
-
-    def _triggering_batch(
-        self, items: Sequence[BatchItem], idempotency_key: str | None, request_key: str
-    ) -> "Future[TriggeredBatch]":
-        children = self._around.children
-        place = self._place_of(request_key)
-        digest = digest_of(items)
-        key = key_of(self._run.id, self._run.generation, place, "trigger_batch", digest)
-        return self._call(lambda: children.trigger_batch(self._run, items, idempotency_key, key))
-
-    def _place_of(self, request_key: str) -> Place:
-        """Return the place of a call, which may be repeated."""
-        place = self._calls.get(request_key)
-        if place is None:
-            _, place = self._next_place()
-            self._calls[request_key] = place
-            if len(self._calls) > _CALLS:
-                del self._calls[next(iter(self._calls))]
-        return place
-
-    def _next_place(self) -> tuple[Branch, Place]:
-        self._check_open()
-        branch = self._branches.current()
-        with self._branches.lock:
-            return branch, branch.next_place()
-
-    def _starting(
-        self, items: Sequence[BatchItem], batch: bool, idempotency_key: str | None
-    ) -> tuple[Branch, "Future[Step]"]:
-        """Start children that are waited for; keep the promise of the step once they are there."""
-        branch, place = self._next_place()
-        children = self._around.children
-
-        def start() -> Awaitable[Step]:
-            return children.start(self._run, place, items, batch, idempotency_key)
-
-        return branch, self._call(start)
-
-    def _results(self, step: Step) -> "Future[ChildResults]":
-        children = self._around.children
-        return self._call(lambda: patiently(lambda: children.results(step)))
-
-    def _sleeping(self, due: datetime | float) -> tuple[Branch, Step]:
-        branch, (name, ordinal) = self._next_place()
-        if isinstance(due, datetime):
-            return branch, Step(name, ordinal, "time", due.isoformat(), due_at=due)
-        return branch, Step(name, ordinal, "time", f"{due:g} s", due_in=due)
-
-    async def _wait(self, branch: Branch, step: Step) -> None:
-        waiting = self._waits()
-        try:
-            await arrival(waiting.add(step, branch))
-        except asyncio.CancelledError:
-            waiting.withdraw(step)
-            raise
-
-    def _wait_blocking(self, branch: Branch, step: Step) -> None:
-        self._waits().add(step, branch).result()
-
-    def _waits(self) -> Waiting:
-        with self._lock:
-            self._check_open()
-            if self._waiting is None:
-                around = self._around
-                self._waiting = Waiting(
-                    around.engine.waits, around.environment_id, around.bridge, self._branches, self
-                )
-            return self._waiting
-
-    def _branch_ended(self) -> None:
-        if self._waiting is not None:
-            self._waiting.consider()
-
-    async def _pass_gate(self) -> None:
-        if self._waiting is not None:
-            await self._waiting.pass_gate()
-
     def _resetting(self, task: str, key: str) -> "Future[bool]":
         runs, environment_id = self._around.engine.runs, self._around.environment_id
-        return self._call(lambda: patiently(lambda: runs.reset_key(environment_id, task, key)))
+        return self.call(lambda: patiently(lambda: runs.reset_key(environment_id, task, key)))
 
     def _tagging(self, tags: Sequence[str]) -> "Future[RunRow | None]":
         runs, environment_id = self._around.engine.runs, self._around.environment_id
@@ -696,14 +614,14 @@ class RunRuntime:
                 logger.warning("tags.add(%s) was ignored: %s", ", ".join(tags), error)
                 return None
 
-        return self._call(added)
+        return self.call(added)
 
-    def _call(self, work: Callable[[], Awaitable[T]]) -> "Future[T]":
+    def call(self, work: Callable[[], Awaitable[T]]) -> "Future[T]":
         """Do on the engine's loop what this execution may do only while it holds the run."""
-        self._check_open()
+        self.check_open()
 
         async def fenced() -> T:
-            await self._pass_gate()
+            await self._steps.pass_gate()
             try:
                 return await work()
             except FencedError as error:

@@ -19,9 +19,9 @@ from runwire_engine.errors import EngineError
 from runwire_engine.executor import Executor
 from runwire_engine.lease import Lease
 from runwire_engine.outcomes import Finished, Released
-from runwire_engine.runtime import Surroundings
 from runwire_engine.schedules import declared
 from runwire_engine.settings import EngineSettings
+from runwire_engine.surroundings import Surroundings
 from runwire_engine.threads import Threads
 from runwire_engine.verdicts import Interruption
 

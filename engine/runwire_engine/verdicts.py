@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final, TypeAlias, assert_never
 
 from runwire._backoff import next_delay
-from runwire.errors import AbortTaskRunError, InvalidValueError
+from runwire.errors import AbortTaskRunError, InvalidValueError, NonDeterministicError
 from runwire.tasks import AnyTask
 from runwire.values import MAX_OUTPUT_BYTES, encode
 from runwire_engine import outcomes
@@ -89,6 +89,8 @@ def failed(error: BaseException) -> Failed:
             return Failed(describe(cause, FailureCode.OUTPUT_INVALID), False)
         case AbortTaskRunError():
             return Failed(describe(error, FailureCode.TASK_ABORTED), False)
+        case NonDeterministicError():
+            return Failed(describe(error, FailureCode.NON_DETERMINISTIC), False)
         case SystemExit() | KeyboardInterrupt():
             return Failed(describe(error, FailureCode.TASK_ERROR), False)
         case _:

@@ -9,19 +9,20 @@ is unwound here and replayed there.
 
 import logging
 from asyncio import CancelledError
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
+import orjson
 
 from runwire.errors import FencedError
 from runwire_engine.branches import Branches
 from runwire_engine.bridge import Bridge, pending_promise
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.errors import EngineError
-from runwire_engine.journal import Branch, Place, Step
+from runwire_engine.journal import Branch, Mark, Place, Step, dump_marks
 from runwire_engine.patience import patiently
 from runwire_engine.waits import Entered, Entry, Waits
 
@@ -67,16 +68,22 @@ class Waiting:
     """The waits of one attempt."""
 
     def __init__(
-        self, waits: Waits, environment_id: int, bridge: Bridge, branches: Branches, host: Host
+        self,
+        waits: Waits,
+        environment_id: int,
+        bridge: Bridge,
+        branches: Branches,
+        notes: list[Step],
+        host: Host,
     ) -> None:
+        """Take also the steps that nobody waits for, to be written with the next wait."""
         self._waits = waits
         self._environment_id = environment_id
         self._bridge = bridge
         self._branches = branches
         self._host = host
         self._pending: dict[Place, _Pending] = {}
-        # Steps that nobody waits for, to be written with the next that somebody does.
-        self._notes: list[Step] = []
+        self._notes = notes
         # What the engine's loop is at, and what it shall look at then.
         self._busy = False
         self._considered = False
@@ -92,15 +99,15 @@ class Waiting:
 
     # On any thread -----------------------------------------------------------------------------
 
-    def add(self, step: Step, branch: Branch) -> "Future[None]":
-        """Return the promise that a wait is over."""
+    def add(self, step: Step, branch: Branch, *, is_written: bool = False) -> "Future[None]":
+        """Return the promise that a wait is over; `is_written`: by an earlier execution."""
         promise: Future[None] = pending_promise()
         with self._branches.lock:
             if self._closed:
                 promise.set_exception(_stopped())
                 return promise
             branch.waits += 1
-            self._pending[step.place] = _Pending(step, branch, promise)
+            self._pending[step.place] = _Pending(step, branch, promise, is_written)
         self.consider()
         return promise
 
@@ -109,11 +116,6 @@ class Waiting:
         with self._branches.lock:
             self._drop(step.place)
         self.consider()
-
-    def note(self, step: Step) -> None:
-        """Remember a step that is over at once, for a replay."""
-        with self._branches.lock:
-            self._notes.append(step)
 
     def consider(self) -> None:
         """Look soon whether there is something to write, or a place to give up."""
@@ -179,7 +181,7 @@ class Waiting:
         elif idle and self._host.begin_parking():
             await self._give_up_place()
         elif fresh:
-            self._deliver((await self._enter(park=False)).over)
+            await self._write_down()
         elif self._look_wanted and self._pending:
             await self._look()
 
@@ -193,12 +195,13 @@ class Waiting:
         """Make the run WAITING, if nothing comes in between."""
         parked = False
         try:
+            marks, places = self._branches.marks(), set(self._pending)
             await self._host.settle()
             with self._branches.lock:
-                idle = self._branches.main.is_waiting()
+                idle = self._branches.main.is_waiting() and places == set(self._pending)
             if idle:
                 self._gate, self._gate_wanted = anyio.Event(), False
-                entered = await self._enter(park=True)
+                entered = await self._enter(marks, park=True)
                 parked = entered.is_parked
             else:
                 self.consider()
@@ -211,12 +214,19 @@ class Waiting:
         elif idle:
             self._deliver(entered.over)
 
-    async def _enter(self, *, park: bool) -> Entered:
+    async def _write_down(self) -> None:
+        """Write what is waited for while something of the run goes on."""
+        marks = self._branches.marks()
+        await self._host.settle()
+        self._deliver((await self._enter(marks, park=False)).over)
+
+    async def _enter(self, marks: Mapping[str, Mark], *, park: bool) -> Entered:
         run = self._host.run
         self._look_wanted = False
         with self._branches.lock:
             fresh = [wait for wait in self._pending.values() if not wait.is_written]
-            notes, self._notes = self._notes, []
+            notes = list(self._notes)
+            self._notes.clear()
             entry = Entry(
                 run.id,
                 run.execution,
@@ -224,6 +234,7 @@ class Waiting:
                 run.worker_id or "",
                 steps=[*notes, *(wait.step for wait in fresh)],
                 open=list(self._pending),
+                marks=orjson.dumps(dump_marks(marks)).decode(),
                 park=park,
             )
         try:

@@ -7,16 +7,17 @@ WAITING. The sweep looks at wakes that were left behind; each step may be done t
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import anyio
+import orjson
 
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import EngineError
-from runwire_engine.journal import Place, Step
+from runwire_engine.journal import Mark, Place, Step, load_marks
 from runwire_engine.triggers import fenced
 
 logger = logging.getLogger("runwire.waits")
@@ -26,6 +27,17 @@ _AT_ONCE: Final = 500
 # What is remembered of ends; beyond it, the sweep finds them.
 _MAX_ENDED: Final = 100_000
 _AGAIN_SECONDS: Final = 1.0
+_STEP: Final = (
+    "branch",
+    "ordinal",
+    "kind",
+    "target",
+    "batch_id",
+    "waitpoint_id",
+    "stream_key",
+    "seq",
+    "due_at",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,15 @@ class RunResult:
     output: str | None
     output_type: str | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What earlier executions of a run's code have done."""
+
+    # Each with whether it is over.
+    steps: Sequence[tuple[Step, bool]]
+    marks: Mapping[str, Mark]
 
 
 class Waits:
@@ -139,6 +160,16 @@ class Waits:
             if row["limited"]:
                 self._bell.ring_work(environment_id, {row["queue"]})
         return entered
+
+    async def journal(self, environment_id: int, run_id: str, generation: int) -> Journal:
+        """Return what a replay is answered from."""
+        name = {"environment_id": environment_id, "run_id": run_id, "generation": generation}
+        rows = await self._database.all("waits.journal", name)
+        marked = await self._database.one("waits.marks", name)
+        return Journal(
+            [(_step(row), row["is_over"]) for row in rows],
+            {} if marked is None else load_marks(orjson.loads(marked["marks"])),
+        )
 
     async def over(self, environment_id: int, ids: Sequence[str]) -> dict[str, set[Place]]:
         """Return which waits of runs are over."""
@@ -320,6 +351,11 @@ def _written(name: dict[str, object], entry: Entry) -> list[tuple[str, dict[str,
     if entry.marks is not None:
         statements.append(("waits.keep_marks", {**of_generation, "marks": entry.marks}))
     return statements
+
+
+def _step(row: Row) -> Step:
+    values: dict[str, Any] = {name: row[name] for name in _STEP}
+    return Step(**values, run_ids=tuple(row["run_ids"]), cached_ids=tuple(row["cached_ids"]))
 
 
 def _named(targets: Sequence[tuple[int, str]] | None) -> dict[str, object]:

@@ -32,9 +32,9 @@ from runwire_engine.errors import DatabaseUnavailableError
 from runwire_engine.ids import new_worker_id
 from runwire_engine.inputs import InputBells
 from runwire_engine.migrations import require_schema
-from runwire_engine.runtime import Surroundings
 from runwire_engine.schedules import declared
 from runwire_engine.settings import EngineSettings
+from runwire_engine.surroundings import Surroundings
 from runwire_engine.task_loop import TaskLoop
 from runwire_engine.tenure import BACK_OFF, Tenure
 from runwire_engine.threads import Threads, outside_of_loops

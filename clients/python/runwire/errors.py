@@ -8,6 +8,7 @@ RunwireError
 ├── NotSetError              yours: nothing was set in `locals` under a key
 ├── TaskError                yours: a task definition that cannot work
 ├── AbortTaskRunError        yours, raised on purpose: fail the attempt and do not retry
+├── NonDeterministicError    yours: a task that waited came another way when it ran again
 ├── SubtaskUnwrapError       a child run that was waited for did not complete
 ├── BatchTriggerError        a batch could not be started, or not whole; the cause says why
 ├── ApiError                 theirs: the server refused a request
@@ -66,6 +67,14 @@ class TaskError(RunwireError):
 
 class AbortTaskRunError(RunwireError):
     """Raise it in a task to fail the run at once, without further attempts."""
+
+
+class NonDeterministicError(RunwireError):
+    """A task that waited asked for something else when it ran again; the run fails for good."""
+
+    def __init__(self, message: str, *, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
 
 
 class SubtaskUnwrapError(RunwireError):

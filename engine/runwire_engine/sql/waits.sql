@@ -109,8 +109,8 @@ select w.run_id, w.branch, w.ordinal
 -- journal --
 -- What a run's code asked for in its generation, in order.
 select branch, ordinal, kind, target, run_ids, cached_ids, batch_id, waitpoint_id, stream_key, seq,
-       due_at
-  from runwire.waits
+       due_at, kind = 'trigger' or runwire.is_over_v1(w, runwire.now_v1()) as is_over
+  from runwire.waits w
  where environment_id = %(environment_id)s and run_id = %(run_id)s and generation = %(generation)s
  order by branch, ordinal;
 
