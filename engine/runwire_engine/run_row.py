@@ -53,7 +53,7 @@ class RunRow:
     finished_at: datetime | None
     expired_at: datetime | None
     metadata: str | None = None
-    # Whose journal counts, and how often the run was WAITING; 0: it has none.
+    # Whose journal counts, and (0 or not) whether there is one.
     generation: int = 0
     waited: int = 0
     # The execution since which what it writes is one piece.

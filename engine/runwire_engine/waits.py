@@ -151,6 +151,7 @@ class Waits:
                 )
             if rang:
                 return Entered(is_parked=True, due_in=rang[0]["due_in"])
+            await tx.run("waits.note_journal", name)
             over = await tx.all("waits.over", {**name, "ids": [entry.run_id]})
             return Entered(False, frozenset((row["branch"], row["ordinal"]) for row in over))
 

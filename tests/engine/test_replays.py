@@ -117,6 +117,28 @@ async def test_a_crash_after_a_wait_does_only_what_came_after_it_again(bench: Be
     assert [(mark.attempt, mark.from_seq) for mark in stream.attempts] == [(1, 0), (2, 2)]
 
 
+async def test_a_wait_that_was_over_before_it_began_is_in_the_journal_as_well(
+    bench: Bench,
+) -> None:
+    reached = anyio.Event()
+
+    async def hasty(ctx: Context) -> None:
+        here().metadata_apply("self", increment("first"))
+        await here().wait_until(0.0)
+        if ctx.attempt.number == 1:
+            reached.set()
+            await anyio.sleep_forever()
+
+    made = defined(hasty, retry={"max_attempts": 2})
+    async with bench.worker(made):
+        run_id = await bench.start(made)
+        await reached.wait()
+        await bench.engine.outcomes.finish(bench.env, Lost(run_id, 1))
+        row = await bench.until(run_id)
+    assert (row.status, row.execution) == ("COMPLETED", 2)
+    assert await bench.metadata(run_id) == {"first": 1}
+
+
 async def test_an_exception_of_the_task_starts_over(bench: Bench) -> None:
     async def stubborn(ctx: Context) -> int:
         here().metadata_apply("self", increment("tries"))

@@ -97,6 +97,12 @@ with clock as materialized (
 select c.queue, c.limited, extract(epoch from c.wake_at - clock.now)::double precision as due_in
   from changed c, clock;
 
+-- note_journal --
+-- Notes that a run that was never WAITING has a journal all the same.
+update runwire.runs
+   set waited = 1
+ where environment_id = %(environment_id)s and id = %(run_id)s and waited = 0;
+
 -- over --
 -- Which waits that runs are still at are over.
 select w.run_id, w.branch, w.ordinal
