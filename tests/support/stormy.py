@@ -76,7 +76,7 @@ class Stormy:
             (3, self._kill_hub),
             (2, self._stop_hub),
             (2, self._terminate_hub),
-            (2, self._kill_worker),
+            (2, self.kill_worker),
             (1, self._stop_worker),
             (1, self._kill_postgres),
             (2, self._kill_backends),
@@ -107,7 +107,7 @@ class Stormy:
         await anyio.sleep(seconds)
         hub.process.resume()
 
-    async def _kill_worker(self) -> None:
+    async def kill_worker(self) -> None:
         worker = self.chance.choice(self.workers)
         self.tell(f"SIGKILL {worker.name}")
         worker.process.kill()
