@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from math import isclose
@@ -13,15 +12,13 @@ import anyio
 import pytest
 
 from runwire import AsyncRunwire, Event, Run
-from runwire_engine.environments import Environments
-from tests.support.parts import server_on, worker_on
-from tests.support.postgres import TestServer, opened_database
-from tests.support.processes import CHECKOUT, free_port
-from tests.support.scripted_http import ScriptedHttp, scripted_http
+from tests.support.parts import Served, serving, worker_on
+from tests.support.postgres import TestServer
+from tests.support.processes import CHECKOUT
+from tests.support.scripted_http import ScriptedHttp, completion, scripted_http
 
 pytestmark = pytest.mark.anyio
 
-SECRET = "a secret of the tests, forty bytes long.."
 ORDERS = CHECKOUT / "docs" / "examples" / "data" / "orders.csv"
 MODULES = [f"docs.examples.{name}" for name in ("ask", "import_csv", "digest_folder")]
 
@@ -40,30 +37,11 @@ class Example:
         return [event.chunk for event in found]
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server, and what a worker or a client needs to know."""
-
-    dsn: str
-    environment: dict[str, str]
-
-
 @pytest.fixture(scope="module")
 async def served(postgres: TestServer, anyio_backend: str) -> AsyncGenerator[Served]:
     """One server for all examples: they do not get in each other's way."""
-    dsn = postgres.create_database()
-    async with opened_database(dsn, max_size=1) as database:
-        environments = Environments(database)
-        key = await environments.create_key(await environments.ensure("dev"), "tests")
-    port = free_port()
-    environment = {
-        "RUNWIRE_API_URL": f"http://127.0.0.1:{port}",
-        "RUNWIRE_API_KEY": key,
-        "OPENAI_API_KEY": "",
-    }
-    async with server_on(dsn, port, SECRET):
-        yield Served(dsn, environment)
-    postgres.drop_database(dsn)
+    async with serving(postgres) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +67,6 @@ async def tried(client: AsyncRunwire, task: str, payload: object) -> Example:
 
 
 # ask ---------------------------------------------------------------------------------------------
-
-
-def completion(*words: str) -> bytes:
-    """Return what an OpenAI-compatible endpoint streams."""
-    chunks: list[object] = [
-        {"index": 0, "delta": {"content": word}, "finish_reason": None} for word in words
-    ]
-    chunks.append({"index": 0, "delta": {}, "finish_reason": "stop"})
-    head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "scripted"}
-    lines = [f"data: {json.dumps({**head, 'choices': [chunk]})}\n\n" for chunk in chunks]
-    return "".join([*lines, "data: [DONE]\n\n"]).encode()
 
 
 @pytest.fixture

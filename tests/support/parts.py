@@ -7,13 +7,16 @@ async with worker_on(dsn, "tests/faults/programs/stubborn_tasks.py") as worker:
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import anyio
 
 from runwire_engine.embedded import EmbeddedPostgres
+from runwire_engine.environments import Environments
 from runwire_engine.migrations import migrate
-from tests.support.processes import Process, running
+from tests.support.postgres import TestServer, opened_database
+from tests.support.processes import Process, free_port, running
 
 # Spans that fit a test; those of a worker's lease are told where it matters.
 LEASE: Final = 2.0
@@ -63,6 +66,32 @@ async def server_on(
     async with running(*command, "server", "--port", str(port), environment=given) as server:
         await server.until_ready(f"http://127.0.0.1:{port}/readyz", _START_SECONDS)
         yield server
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, and what a worker or a client needs to know."""
+
+    dsn: str
+    environment: dict[str, str]
+
+
+@asynccontextmanager
+async def serving(postgres: TestServer) -> AsyncGenerator[Served]:
+    """Run a server on a database of its own, with a key."""
+    dsn = postgres.create_database()
+    async with opened_database(dsn, max_size=1) as database:
+        environments = Environments(database)
+        key = await environments.create_key(await environments.ensure("dev"), "tests")
+    port = free_port()
+    environment = {
+        "RUNWIRE_API_URL": f"http://127.0.0.1:{port}",
+        "RUNWIRE_API_KEY": key,
+        "OPENAI_API_KEY": "",
+    }
+    async with server_on(dsn, port, "a secret of the tests, forty bytes long.."):
+        yield Served(dsn, environment)
+    postgres.drop_database(dsn)
 
 
 @asynccontextmanager

@@ -79,3 +79,14 @@ def scripted_http() -> Generator[ScriptedHttp]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def completion(*words: str) -> bytes:
+    """Return what an OpenAI-compatible endpoint streams."""
+    chunks: list[object] = [
+        {"index": 0, "delta": {"content": word}, "finish_reason": None} for word in words
+    ]
+    chunks.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "scripted"}
+    lines = [f"data: {json.dumps({**head, 'choices': [chunk]})}\n\n" for chunk in chunks]
+    return "".join([*lines, "data: [DONE]\n\n"]).encode()
