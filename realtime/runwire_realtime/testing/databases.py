@@ -1,5 +1,7 @@
 """The Postgres of one test session: a template with every migration, a copy for each test."""
 
+import os
+import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import count
@@ -38,14 +40,29 @@ class Databases:
     @contextmanager
     def database(self) -> Generator[str]:
         """Provide a fresh database for the length of a block."""
-        name = f"{_TEMPLATE}_{next(self._numbers)}"
+        template = str(conninfo_to_dict(self._dsn)["dbname"])
+        name = f"{template}_{next(self._numbers)}"
         made = SQL("create database {} template {}")
-        self._admin.execute(made.format(Identifier(name), Identifier(_template(self._dsn))))
+        self._admin.execute(made.format(Identifier(name), Identifier(template)))
         try:
             yield make_conninfo(self._dsn, dbname=name)
         finally:
             dropped = SQL("drop database if exists {} with (force)")
             self._admin.execute(dropped.format(Identifier(name)))
+
+
+@contextmanager
+def borrowed_databases(dsn: str) -> Generator[Databases]:
+    """Use a Postgres that runs already; its role may make databases. Nothing is left in it."""
+    name = f"{_TEMPLATE}_{os.getpid()}_{secrets.token_hex(4)}"
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(SQL("create database {}").format(Identifier(name)))
+        template = make_conninfo(dsn, dbname=name)
+        try:
+            anyio.run(make_template, template)
+            yield Databases(template, admin)
+        finally:
+            admin.execute(SQL("drop database {} with (force)").format(Identifier(name)))
 
 
 @contextmanager
@@ -59,10 +76,6 @@ def running_databases(folder: Path) -> Generator[Databases]:
             yield Databases(postgres.dsn, admin)
     finally:
         anyio.run(postgres.stop)
-
-
-def _template(dsn: str) -> str:
-    return str(conninfo_to_dict(dsn)["dbname"])
 
 
 async def make_template(dsn: str) -> None:
