@@ -69,6 +69,7 @@ def test_a_task_declares_its_cron_as_text_or_with_options() -> None:
 
     assert short.cron == CronOptions("0 */2 * * *") and short.retry.max_attempts == 2
     assert long.cron == CronOptions("0 9 * * 1", "Europe/Berlin", ("production",), "30m", "all")
+    assert long.cron is not None
     assert long.cron.holds_in("production") and not long.cron.holds_in("dev")
 
 

@@ -372,7 +372,7 @@ async def test_a_task_with_a_cron_runs_by_itself(database_url: str) -> None:
     seen: list[tuple[ScheduledTaskPayload, str | None]] = []
 
     @schedules.task(id="digest", cron={"pattern": "0 0 1 1 *", "timezone": "Asia/Tokyo"})
-    async def digest(payload, ctx: Context) -> None:  # type: ignore[no-untyped-def]  # as a user may write it
+    async def digest(payload: ScheduledTaskPayload, ctx: Context) -> None:
         seen.append((payload, ctx.run.schedule_id))
 
     async with opened_bench(database_url) as bench, bench.worker(digest):
