@@ -77,7 +77,7 @@ bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
 
 faults: setup ## Only the tests of faults, made longer, and more of them behind PgBouncer; RUNWIRE_FAULTS_SEED=… for the same again
 	$(LONG) $(BIN)/python -m pytest -m faults -rP
-	RUNWIRE_CRON_EXAMPLES=3000 $(BIN)/python -m pytest tests/engine/test_cron.py
+	RUNWIRE_CRON_EXAMPLES=3000 RUNWIRE_TEST_EMBEDDED=1 $(BIN)/python -m pytest tests/engine/test_cron.py tests/realtime/test_testing.py
 	RUNWIRE_TRIES=10000 $(BIN)/python -m pytest tests/realtime/test_exactness.py
 	RUNWIRE_TEST_POOLER=1 $(BIN)/python -m pytest $(BEHIND_POOLER)
 

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Generator
 from datetime import timedelta
 from importlib.metadata import entry_points
@@ -155,10 +154,11 @@ def test_time_is_left_to_the_test_where_it_says_so(run_task: RunTask, clock: Clo
 
 @pytest.mark.parametrize("made", [patient, blocking_patient])
 def test_waits_take_milliseconds(run_task: RunTask, clock: Clock, made: AnyTask) -> None:
-    before, began = clock.now(), time.monotonic()
+    before = clock.now()
     assert run_task.sync(made).unwrap() == "done"
     assert clock.now() - before >= timedelta(days=3)
-    assert time.monotonic() - began < 5
+    # Schedules do not tick on the way.
+    assert run_task.sync.runs(daily) == []
 
 
 def test_a_wait_is_over_when_the_test_moves_time(run_task: RunTask, clock: Clock) -> None:
@@ -220,12 +220,14 @@ def test_a_task_defined_in_a_test_is_known(run_task: RunTask) -> None:
 # As a project of a user -------------------------------------------------------------------------
 
 
-def test_the_how_to_runs_as_written(tmp_path: Path) -> None:
+def test_the_how_to_runs_as_written(tmp_path: Path, postgres: TestServer) -> None:
+    """On a Postgres of its own with RUNWIRE_TEST_EMBEDDED, as `make faults` sets it."""
     files = dict(_FILE.findall(HOWTO.read_text(encoding="utf-8")))
     assert set(files) == {"stories.py", "test_stories.py", "test_async.py"}
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    ran = _pytest(tmp_path)
+    borrowed = None if os.environ.get("RUNWIRE_TEST_EMBEDDED") else postgres.admin_dsn
+    ran = _pytest(tmp_path, borrowed=borrowed)
     assert ran.returncode == 0, ran.stdout
     assert "8 passed" in ran.stdout
 
@@ -249,10 +251,14 @@ def test_the_plugin_comes_with_the_package_imports_nothing_before_it_is_used_and
     assert 'need cronsim; install them with: pip install "runwire[server' in ran.stdout
 
 
-def _pytest(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def _pytest(
+    folder: Path, *options: str, borrowed: str | None = None
+) -> "subprocess.CompletedProcess[str]":
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RUNWIRE_")
     }
+    if borrowed is not None:
+        environment["RUNWIRE_TEST_DATABASE_URL"] = borrowed
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
         cwd=folder,

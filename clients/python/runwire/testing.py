@@ -192,7 +192,7 @@ class RunTask(Protocol):
 
         Whenever nothing executes, the clock moves on to when the next wait, delay or retry is over,
         unless `skip_waits` is False. Takes the options of `trigger`. Raises InvalidValueError for a
-        payload that does not fit, TimeoutError after `timeout` (10 s of real time).
+        payload that does not fit, TimeoutError after `timeout` (30 s of real time).
         """
         ...
 

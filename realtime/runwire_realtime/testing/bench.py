@@ -101,7 +101,7 @@ class Bench:
         if registry():
             # So that schedules are declared before their time comes.
             self._work_on(None)
-        self._call(self._advance, time)
+        self._call(self._advance_and_tick, time)
 
     @contextmanager
     def serving(self) -> Generator[tuple[str, str]]:
@@ -152,7 +152,7 @@ class Bench:
         """Wait until nothing executes and nothing is due."""
         quiet = 0
         while quiet < _QUIET:
-            await self._make_what_is_due()
+            await self._running.sweep.once()
             quiet = 0 if (await self._situation(""))["is_busy"] else quiet + 1
             await anyio.sleep(_LOOK)
 
@@ -182,13 +182,13 @@ class Bench:
         database = self._running.database
         await database.run("testing.make_partitions", {"day": to.astimezone(UTC).date()})
         await database.run("testing.advance", {"to": to})
-        await self._make_what_is_due()
+        # At once what the engine would find at its next look.
+        await self._running.sweep.once()
 
-    async def _make_what_is_due(self) -> None:
-        """Do at once what the engine's own loops would find at their next look."""
+    async def _advance_and_tick(self, to: datetime) -> None:
+        await self._advance(to)
         while await self._running.ticks.once() == 0:
             pass
-        await self._running.sweep.once()
 
     async def _too_late(self, run_id: str, timeout: float) -> TimeoutError:
         now = await self._situation(run_id)
