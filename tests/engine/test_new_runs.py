@@ -29,6 +29,7 @@ TOMORROW = (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
         (0, 0.0),
         (None, None),
     ],
+    ids=["a time", "without a zone", "a day", "1h30m", "seconds", "zero", "none"],
 )
 def test_a_delay_is_a_time_or_a_span(
     delay: str | float | None, expected: datetime | float | None
