@@ -6,11 +6,22 @@ from datetime import date, timedelta
 from typing import Final
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from runwire_engine.database import Database
 from runwire_engine.environments import Environments
 from tests.support.pooler import pooler
 from tests.support.postgres import ENVIRONMENT, TestServer, opened_database, running_server
+
+# Every day the same examples; with RUNWIRE_EXAMPLES=random (`make faults`) others each time. A busy
+# machine is no fault of theirs.
+settings.register_profile(
+    "runwire",
+    derandomize=os.environ.get("RUNWIRE_EXAMPLES") != "random",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("runwire")
 
 # The group of tests that should have no other of their kind beside them.
 _ALONE: Final = "alone"

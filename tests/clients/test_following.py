@@ -427,7 +427,7 @@ async def test_a_connection_may_break_at_any_byte(
         url = f"http://127.0.0.1:{proxy.port}"
         whole = await Async().gather(events, api_url=url, access_token=TOKEN)
         size = proxy.to_client.passed
-        for offset in range(1, size, 23):
+        for offset in range(1, size, 89):
             before = server.opened
             proxy.to_client.cut_after = offset
             told: list[Event] = []

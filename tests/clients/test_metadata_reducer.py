@@ -1,7 +1,11 @@
-"""The metadata reducer: the vectors shared with TypeScript, and random operations."""
+"""The metadata reducer: the vectors shared with TypeScript, and random operations.
+
+RUNWIRE_METADATA_EXAMPLES makes those more (60).
+"""
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from runwire import _metadata
 from runwire.errors import InvalidValueError
 from runwire.wire import Json, JsonObject
 
+EXAMPLES = int(os.environ.get("RUNWIRE_METADATA_EXAMPLES", "60"))
 VECTORS: list[JsonObject] = json.loads(
     (Path(__file__).parent.parent / "wire" / "metadata.json").read_text(encoding="utf-8")
 )
@@ -84,7 +89,7 @@ def _outcome(document: JsonObject, given_operations: list[JsonObject]) -> str:
         return error.code
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=2 * EXAMPLES, deadline=None)
 @given(documents, operations)
 def test_collapsing_never_changes_the_result(
     document: JsonObject, given_operations: list[JsonObject]
@@ -94,7 +99,7 @@ def test_collapsing_never_changes_the_result(
     assert _outcome(document, collapsed) == _outcome(document, given_operations)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(documents, operations)
 def test_collapsing_without_the_document_never_changes_the_result_either(
     document: JsonObject, given_operations: list[JsonObject]
@@ -103,7 +108,7 @@ def test_collapsing_without_the_document_never_changes_the_result_either(
     assert _outcome(document, collapsed) == _outcome(document, given_operations)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(documents, operations)
 def test_apply_never_changes_its_input(
     document: JsonObject, given_operations: list[JsonObject]
@@ -113,7 +118,7 @@ def test_apply_never_changes_its_input(
     assert json.dumps([document, given_operations]) == before
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.integers(-100, 100)), st.randoms())
 def test_whole_increments_commute(amounts: list[int], order: object) -> None:
     del order

@@ -237,7 +237,7 @@ async def test_a_lost_answer_to_commit_neither_loses_nor_doubles_an_outcome(
 @settings(
     max_examples=15,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(steps=st.lists(st.sampled_from(["claim", "cancel", "promote", *"012345678"]), max_size=8))
 async def test_no_walk_of_calls_breaks_a_run(engine: Engine, env: int, steps: list[str]) -> None:
