@@ -9,10 +9,11 @@ import anyio.to_thread
 import httpx
 import orjson
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from runwire_engine.schedules import ScheduleSpec
-from runwire_realtime.commands import app
+from runwire_realtime.commands import app, schedules
 from tests.support.engines import query
 from tests.support.server import TestRealtime
 
@@ -169,13 +170,17 @@ async def test_time_zones_are_listed_to_everybody(server: TestRealtime) -> None:
     assert without == zones[1:]
 
 
-async def test_the_command_line_makes_lists_and_deletes_schedules(server: TestRealtime) -> None:
+async def test_the_command_line_makes_lists_and_deletes_schedules(
+    server: TestRealtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The width of a terminal is looked up once, when the commands are imported.
+    monkeypatch.setattr(schedules, "_out", Console(width=200))
+
     async def run(*arguments: str) -> str:
         environment = {
             **os.environ,
             "RUNWIRE_API_URL": server.url,
             "RUNWIRE_API_KEY": server.key,
-            "COLUMNS": "200",
         }
         result = await anyio.to_thread.run_sync(
             lambda: CliRunner().invoke(
