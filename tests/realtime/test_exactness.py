@@ -1,6 +1,6 @@
 """Exact at the seams: the moment of a transition, of a subscription, of a tag; hot runs; pages.
 
-RUNWIRE_TRIES makes them longer (300 tries; a run of 20 000 revisions, else of a million).
+RUNWIRE_TRIES makes them longer (100 tries; a run of 5 000 revisions, else of a million).
 """
 
 import os
@@ -23,7 +23,7 @@ from tests.support.stage import Stage, open_stage
 
 pytestmark = pytest.mark.anyio
 
-TRIES = int(os.environ.get("RUNWIRE_TRIES", "300"))
+TRIES = int(os.environ.get("RUNWIRE_TRIES", "100"))
 RUN = "run_a0000000"
 
 
@@ -41,7 +41,7 @@ def test_a_hot_run_is_bounded_in_memory_and_ends_at_its_newest(mode: str) -> Non
         client.subscribe("a", {"run": RUN}, mode=mode)
     world.settle()
     seen = len(awake.messages)
-    many, few = (20_000, 2_000) if TRIES <= 300 else (1_000_000, 20_000)
+    many, few = (5_000, 600) if TRIES <= 300 else (1_000_000, 20_000)
     revisions = many if mode == "latest" else few
     for number in range(revisions):
         operation = {"type": "set", "key": "n", "value": number}
@@ -123,7 +123,7 @@ class Moment:
 
 
 async def test_on_the_socket_too_a_transition_is_never_missed(stage: Stage) -> None:
-    for number in range(max(20, TRIES // 30)):
+    for number in range(max(10, TRIES // 30)):
         run_id = await stage.trigger()
         execution = await stage.start(run_id)
         async with open_socket(stage.url, stage.key) as socket:
@@ -171,7 +171,7 @@ async def test_subscribing_leaving_and_subscribing_in_one_packet_is_right_and_le
         realtime = stage.server.services.realtime
         async with raw_socket(stage.url) as socket:
             await socket.send(frame(orjson.dumps({"type": "auth", "token": stage.key})))
-            for number in range(max(200, TRIES)):
+            for number in range(max(100, TRIES)):
                 to: JsonObject = {"run": run_id} if number % 2 else {"tags": ["t"]}
                 streams: JsonObject = {"*": {}}
                 one = subscribing("a", to, streams=streams)
@@ -258,7 +258,7 @@ async def test_a_snapshot_of_large_runs_comes_in_pages_that_a_slow_reader_can_ta
     database_url: str,
 ) -> None:
     async with open_stage(database_url) as stage, AsyncExitStack() as stack:
-        count = 100 if TRIES <= 300 else 1_000
+        count = 50 if TRIES <= 300 else 1_000
         for number in range(count):
             body = orjson.dumps(f"{number:04}" + "x" * 16_000).decode()
             await stage.engine.runs.trigger(stage.env, NewRun("task", body, tags=("large",)))
