@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import AsyncGenerator, Generator
-from datetime import date, timedelta
 from typing import Final
 
 import pytest
@@ -34,11 +33,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     browser, are all one's: two of them at once would measure each other. They come first, for they
     take longest.
     """
-    for item in items:
-        if any(f"{date.today() + timedelta(days)}" in item.nodeid for days in (-1, 0, 1, 2)):
-            raise pytest.UsageError(
-                f"{item.nodeid} is named after the time, another in each process: give it `ids`"
-            )
     if not hasattr(config, "workerinput"):
         return
     for item in items:
