@@ -293,18 +293,17 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("a statement on a connection that blocks was waited for")
 
 
-def _check(connection: Connection[Any] | AsyncConnection[Any], kind: type[Any]) -> None:
-    given_kind: type[object] = type(connection)
-    if not issubclass(given_kind, kind):
-        other = issubclass(given_kind, Connection | AsyncConnection)
-        given, wanted = (f"psycopg.{each.__name__}" for each in (given_kind, kind))
+def _check(given: object, kind: type[Any]) -> None:
+    if not isinstance(given, kind):
+        name, wanted = type(given).__name__, f"psycopg.{kind.__name__}"
         raise TypeError(
-            f"the connection is a {given}, and this call takes a {wanted}; the blocking twins"
-            " take what blocks, the async calls what does not"
-            if other
-            else f"connection must be a {wanted}, not {given_kind.__name__}: in Django that"
-            " is `connection.connection`, in SQLAlchemy `connection.connection.driver_connection`"
+            f"the connection is a psycopg.{name}, and this call takes a {wanted}: the blocking"
+            " twins take what blocks, the async calls what does not"
+            if isinstance(given, Connection | AsyncConnection)
+            else f"connection must be a {wanted}, not {name}: in Django that is"
+            " `connection.connection`, in SQLAlchemy `connection.connection.driver_connection`"
         )
+    connection = cast("Connection[Any] | AsyncConnection[Any]", given)
     if connection.closed:
         raise NotInTransactionError("the connection is closed")
     if connection.info.transaction_status == TransactionStatus.INERROR:

@@ -22,7 +22,9 @@ from runwire import (
     streams,
     task,
 )
+from runwire.batch import BatchItem
 from runwire.errors import (
+    BatchTriggerError,
     ConflictError,
     FencedError,
     ForbiddenError,
@@ -286,6 +288,75 @@ async def test_a_batch_that_a_run_started_is_followed_to_its_end(client: AsyncRu
     assert all(run.parent_id == handle.id for run in final.values())
     held = await client.batch.retrieve(batch_id)
     assert held.is_completed and set(held.run_ids) == set(final)
+
+
+async def test_the_first_runs_of_an_iterable_are_over_before_its_last_item_is_there(
+    client: AsyncRunwire,
+) -> None:
+    async def items() -> AsyncIterator[BatchItem]:
+        yield {"task": story, "payload": Prompt(topic="first", words=1), "options": {"tags": "one"}}
+        with anyio.fail_after(10):
+            async for run in client.runs.subscribe_to_runs_with_tag("one"):
+                if run.is_success:
+                    break
+        yield {"task": "client-blocking-story", "payload": {"topic": "second", "words": 1}}
+
+    handle = await client.batch.trigger(items(), idempotency_key="an import")
+    with anyio.fail_after(10):
+        final = [run async for run in client.runs.subscribe_to_batch(handle.batch_id)]
+    assert {run.task_identifier for run in final} == {story.id, blocking_story.id}
+    held = await client.batch.retrieve(handle.batch_id)
+    assert (held.status, held.run_count, handle.run_count) == ("COMPLETED", 2, 2)
+
+    async def unread() -> AsyncIterator[BatchItem]:
+        yield {"task": story, "payload": Prompt(topic="third", words=1)}
+        raise AssertionError("a batch that is there reads no further")
+
+    again = await client.batch.trigger(unread(), idempotency_key="an import")
+    assert (again.is_cached, again.batch_id, again.run_count) == (True, handle.batch_id, 2)
+
+
+async def test_a_batch_by_task_over_http_has_a_handle_for_each_run(
+    client: AsyncRunwire, server: TestRealtime
+) -> None:
+    handle = await client.batch.trigger_by_task(
+        (
+            {"task": story, "payload": Prompt(topic="a", words=1)},
+            {"task": blocking_story, "payload": Prompt(topic="b", words=1)},
+        )
+    )
+    first, second = handle.runs
+    token = first.public_access_token
+    assert token is not None
+    async with AsyncRunwire(api_url=server.url, access_token=token) as reader:
+        done = await reader.runs.poll(first, interval=0.02, timeout=10)
+        assert story.parse_output(done.output) == Story(text="a-0 ")
+        assert (await reader.runs.retrieve(second)).task_identifier == blocking_story.id
+
+
+async def test_a_batch_with_a_task_that_nobody_has_is_given_up(client: AsyncRunwire) -> None:
+    items: list[BatchItem] = [{"task": story, "payload": Prompt(topic="a")}, {"task": "nobody"}]
+    with pytest.raises(BatchTriggerError, match="'nobody'") as raised:
+        await client.batch.trigger(items)
+    error = raised.value
+    assert (error.phase, isinstance(error.cause, NotFoundError)) == ("stream", True)
+    assert error.batch_id is not None
+    held = await client.batch.retrieve(error.batch_id)
+    assert (held.status, held.run_ids) == ("ABORTED", ())
+    [refused] = held.processing_errors
+    assert (refused.index, refused.task_identifier) == (1, "nobody")
+    with anyio.fail_after(10):
+        assert [run async for run in client.runs.subscribe_to_batch(error.batch_id)] == []
+
+
+async def test_a_key_that_is_reset_starts_a_new_run(client: AsyncRunwire) -> None:
+    key = ["order", "7"]
+    first = await client.tasks.trigger(sleeper, idempotency_key=key)
+    assert (await client.tasks.trigger(sleeper, idempotency_key=key)).id == first.id
+    assert await client.idempotency_keys.reset(sleeper, key)
+    assert not await client.idempotency_keys.reset(sleeper, key)
+    second = await client.tasks.trigger(sleeper, idempotency_key=key)
+    assert second.id != first.id and not second.is_cached
 
 
 async def test_a_batch_over_http_has_one_run_for_each_item(client: AsyncRunwire) -> None:

@@ -329,6 +329,7 @@ def test_trigger_options_that_do_not_exist_yet_are_refused(option: str) -> None:
         {"max_attempts": 0},
         {"max_duration": 0},
         {"idempotency_key": ""},
+        {"idempotency_key_ttl": 60},
         {"queue": {"name": ""}},
         {"queue": {"concurrency_limit": 3}},
         {"debounce": {"key": "k"}},
