@@ -1,7 +1,6 @@
 """Every way an attempt can end."""
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -119,91 +118,6 @@ async def test_an_abort_fails_the_run_without_a_retry(bench: Bench) -> None:
     async with bench.worker(made):
         row = await bench.finished(made)
     assert (row.status, row.attempt, error_of(row)["code"]) == ("FAILED", 1, "TASK_ABORTED")
-
-
-def exits() -> None:
-    sys.exit(3)
-
-
-def interrupts() -> None:
-    raise KeyboardInterrupt
-
-
-async def exits_on_the_loop() -> None:
-    sys.exit(3)
-
-
-async def cancels_itself() -> None:
-    raise asyncio.CancelledError
-
-
-async def test_leaving_the_hard_way_fails_that_run_only(bench: Bench) -> None:
-    async def bystander() -> str:
-        return "fine"
-
-    leaving = [defined(each) for each in (exits, interrupts, exits_on_the_loop, cancels_itself)]
-    other = defined(bystander)
-    async with bench.worker(other, *leaving):
-        for made in leaving:
-            assert (await bench.finished(made)).status == "FAILED", made.id
-        assert (await bench.finished(other)).status == "COMPLETED"
-
-
-def circle() -> Any:
-    round: list[Any] = []
-    round.append(round)
-    return round
-
-
-def deep() -> Any:
-    value: Any = 1
-    for _ in range(10_000):
-        value = [value]
-    return value
-
-
-def generating() -> Any:
-    return (number for number in range(3))
-
-
-async def forgetting() -> Any:
-    async def inner() -> int:
-        return 1
-
-    return inner()
-
-
-POISON: dict[str, Any] = {
-    "nan": float("nan"),
-    "inf": [1.0, float("inf")],
-    "nul": "a\x00b",
-    "surrogate": {"k": "\ud800"},
-    "surrogate key": {"\udfff": 1},
-    "integer": 2**60,
-    "object": object(),
-    "bytes": b"bytes",
-    "10 MiB": "x" * (10 * 1024 * 1024),
-    "circle": circle(),
-    "depth 10 000": deep(),
-    "generator": generating(),
-}
-
-
-async def test_an_output_that_cannot_be_stored_fails_its_run_without_a_retry(
-    bench: Bench,
-) -> None:
-    async def poison(payload: str) -> Any:
-        return POISON[payload]
-
-    made = defined(poison, retry={"max_attempts": 5, "min_timeout": 0.01})
-    forgetful = defined(forgetting)
-    async with bench.worker(made, forgetful):
-        rows = {name: await bench.finished(made, name) for name in POISON}
-        rows["coroutine"] = await bench.finished(forgetful)
-    for name, row in rows.items():
-        code = "OUTPUT_TOO_LARGE" if name == "10 MiB" else "OUTPUT_INVALID"
-        told = (row.status, row.attempt, error_of(row)["code"])
-        assert told == ("FAILED", 1, code), name
 
 
 async def test_an_error_text_that_cannot_be_stored_is_cleaned(bench: Bench) -> None:
