@@ -19,7 +19,7 @@ from runwire.tasks import AnyTask
 from runwire_engine.bridge import Bridge, pending_promise
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.hook_calls import LoopCalls, OutcomePromise, ThreadCalls
-from runwire_engine.life import Around, Life, LifeInThread, LifeOnLoop
+from runwire_engine.life import Around, Life, LifeInThread, LifeOnLoop, tell_failure
 from runwire_engine.lifecycle import UNDECIDED
 from runwire_engine.runtime import RunRuntime
 from runwire_engine.threads import Errand, Threads
@@ -361,10 +361,4 @@ class Attempt:
         return {**life.offered(), "run_promise": OutcomePromise(life.outcome)}
 
     def _hook_failed(self, hook: Prepared, error: BaseException) -> None:
-        logger.warning(
-            "the on_cancel hook %s of %s failed in run %s",
-            hook.name,
-            self.task.id,
-            self.run.id,
-            exc_info=error,
-        )
+        tell_failure(self.runtime, self.task, f"the on_cancel hook {hook.name}", error)

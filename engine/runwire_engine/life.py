@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
+import orjson
+
 from runwire._backoff import next_delay
 from runwire._caught import Caught, caught
 from runwire._hooks import Completion, Prepared, hooks_for
@@ -210,14 +212,8 @@ class Life:
         return Event.RAISED
 
     def _tell(self, phase: Phase, error: BaseException, hook: Prepared | None = None) -> None:
-        logger.warning(
-            "%s of %s failed in run %s%s",
-            phase.value if hook is None else f"the {hook.kind} hook {hook.name}",
-            self._task.id,
-            self._around.run.id,
-            "" if hook is None else ": the outcome stays as it is",
-            exc_info=error,
-        )
+        what = phase.value if hook is None else f"the {hook.kind} hook {hook.name}"
+        tell_failure(self._around.runtime, self._task, what, error)
 
     def _end_function(self, error: BaseException | None) -> None:
         """Tell those who wait for the function how it ended."""
@@ -455,6 +451,13 @@ class LifeInThread(Life):
             if verdict is not None:
                 return self._judge(verdict, default)
         return self._judge(None, default)
+
+
+def tell_failure(runtime: RunRuntime, task: AnyTask, what: str, error: BaseException) -> None:
+    """Tell an error that changes nothing: to who runs the worker, and in the log of the run."""
+    logger.warning("%s of %s failed in run %s", what, task.id, runtime.run.id, exc_info=error)
+    told = orjson.loads(describe(error, FailureCode.TASK_ERROR))
+    runtime.log("warn", f"{what} failed: {told['message']}", {"error": told}, "runwire.hooks")
 
 
 def _delay(verdict: Caught | None, default: float | None, attempt: int) -> float | None:

@@ -15,6 +15,7 @@ import pytest
 from runwire import locals, metadata, streams, tasks
 from runwire._context import Context
 from runwire._hooks import OFFERED, of_all
+from runwire._stream_keys import LOG_KEY
 from runwire.errors import AbortTaskRunError
 from runwire.tasks import AnyTask, Caught, Completion, Next, RunPromise
 from tests.support.working import Bench, defined, error_of, opened_bench, until
@@ -307,6 +308,9 @@ async def test_an_error_after_a_success_is_told_and_changes_nothing(
     assert told == [kind]
     (record,) = [record for record in caplog.records if row.id in record.getMessage()]
     assert f"the {kind} hook" in record.getMessage() and record.exc_info is not None
+    (line,) = await bench.chunks(row.id, LOG_KEY)
+    assert line["level"] == "warn" and line["message"].endswith("the mail server is away")
+    assert "RuntimeError" in line["attributes"]["error"]["stackTrace"]
 
 
 async def test_an_error_of_on_failure_leaves_the_error_of_the_run(bench: Bench) -> None:

@@ -72,13 +72,11 @@ class Bystander:
 
 
 @asynccontextmanager
-async def watched(bench: Bench, *made: AnyTask) -> AsyncIterator[Worker]:
+async def watched(bench: Bench, *made: AnyTask) -> AsyncGenerator[Worker]:
     """Run a worker on a loop of its own, with a bystander; say that it has noticed nothing."""
     bystander = Bystander()
     tasks = {each.id: each for each in (*made, bystander.started, bystander.starting)}
-    worker = Worker(
-        settings_of(bench.database_url, lease=1.5, heartbeat=0.3, concurrency=50), tasks
-    )
+    worker = Worker(settings_of(bench.database_url, concurrency=50), tasks)
     thread = threading.Thread(target=lambda: asyncio.run(worker.run()))
     thread.start()
     try:
