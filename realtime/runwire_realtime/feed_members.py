@@ -238,9 +238,10 @@ class FeedMembers:
 
     def _entry(self, run_id: str, *, is_news: bool) -> Entry:
         """Return how the client comes to read the streams of a run that joins."""
-        left = self._left.pop(run_id, {} if self._has_forgotten and not is_news else None)
-        if left is not None:
-            return Entry(is_news, left, has_left=True)
+        if run_id in self._left:
+            return Entry(is_news, self._left.pop(run_id), has_left=True)
+        if self._has_forgotten and not is_news:
+            return Entry(places={}, has_left=True)
         positions = self.subscription.positions
         was_held = self._owed.pop(run_id, None) is not None
         if positions is None or (self.subscription.stage is Stage.LIVE and not was_held):
