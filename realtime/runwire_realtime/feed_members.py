@@ -243,10 +243,10 @@ class FeedMembers:
         if self._has_forgotten and not is_news:
             return Entry(places={}, has_left=True)
         positions = self.subscription.positions
-        was_held = self._owed.pop(run_id, None) is not None
-        if positions is None or (self.subscription.stage is Stage.LIVE and not was_held):
-            return Entry(is_news)
-        return Entry(is_news, positions.get(run_id, {}))
+        is_held = self._owed.pop(run_id, None) is not None
+        if positions is None or (self.subscription.stage is Stage.LIVE and not is_held):
+            return Entry(is_news, is_held=is_held)
+        return Entry(is_news, positions.get(run_id, {}), is_held=is_held)
 
     def _remove(self, run_id: str) -> None:
         self.members.discard(run_id)

@@ -86,11 +86,21 @@ class RunReader:
         self._joined.pop(subscription, None)
         self._openings.discard(subscription)
         self.streams.remove(subscription)
-        if self.subscriptions:
-            self._look()
-            self.moved()
-        else:
+        if not self.subscriptions:
             self.close()
+            return
+        if not any(map(self._is_held_for, self.subscriptions.values())):
+            # Nobody was told that the run is theirs: the client lets it go.
+            self._needs_whole = self.written > 0
+        self._look()
+        self.moved()
+
+    def _is_held_for(self, subscription: Subscription) -> bool:
+        """Say whether the client holds the run for a subscription."""
+        if subscription in self._openings:
+            return subscription.cursor is not None and not subscription.holds_nothing
+        entry = self._joined.get(subscription)
+        return entry is None or entry.is_held
 
     def close(self) -> None:
         self.streams.close()

@@ -24,6 +24,8 @@ class Entry:
     places: Mapping[str, int] | None = None
     # The run left the feed and comes back: the places count where only the server knows others.
     has_left: bool = False
+    # The client holds the run for this subscription already, which goes on.
+    is_held: bool = False
 
 
 _NEW = Entry()

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import orjson
 import pytest
@@ -512,17 +512,21 @@ class Model(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         which=st.integers(0, 1),
-        mode=st.sampled_from(["latest", "every"]),
-        amount=st.integers(1, 2),
+        modes=st.lists(st.sampled_from(["latest", "every"]), min_size=1, max_size=3),
     )
-    def subscribe(
-        self, data: st.DataObject, which: int, mode: Literal["latest", "every"], amount: int
-    ) -> None:
+    def subscribe(self, data: st.DataObject, which: int, modes: list[str]) -> None:
         # Two readers of one stream share a position: only alone one begins in the middle.
-        starts = RUN_STREAMS if amount == 1 else RUN_STREAMS[:3]
-        subs = {f"s{at}": self._subscription(data, starts) for at in range(amount)}
+        starts = RUN_STREAMS if len(modes) == 1 else RUN_STREAMS[:3]
+        subs = {
+            f"s{at}": {**self._subscription(data, starts), "mode": mode}
+            for at, mode in enumerate(modes)
+        }
         client = ProtocolClient(
-            f"client {len(self.wires)}", subs, mode=mode, allowed_gaps=["epoch_changed"]
+            f"client {len(self.wires)}",
+            subs,
+            mode="every" if "every" in modes else "latest",
+            allowed_gaps=["epoch_changed"],
+            existing=lambda: self.runs,
         )
         self.wires.append(self.world.call(lambda: self._wire(which, client)))
 
@@ -563,12 +567,23 @@ class Model(RuleBasedStateMachine):
         self.world.call(lambda: self._resume(at, which))
 
     @precondition(lambda self: self.wires)
-    @rule(data=st.data(), which=st.integers(0, 1))
-    def go_on_in_another_process(self, data: st.DataObject, which: int) -> None:
-        """Hand over where a client is, and none of the runs that it holds."""
+    @rule(data=st.data(), which=st.integers(0, 1), changes=st.integers(0, 3))
+    def go_on_in_another_process(self, data: st.DataObject, which: int, changes: int) -> None:
+        """Hand over where a client is, and none of its runs, which change meanwhile."""
         at = data.draw(st.integers(0, len(self.wires) - 1))
-        self.wires[at].client.change_process()
+        wire = self.wires[at]
+        self.world.call(lambda: [wire.turn() for _ in range(20)])
+        self.world.call(wire.close)
+        wire.client.change_process()
+        for run in self._runs("QUEUED", "EXECUTING", "DELAYED"):
+            for _ in range(changes):
+                self._push(run)
         self.world.call(lambda: self._resume(at, which))
+
+    def _push(self, run: ModelRun) -> None:
+        operations = [{"type": "append", "key": "pushed", "value": self._next()}]
+        self.world.step(self.world.metadata.apply(self.env, MetadataWrite(run.id, operations)))
+        run.metadata = folded(run.metadata, operations)
 
     def _resume(self, at: int, which: int) -> None:
         self.wires[at].close()

@@ -365,6 +365,27 @@ def test_no_snapshot_runs_ahead_of_a_feed_that_saw_a_run_come(mode: str) -> None
     assert client.subscriptions["a"].runs == client.subscriptions["b"].runs == {RUNS[0]}
 
 
+def test_a_run_that_leaves_one_feed_as_it_enters_another_comes_whole() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("a", {"runs": {"status": ["QUEUED"]}})
+    client.subscribe("b", {"tags": ["late"]})
+    world.create(RUNS[0], ("x",))
+    world.settle()
+    world.change(RUNS[0], {"tags": ["x", "late"]}, tags=("x", "late"))
+    world.tail()
+    world.read_rows()()
+    world.status(RUNS[0], "EXECUTING")
+    world.tail()
+    said = len(client.messages)
+    world.settle()
+    # Told that it left, and of no other feed that holds it, the client let it go.
+    told = [each for each in client.messages[said:] if each["type"] == "run"]
+    assert [each["run"]["revision"] for each in told] == [3]
+    assert client.subscriptions["b"].runs == {RUNS[0]}
+    assert client.views[RUNS[0]] == document_of(world, RUNS[0])
+
+
 def test_a_run_that_is_asked_for_as_a_feed_sees_it_come_begins_with_its_creation() -> None:
     world = World(HubLimits())
     client = world.connect()

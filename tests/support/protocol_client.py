@@ -50,6 +50,15 @@ class Held:
         return run_id
 
     @property
+    def wants_every(self) -> bool:
+        return bool(self.request["mode"] == "every")
+
+    @property
+    def holds_from_creation(self) -> bool:
+        """Whether each run that comes is one that is created then, and is told from there on."""
+        return self.wants_every and self.request["to"] == {"runs": {}}
+
+    @property
     def streams(self) -> JsonObject:
         streams: JsonObject = self.request.get("streams") or {}
         return streams
@@ -65,8 +74,13 @@ class ProtocolClient:
         *,
         mode: Literal["latest", "every"] = "latest",
         allowed_gaps: Iterable[str] = (),
+        existing: Callable[[], Iterable[str]] | None = None,
     ) -> None:
-        """Take subscriptions by name, with the fields of `subscribe` but type, sub and mode."""
+        """Take subscriptions by name, with the fields of `subscribe` but type and sub.
+
+        `mode` is that of those that name none; "every" where one of them does. `existing`: which
+        runs there are now; given, all others must be told from revision 1 on.
+        """
         self.log = ClientLog(name, mode, restarts={})
         self.epoch: str | None = None
         self.is_stale = False
@@ -83,6 +97,10 @@ class ProtocolClient:
         self._eofs: dict[Key, int] = {}
         # What another process held of runs, and was told last of each.
         self._remembered: dict[str, JsonObject] = {}
+        # The first revision of each run that was told; runs that may have begun before that.
+        self._first: dict[str, int] = {}
+        self._existing = existing
+        self._older: set[str] = set()
         # Runs that were asked for again, and are not here yet.
         self._awaited: set[str] = set()
         self._handlers: dict[str, Callable[[JsonObject], JsonObject | None]] = {
@@ -130,9 +148,10 @@ class ProtocolClient:
             held.is_resumed = held.cursor is not None
             if held.is_asked and held.run_id is None and held.cursor is None:
                 self._begin_anew(held)
+        by_mode = sorted(self._held.items(), key=lambda each: not each[1].wants_every)
         asked = [
             {"type": "subscribe", "sub": sub, **held.request, **self._resumption(held)}
-            for sub, held in self._held.items()
+            for sub, held in by_mode
             if held.is_asked
         ]
         self.journal.extend((">", message) for message in asked)
@@ -141,8 +160,12 @@ class ProtocolClient:
     def change_process(self) -> None:
         """Go on as another process would: with the cursors, and without the runs that go on."""
         for run_id, document in list(self.documents.items()):
-            if document["status"] not in _FINAL:
-                self._remembered[run_id] = self.documents.pop(run_id)
+            if document["status"] in _FINAL:
+                continue
+            del self.documents[run_id]
+            told = self._remembered.get(run_id)
+            if told is None or told["revision"] < document["revision"]:
+                self._remembered[run_id] = document
 
     def receive(self, frame: Iterable[JsonObject]) -> list[JsonObject]:
         """Take a frame and return what to answer."""
@@ -283,11 +306,22 @@ class ProtocolClient:
         if document["revision"] < told:
             return
         self._remembered.pop(run_id, None)
+        self._first.setdefault(run_id, document["revision"])
         if document["revision"] > told:
+            if self.log.mode == "every" and not self._is_each_wanted(run_id):
+                self.log.left(run_id)  # others may skip
             self.log.saw_run(run_id, document["revision"], document["status"])
         elif document != remembered:
             # The same change on top of the same run makes the same.
             self.log.found(Fault.BAD_PATCH, run_id, number=told)
+
+    def _is_each_wanted(self, run_id: str) -> bool:
+        return any(
+            held.wants_every
+            and held.has_begun
+            and (run_id == held.run_id or run_id in held.members)
+            for held in self._held.values()
+        )
 
     def _let_go(self, run_id: str) -> None:
         """Forget a run that left, unless another subscription holds it."""
@@ -300,6 +334,7 @@ class ProtocolClient:
     def _joined(self, message: JsonObject) -> JsonObject | None:
         held, run_id = self._of(message), message["run"]
         if held is not None:
+            self._check_beginning(held, run_id)
             held.members.add(run_id)
         if run_id in self.documents:
             return None
@@ -309,6 +344,14 @@ class ProtocolClient:
             return {"type": "refetch", "run": run_id}
         self.log.found(Fault.UNKNOWN_RUN, run_id)
         return None
+
+    def _check_beginning(self, held: Held, run_id: str) -> None:
+        """A run that is created while a feed is followed begins at revision 1."""
+        if self._existing is None or not held.holds_from_creation or run_id in held.members:
+            return
+        by_name = {each.run_id for each in self._held.values()}
+        if run_id not in self._older | by_name and self._first.get(run_id, 1) > 1:
+            self.log.found(Fault.MISSING_REVISION, run_id, number=1)
 
     def _removed(self, message: JsonObject) -> None:
         held = self._of(message)
@@ -320,6 +363,8 @@ class ProtocolClient:
         held = self._of(message)
         if held is not None:
             held.is_live = held.has_begun = True
+            if self._existing is not None and not held.is_resumed:
+                self._older.update(self._existing())
 
     def _done(self, message: JsonObject) -> None:
         held = self._of(message)
@@ -420,7 +465,7 @@ class ProtocolClient:
         if "stream" in message:
             self._next[_name(message)] = message["next"]
             return
-        held.cursor = None
+        held.cursor, held.is_resumed = None, False
         runs = {held.run_id} if held.run_id is not None else set(held.members)
         others = [each for each in self._held.values() if each is not held]
         for run_id in sorted(runs):
