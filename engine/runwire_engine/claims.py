@@ -1,7 +1,8 @@
 """Claiming: which ready runs a worker executes next.
 
 One short transaction; task code never runs inside it. Groups of limited queues are locked first,
-least recently served first. A later statement, whose snapshot is taken under those locks, counts
+those first that have had the fewest turns. A later statement, whose snapshot is taken under those
+locks, counts
 what executes in each and picks its next runs: counting in the locking statement would overrun.
 Runs of unlimited queues are picked straight from their index. What was picked is then taken over
 with one revision, one execution and one attempt more, if the worker's lease holds.
@@ -58,6 +59,8 @@ class _Met:
     strays: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     # False once it is known that nothing waits in groups.
     others_wait: bool = True
+    # Groups that are served, and the turns they have had.
+    turns: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
 
 
 class Claims:
@@ -169,6 +172,7 @@ class Claims:
         met = _Met()
 
         async def work(tx: Transaction) -> list[Row]:
+            met.turns.clear()
             picks = [self._pick_limited, _pick_unlimited]
             if not self._limited_first:
                 picks.reverse()
@@ -176,7 +180,14 @@ class Claims:
             for pick in picks:
                 if len(ids) < slots:
                     ids += await pick(tx, wanted, slots - len(ids), met)
-            return await tx.last("claims.take", {**wanted, "ids": ids}) if ids else []
+            if not ids:
+                return []
+            served = {
+                "queues": [queue for queue, _ in met.turns],
+                "keys": [key for _, key in met.turns],
+                "had_turns": list(met.turns.values()),
+            }
+            return await tx.last("claims.take", {**wanted, **served, "ids": ids})
 
         return await self._database.retrying(work), met.strays
 
@@ -199,11 +210,10 @@ class Claims:
         if not met.others_wait and not met.strays:
             return []
         ids: list[str] = []
-        held: list[tuple[str, str]] = []
         for _ in range(_LOOKS):
             before = self._cursors
             left = slots - len(ids)
-            locked, open_groups = await self._lock_groups(tx, wanted, left, held, met)
+            locked, open_groups = await self._lock_groups(tx, wanted, left, met)
             groups = [group for group in locked if not group["is_served"]]
             turns = left
             if len(locked) < min(open_groups, left):
@@ -211,7 +221,7 @@ class Claims:
                 self.crowded = True
                 turns = -(-left // open_groups)
             if groups:
-                held += [(group["queue"], group["concurrency_key"]) for group in groups]
+                met.turns |= {(g["queue"], g["concurrency_key"]): g["turns"] for g in groups}
                 ids += await _pick_of(tx, wanted, left, turns, groups)
             is_whole = not before and not self._cursors and len(groups) == len(locked)
             if is_whole or len(ids) >= slots:
@@ -223,7 +233,6 @@ class Claims:
         tx: Transaction,
         wanted: Mapping[str, object],
         slots: int,
-        held: Sequence[tuple[str, str]],
         met: _Met,
     ) -> tuple[list[Row], int]:
         """Return the groups that were locked, and how many seemed to have room."""
@@ -235,8 +244,8 @@ class Claims:
                 "reach": _KEYS_AT_ONCE,
                 "cursor_queues": list(self._cursors),
                 "cursor_keys": list(self._cursors.values()),
-                "held_queues": [queue for queue, _ in held],
-                "held_keys": [key for _, key in held],
+                "held_queues": [queue for queue, _ in met.turns],
+                "held_keys": [key for _, key in met.turns],
             },
         )
         look = rows[0]

@@ -310,6 +310,7 @@ CREATE TABLE runwire.queue_groups (
     concurrency_limit integer NOT NULL,
     last_served timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
     paused boolean DEFAULT false NOT NULL,
+    turns bigint DEFAULT 0 NOT NULL,
     CONSTRAINT queue_groups_concurrency_limit_check CHECK ((concurrency_limit >= 0))
 )
 WITH (fillfactor='70');

@@ -171,6 +171,28 @@ async def test_keys_get_as_many_runs_as_others_whatever_the_slots_of_a_claim(
     assert served.total() == 24
 
 
+async def test_a_key_that_was_served_too_often_waits_until_the_others_have_caught_up(
+    engine: Engine, env: int
+) -> None:
+    await make(engine, env, *(NewRun("limited", concurrency_key=k) for k in "aaaaabbbbb"))
+    await query(
+        engine.database,
+        "update runwire.queue_groups set turns = 2, last_served = now()"
+        " where concurrency_key = 'a'",
+    )
+    await query(
+        engine.database,
+        "update runwire.queue_groups set last_served = now() + interval '1 s'"
+        " where concurrency_key = 'b'",
+    )
+    served: list[str] = []
+    for _ in range(4):
+        (run,) = await engine.claims.claim(env, "w1", ALL_TASKS, 1)
+        served.append(run.concurrency_key)
+        await engine.outcomes.finish(env, Completed(run.id, run.execution, "1"))
+    assert served == ["b", "b", "a", "b"]
+
+
 async def test_a_key_that_is_new_waits_for_its_turn_like_the_others(
     engine: Engine, env: int
 ) -> None:
@@ -372,6 +394,7 @@ def arguments(env: int, ids: list[str]) -> dict[str, object]:
         "held_keys": [],
         "queues": ["narrow"],
         "keys": [""],
+        "had_turns": [0],
         "limits": [2],
         "ids": ids,
         "executions": [1] * len(ids),

@@ -1,9 +1,11 @@
 -- lock_groups --
--- Locks groups that have ready runs of these tasks and seem to have room, those first that have
--- waited longest: since they were served last or, where nothing was left then, since their next run
--- was queued. Hops along the index of ready runs, so idle groups cost nothing, and takes no more
--- than `reach` keys of a queue, from after its cursor on. One row at least: with how many seemed to
--- have room, where each queue of more keys goes on, and what is ready but has no group.
+-- Locks groups that have ready runs of these tasks and seem to have room, those first that have had
+-- the fewest turns, then those that have waited longest: since they were served last or, where
+-- nothing was left then, since their next run was queued. Such a group has had as many turns as those
+-- with a backlog that were not served since; one that its limit held up catches up on three at most.
+-- Hops along the index of ready runs, so idle groups cost nothing, and takes no more than `reach` keys
+-- of a queue, from after its cursor on. One row at least: with how many seemed to have room, where
+-- each queue of more keys goes on, and what is ready but has no group.
 with recursive ready (queue, concurrency_key, place, concurrency_limit, is_open) as (
     select ''::text, ''::text, 0, null::integer, false
     union all
@@ -38,10 +40,10 @@ with recursive ready (queue, concurrency_key, place, concurrency_limit, is_open)
                         as cursor (queue, concurrency_key) on cursor.queue = next.queue)
            limit 1) as hop
 ), seen as materialized (
-    select ready.*, g.last_served, g.paused as is_paused
+    select ready.*, g.last_served, g.turns, g.paused as is_paused
       from ready
       left join lateral (
-           select g.last_served, g.paused
+           select g.last_served, g.turns, g.paused
              from runwire.queue_groups g
             where g.environment_id = %(environment_id)s and g.queue = ready.queue
               and g.concurrency_key = ready.concurrency_key
@@ -52,8 +54,8 @@ with recursive ready (queue, concurrency_key, place, concurrency_limit, is_open)
                               as held (queue, concurrency_key)
                         where held.queue = ready.queue
                           and held.concurrency_key = ready.concurrency_key)
-), open as materialized (
-    select seen.*, greatest(seen.last_served, head.sort_at) as waits_since
+), heads as materialized (
+    select seen.*, head.sort_at, head.sort_at <= seen.last_served as has_backlog
       from seen
      cross join lateral (
            select r.sort_at
@@ -66,28 +68,39 @@ with recursive ready (queue, concurrency_key, place, concurrency_limit, is_open)
                    or r.queued_at < runwire.now_v1() - interval '1 second')
             order by r.sort_at, r.id
             limit 1) as head
-     where seen.is_open and not seen.is_paused
-       and seen.concurrency_limit > (
+), backlogs as materialized (
+    select turns, last_served from heads where has_backlog
+), bounds as materialized (
+    select min(turns) as fewest, max(turns) as most from backlogs
+), open as materialized (
+    select h.queue, h.concurrency_key, h.concurrency_limit, h.last_served,
+           greatest(h.last_served, h.sort_at) as waits_since,
+           case when h.has_backlog then greatest(h.turns, bounds.most - 3)
+                else coalesce((select max(b.turns) from backlogs b where b.last_served <= h.sort_at),
+                              bounds.fewest, 0) end as turns
+      from heads h cross join bounds
+     where h.is_open and not h.is_paused
+       and h.concurrency_limit > (
            select count(*)
              from (select from runwire.runs r
-                    where r.environment_id = %(environment_id)s and r.queue = seen.queue
-                      and r.concurrency_key = seen.concurrency_key
+                    where r.environment_id = %(environment_id)s and r.queue = h.queue
+                      and r.concurrency_key = h.concurrency_key
                       and r.status in ('DEQUEUED', 'EXECUTING')
-                    limit seen.concurrency_limit) as executing)
+                    limit h.concurrency_limit) as executing)
 ), locked as materialized (
-    select g.queue, g.concurrency_key, open.concurrency_limit,
+    select g.queue, g.concurrency_key, open.concurrency_limit, open.turns,
            -- Somebody else served it between our look and our lock: its turn is over.
            g.last_served <> open.last_served as is_served
       from open
       join runwire.queue_groups g
         on g.environment_id = %(environment_id)s and g.queue = open.queue
        and g.concurrency_key = open.concurrency_key
-     order by open.waits_since, g.queue, g.concurrency_key
+     order by open.turns, open.waits_since, g.queue, g.concurrency_key
      limit %(slots)s
        for no key update of g skip locked
 )
-select locked.queue, locked.concurrency_key, locked.concurrency_limit, locked.is_served,
-       (select count(*) from open) as open_groups, looked.*
+select locked.queue, locked.concurrency_key, locked.concurrency_limit, locked.turns,
+       locked.is_served, (select count(*) from open) as open_groups, looked.*
   from (select array_agg(queue) filter (where place = %(reach)s) as cursor_queues,
                array_agg(concurrency_key) filter (where place = %(reach)s) as cursor_keys,
                array_agg(queue) filter (where last_served is null or concurrency_limit is null)
@@ -213,9 +226,11 @@ with clock as materialized (
 ), served as (
     -- In the order they were picked in, so that the next turn begins with whom this one left out.
     update runwire.queue_groups g
-       set last_served = clock.now + served.place * interval '1 microsecond'
-      from clock,
-           (select c.queue, c.concurrency_key, max(picked.place) as place
+       set last_served = clock.now + served.place * interval '1 microsecond',
+           turns = had.turns + served.runs
+      from clock, unnest(%(queues)s::text[], %(keys)s::text[], %(had_turns)s::bigint[])
+                  as had (queue, concurrency_key, turns),
+           (select c.queue, c.concurrency_key, max(picked.place) as place, count(*) as runs
               from claimed c
               join unnest(%(ids)s::text[]) with ordinality as picked (id, place)
                 on picked.id = c.id
@@ -223,6 +238,7 @@ with clock as materialized (
              group by c.queue, c.concurrency_key) as served
      where g.environment_id = %(environment_id)s and g.queue = served.queue
        and g.concurrency_key = served.concurrency_key
+       and had.queue = served.queue and had.concurrency_key = served.concurrency_key
 ), logged as (
     insert into runwire.run_events
            (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
