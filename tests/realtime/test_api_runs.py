@@ -262,6 +262,8 @@ async def test_filters_choose(http: httpx.AsyncClient, name: str, value: str, co
     "query",
     [
         "filter[status]=NOPE",
+        "filter[isTest]=true",
+        "filter[createdAt]=1h",
         "page[size]=0",
         "page[size]=101",
         "page[size]=x",

@@ -1,5 +1,6 @@
 """Runs: retrieve, list, cancel, reschedule, replay."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
@@ -84,6 +85,7 @@ async def retrieve(call: Call) -> Response:
 async def list_runs(call: Call) -> Response:
     """Return a page of runs, newest first."""
     query = call.query(RunsQuery)
+    _refuse_other_filters(call.request.query_params)
     wanted = _wanted(query)
     _authorise_list(call, wanted)
     page = await call.services.engine.runs.list(call.environment_id, wanted)
@@ -141,6 +143,14 @@ async def _schedule(call: Call, schedule_id: str) -> JsonObject:
         generator=generator(row.cron, row.timezone),
     )
     return {"schedule": of_run.model_dump(mode="json", by_alias=True, exclude_none=True)}
+
+
+def _refuse_other_filters(given: Iterable[str]) -> None:
+    """Refuse a filter that would be ignored: the answer would hold runs that were not asked for."""
+    offered = {field.alias for field in RunsQuery.model_fields.values()}
+    unknown = sorted(name for name in given if name.startswith("filter[") and name not in offered)
+    if unknown:
+        raise _refused(f"there is no {unknown[0][:60]}")
 
 
 def _wanted(query: RunsQuery) -> RunQuery:
