@@ -5,7 +5,15 @@ import logging
 import anyio
 from pydantic import BaseModel, Field
 
-from runwire import Context, logger, metadata, streams, task
+from runwire import (
+    Context,
+    ScheduledTaskPayload,
+    logger,
+    metadata,
+    schedules,
+    streams,
+    task,
+)
 
 NASTY = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script> ]]>&amp;\u202e'
 
@@ -20,6 +28,11 @@ class Drip(BaseModel):
 def text_of(words: int) -> str:
     """Return the whole text that `drip` writes."""
     return "".join(f"word-{number} " for number in range(words))
+
+
+@schedules.task(id="yearly", cron={"pattern": "0 0 1 1 *", "timezone": "Asia/Tokyo"})
+async def yearly(payload: ScheduledTaskPayload) -> None:
+    """Come once a year."""
 
 
 @task(id="drip")

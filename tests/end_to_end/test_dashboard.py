@@ -11,8 +11,10 @@ from urllib.parse import urljoin
 import pytest
 from playwright.async_api import Browser, expect
 
+from runwire import AsyncRunwire
 from tests.end_to_end.dashboard_tasks import NASTY, text_of
 from tests.support.pages import (
+    API_KEY,
     Server,
     environment_of,
     grown,
@@ -69,6 +71,27 @@ async def test_a_run_that_is_over_shows_the_same_text_to_whoever_comes_late(
         await page.reload()
         await expect(page.locator("pre[data-stream=answer]")).to_have_text(text_of(20).strip())
         assert await stream_text(page, "answer") == text_of(20)
+
+
+async def test_schedules_are_listed_with_their_next_run(browser: Browser, server: Server) -> None:
+    nasty = NASTY.replace("\u202e", "")
+    async with AsyncRunwire(api_url=server.address, access_token=API_KEY) as client:
+        made = await client.schedules.create(
+            task="drip", cron="0 9 * * 1", deduplication_key="k", external_id=nasty
+        )
+    async with signed_in(browser, server.address) as page:
+        await page.get_by_role("link", name="Schedules").click()
+        declared = page.get_by_role("row", name="yearly")
+        await expect(declared).to_contain_text("0 0 1 1 *")
+        await expect(declared).to_contain_text("Asia/Tokyo")
+        row = page.locator(f"tr[data-schedule={made.id}]")
+        await expect(row).to_have_attribute("data-state", "active")
+        await expect(row.get_by_text(nasty)).to_be_visible()
+        await expect(row.get_by_text(re.compile(r"^in \d"))).to_be_visible()
+        async with AsyncRunwire(api_url=server.address, access_token=API_KEY) as client:
+            await client.schedules.deactivate(made.id)
+        await expect(row).to_have_attribute("data-state", "inactive")
+        await expect(row).to_contain_text("never")
 
 
 async def test_the_list_is_live_and_filters(browser: Browser, server: Server) -> None:

@@ -13,6 +13,7 @@ from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
 from runwire_realtime.api.cron_view import Generator, generator
 from runwire_realtime.api.operation import Operation
+from runwire_realtime.errors import ForbiddenError
 from runwire_realtime.run_view import wire_time
 
 _PAGE_SIZE: Final = 50
@@ -107,7 +108,9 @@ async def create(call: Call) -> Response:
 
 
 async def list_schedules(call: Call) -> Response:
-    """Return a page of schedules, oldest first."""
+    """Return a page of schedules, oldest first; the signed-in dashboard may look, too."""
+    if not (call.grant.api_key or call.grant.internal):
+        raise ForbiddenError("this needs an API key; a public token does not open it")
     query = call.query(SchedulesQuery)
     page = await call.services.engine.schedules.list(
         call.environment_id, page=query.page, size=query.per_page
@@ -224,7 +227,7 @@ OPERATIONS: Final = (
         "List schedules, oldest first",
         list_schedules,
         SchedulesAnswer,
-        credential="key",
+        scopes="none: the signed-in dashboard's own",
         query=SchedulesQuery,
     ),
     Operation(

@@ -8,6 +8,7 @@ import { useShortcuts } from "./keyboard.ts";
 import { parseRoute, runsLink, triggerLink, useFragment, go } from "./route.ts";
 import { RunPage } from "./run-page.tsx";
 import { RunsPage } from "./runs-page.tsx";
+import { SchedulesPage } from "./schedules-page.tsx";
 import { Session } from "./session.ts";
 import { SignInPage } from "./sign-in-page.tsx";
 import { TriggerPage } from "./trigger-page.tsx";
@@ -90,6 +91,7 @@ function SignedInApp({ session, onSignedOut }: { session: Session; onSignedOut: 
       <main>
         {route.page === "runs" && <RunsPage runwire={runwire} filter={route.filter} />}
         {route.page === "run" && <RunPage key={route.id} runwire={runwire} id={route.id} />}
+        {route.page === "schedules" && <SchedulesPage runwire={runwire} />}
         {route.page === "trigger" && <TriggerPage runwire={runwire} chosen={route.task} />}
       </main>
     </>

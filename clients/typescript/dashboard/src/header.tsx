@@ -1,11 +1,11 @@
 import type { ConnectionState, Runwire } from "@runwire/client";
 import { useCallback, useSyncExternalStore } from "react";
 
-import { runsLink, triggerLink } from "./route.ts";
+import { runsLink, schedulesLink, triggerLink } from "./route.ts";
 
 interface Props {
   runwire: Runwire;
-  page: "runs" | "run" | "trigger";
+  page: "runs" | "run" | "schedules" | "trigger";
   onSignOut: () => void;
 }
 
@@ -19,6 +19,9 @@ export function Header({ runwire, page, onSignOut }: Props) {
       <nav>
         <a href={runsLink()} aria-current={page === "runs" ? "page" : undefined}>
           Runs
+        </a>
+        <a href={schedulesLink()} aria-current={page === "schedules" ? "page" : undefined}>
+          Schedules
         </a>
         <a href={triggerLink()} aria-current={page === "trigger" ? "page" : undefined}>
           New run

@@ -5,6 +5,7 @@ import { useSyncExternalStore } from "react";
 export type Route =
   | { page: "runs"; filter: RunsFilter }
   | { page: "run"; id: string }
+  | { page: "schedules" }
   | { page: "trigger"; task: string | null };
 
 export interface RunsFilter {
@@ -20,6 +21,7 @@ export function parseRoute(fragment: string): Route {
   const search = new URLSearchParams(query);
   const [, first, second] = path.split("/");
   if (first === "runs" && second) return { page: "run", id: decoded(second) };
+  if (first === "schedules") return { page: "schedules" };
   if (first === "trigger") return { page: "trigger", task: second ? decoded(second) : null };
   return {
     page: "runs",
@@ -38,6 +40,10 @@ export function runsLink(filter: Partial<RunsFilter> = {}): string {
 
 export function runLink(id: string): string {
   return `#/runs/${encodeURIComponent(id)}`;
+}
+
+export function schedulesLink(): string {
+  return "#/schedules";
 }
 
 export function triggerLink(task?: string): string {

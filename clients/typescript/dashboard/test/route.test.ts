@@ -1,12 +1,13 @@
 import { expect, test } from "vitest";
 
 import { credentialOf } from "../src/session.ts";
-import { parseRoute, runLink, runsLink, triggerLink } from "../src/route.ts";
+import { parseRoute, runLink, runsLink, schedulesLink, triggerLink } from "../src/route.ts";
 
 test("links lead back to where they came from", () => {
   expect(parseRoute(runLink("run_a"))).toEqual({ page: "run", id: "run_a" });
   expect(parseRoute(triggerLink("a/b c"))).toEqual({ page: "trigger", task: "a/b c" });
   expect(parseRoute(triggerLink())).toEqual({ page: "trigger", task: null });
+  expect(parseRoute(schedulesLink())).toEqual({ page: "schedules" });
   const filter = { status: "FAILED", task: "t", tag: "user:1&x=<b>" };
   expect(parseRoute(runsLink(filter))).toEqual({ page: "runs", filter });
 });
