@@ -8,6 +8,7 @@ when every branch waits: what computes or streams beside a wait keeps it executi
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -77,6 +78,24 @@ class Branches:
             branch = parent.fork(label, self._marks)
             self._marks.pop(branch.name, None)
             return branch
+
+    @contextmanager
+    def apart(self, label: str) -> Generator[None]:
+        """Do what is in the block in a branch of its own, which a replay may leave out."""
+        parent = self.current()
+        branch = self.fork(parent, label)
+        token = _here.set(_Here(self, branch))
+        try:
+            yield
+        finally:
+            _here.reset(token)
+            self.end(parent, branch)
+
+    def has_ended(self, label: str) -> bool:
+        """Say whether such a block of the main branch was over in what is replayed."""
+        with self.lock:
+            begun = self.main.covered.get(label, 0) > 0
+            return begun and f"{self.main.name}/{label}.0" not in self._marks
 
     def end(self, parent: Branch, branch: Branch) -> None:
         """Note that a task has ended; tasks that it leaves behind are its parent's from now on."""

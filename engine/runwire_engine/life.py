@@ -5,10 +5,12 @@ have the same methods: `LifeOnLoop` awaits what `LifeInThread` calls.
 """
 
 import asyncio
+import inspect
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
@@ -17,6 +19,7 @@ import orjson
 
 from runwire._backoff import next_delay
 from runwire._caught import Caught, caught
+from runwire._context import WaitInfo
 from runwire._hooks import Completion, Prepared, hooks_for
 from runwire.errors import AbortTaskRunError, TaskError
 from runwire.tasks import AnyTask, Signal
@@ -26,6 +29,7 @@ from runwire_engine.failures import FailureCode, describe
 from runwire_engine.hook_calls import LoopCalls, ThreadCalls
 from runwire_engine.lifecycle import UNDECIDED, Course, Ending, Event, Phase, after
 from runwire_engine.runtime import RunRuntime
+from runwire_engine.steps import WaitHooks
 from runwire_engine.verdicts import (
     MAX_ATTEMPTS,
     Crashed,
@@ -68,6 +72,8 @@ class Life:
         self._around = around
         self._task = around.task
         self._course = Course(is_first=around.run.attempt == 1)
+        if self._hooks("on_wait") or self._hooks("on_resume"):
+            around.runtime.wait_hooks = cast(WaitHooks, self)
         self.payload: object = None
         self.init: object = None
         # How the function ends, for those who wait for it.
@@ -95,6 +101,14 @@ class Life:
 
     def _hooks(self, kind: str) -> tuple[Prepared, ...]:
         return hooks_for(self._task.hooks, kind)
+
+    def _apart(self, kind: str) -> AbstractContextManager[None]:
+        """Keep what hooks do apart from the steps of the function, for a replay."""
+        return self._around.runtime.apart(kind) if self._hooks(kind) else nullcontext()
+
+    def _calls_again(self, phase: Phase) -> bool:
+        """Say whether hooks are to be called: on_start once, also when the code is replayed."""
+        return phase is not Phase.START or self._around.runtime.begins_anew(phase.value)
 
     # What a phase is ---------------------------------------------------------------------------
 
@@ -298,7 +312,8 @@ class LifeOnLoop(Life):
                 case Phase.RUN:
                     await self._run()
                 case Phase.CATCH_ERROR:
-                    return await self._catch()
+                    with self._apart(phase.value):
+                        return await self._catch()
                 case Phase.CANCEL:
                     await arrival(self._around.cancel())
                 case _:
@@ -328,17 +343,36 @@ class LifeOnLoop(Life):
         self._end_function(None)
 
     async def _init(self) -> None:
-        results = [await self._calls.call(hook, self.offered()) for hook in self._hooks("init")]
-        self._take_init(results)
+        with self._apart("init"):
+            hooks = self._hooks("init")
+            self._take_init([await self._calls.call(hook, self.offered()) for hook in hooks])
+
+    async def told(self, kind: str, wait: WaitInfo) -> None:
+        """Call the hooks around a wait."""
+        with self._apart(kind):
+            for hook in self._hooks(kind):
+                await self._calls.call(hook, {**self.offered(), "wait": wait})
+
+    def told_blocking(self, kind: str, wait: WaitInfo) -> None:
+        """Call the hooks around a wait that blocks a thread of the task's own."""
+        calls = ThreadCalls()
+        try:
+            with self._apart(kind):
+                for hook in self._hooks(kind):
+                    calls.call(hook, {**self.offered(), "wait": wait})
+        finally:
+            calls.close()
 
     async def _call_all(self, phase: Phase) -> None:
-        for hook in self._hooks(phase.value):
-            try:
-                await self._calls.call(hook, {**self.offered(), **dict(self._extra(phase))})
-            except BaseException as error:
-                if phase not in _TOLD:
-                    raise
-                self._tell(phase, error, hook)
+        calls_again = self._calls_again(phase)
+        with self._apart(phase.value):
+            for hook in self._hooks(phase.value) if calls_again else ():
+                try:
+                    await self._calls.call(hook, {**self.offered(), **dict(self._extra(phase))})
+                except BaseException as error:
+                    if phase not in _TOLD:
+                        raise
+                    self._tell(phase, error, hook)
 
     async def _catch(self) -> Event:
         default = self._default_delay()
@@ -406,7 +440,8 @@ class LifeInThread(Life):
                 case Phase.RUN:
                     self._run()
                 case Phase.CATCH_ERROR:
-                    return self._catch()
+                    with self._apart(phase.value):
+                        return self._catch()
                 case Phase.CANCEL:
                     self._around.cancel().result()
                 case _:
@@ -426,17 +461,34 @@ class LifeInThread(Life):
         self._end_function(None)
 
     def _init(self) -> None:
-        results = [self._calls.call(hook, self.offered()) for hook in self._hooks("init")]
-        self._take_init(results)
+        with self._apart("init"):
+            hooks = self._hooks("init")
+            self._take_init([self._calls.call(hook, self.offered()) for hook in hooks])
+
+    async def told(self, kind: str, wait: WaitInfo) -> None:
+        """Call the hooks around a wait that the task awaits on a loop of its own."""
+        with self._apart(kind):
+            for hook in self._hooks(kind):
+                returned = hook.function(**hook.arguments({**self.offered(), "wait": wait}))
+                if inspect.isawaitable(returned):
+                    await returned
+
+    def told_blocking(self, kind: str, wait: WaitInfo) -> None:
+        """Call the hooks around a wait."""
+        with self._apart(kind):
+            for hook in self._hooks(kind):
+                self._calls.call(hook, {**self.offered(), "wait": wait})
 
     def _call_all(self, phase: Phase) -> None:
-        for hook in self._hooks(phase.value):
-            try:
-                self._calls.call(hook, {**self.offered(), **dict(self._extra(phase))})
-            except BaseException as error:
-                if phase not in _TOLD:
-                    raise
-                self._tell(phase, error, hook)
+        calls_again = self._calls_again(phase)
+        with self._apart(phase.value):
+            for hook in self._hooks(phase.value) if calls_again else ():
+                try:
+                    self._calls.call(hook, {**self.offered(), **dict(self._extra(phase))})
+                except BaseException as error:
+                    if phase not in _TOLD:
+                        raise
+                    self._tell(phase, error, hook)
 
     def _catch(self) -> Event:
         default = self._default_delay()

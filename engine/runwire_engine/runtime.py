@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
@@ -46,7 +47,7 @@ from runwire_engine.patience import patiently
 from runwire_engine.pipes import Pipes
 from runwire_engine.run_metadata import MetadataWrite
 from runwire_engine.run_row import RunRow
-from runwire_engine.steps import Steps
+from runwire_engine.steps import Steps, WaitHooks
 from runwire_engine.stream_writer import StreamWriter
 from runwire_engine.streams import Append, AppendAnswer
 from runwire_engine.surroundings import Surroundings
@@ -83,6 +84,8 @@ class RunRuntime:
         self._holder = holder
         self._steps = Steps(around, self)
         self._lock = threading.Lock()
+        # Who is told of waits, where hooks want that.
+        self.wait_hooks: WaitHooks | None = None
         self._ctx: Context | None = None
         self._locals: dict[Any, object] | None = None
         # As this attempt sees it; None until it is first looked at.
@@ -126,6 +129,14 @@ class RunRuntime:
     def look(self) -> None:
         """Look soon whether a wait is over."""
         self._steps.look()
+
+    def apart(self, label: str) -> AbstractContextManager[None]:
+        """Have what is in the block be a branch of its own, which a replay may leave out."""
+        return self._steps.branches.apart(label)
+
+    def begins_anew(self, label: str) -> bool:
+        """Say whether such a block is to be done: in a replay, only if it was not over."""
+        return not self._run.waited or not self._steps.branches.has_ended(label)
 
     def diverged(self, error: NonDeterministicError) -> None:
         self.divergence = error

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import runwire
-from runwire._context import ChildResults, Triggered, TriggeredBatch
+from runwire._context import ChildResults, Triggered, TriggeredBatch, WaitInfo
 from runwire.errors import NonDeterministicError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire_engine.branches import Branches
@@ -48,6 +48,19 @@ class StepHost(Host, Protocol):
     def diverged(self, error: NonDeterministicError) -> None:
         """Note that the replay took another way: the attempt can only fail."""
         ...
+
+    @property
+    def wait_hooks(self) -> "WaitHooks | None":
+        """Who is told of waits."""
+        ...
+
+
+class WaitHooks(Protocol):
+    """Calls the hooks around a wait, where the code waits."""
+
+    async def told(self, kind: str, wait: WaitInfo) -> None: ...
+
+    def told_blocking(self, kind: str, wait: WaitInfo) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +243,26 @@ class Steps:
     async def _wait(self, taken: _Taken, step: Step) -> None:
         if taken.is_over:
             return
-        waiting = self._waits()
+        waiting, hooks = self._waits(), self._host.wait_hooks
+        if hooks is not None:
+            await hooks.told("on_wait", _info(step))
         try:
             await arrival(waiting.add(step, taken.branch, is_written=taken.earlier is not None))
         except asyncio.CancelledError:
             waiting.withdraw(step)
             raise
+        if hooks is not None:
+            await hooks.told("on_resume", _info(step))
 
     def _wait_blocking(self, taken: _Taken, step: Step) -> None:
-        if not taken.is_over:
-            is_written = taken.earlier is not None
-            self._waits().add(step, taken.branch, is_written=is_written).result()
+        if taken.is_over:
+            return
+        hooks, is_written = self._host.wait_hooks, taken.earlier is not None
+        if hooks is not None:
+            hooks.told_blocking("on_wait", _info(step))
+        self._waits().add(step, taken.branch, is_written=is_written).result()
+        if hooks is not None:
+            hooks.told_blocking("on_resume", _info(step))
 
     def _waits(self) -> Waiting:
         with self.branches.lock:
@@ -272,6 +294,13 @@ def _sleep(place: Place, due: datetime | float) -> Step:
     if isinstance(due, datetime):
         return Step(*place, "time", _TIME, due_at=due)
     return Step(*place, "time", _TIME, due_in=due)
+
+
+def _info(step: Step) -> WaitInfo:
+    due = step.due_at
+    if step.due_in is not None:
+        due = datetime.now(UTC) + timedelta(seconds=step.due_in)
+    return WaitInfo(step.kind, due, step.run_ids, step.batch_id, step.waitpoint_id)
 
 
 def _kept(value: T) -> "Future[T]":

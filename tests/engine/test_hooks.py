@@ -12,12 +12,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from runwire import locals, metadata, streams, tasks
+from runwire import locals, metadata, streams, tasks, wait
 from runwire._context import Context
 from runwire._hooks import OFFERED, of_all
 from runwire._stream_keys import LOG_KEY
 from runwire.errors import AbortTaskRunError
-from runwire.tasks import AnyTask, Caught, Completion, Next, RunPromise
+from runwire.tasks import AnyTask, Caught, Completion, Next, RunPromise, WaitInfo
 from tests.support.working import Bench, defined, error_of, opened_bench, until
 
 pytestmark = pytest.mark.anyio
@@ -896,3 +896,103 @@ async def test_hooks_write_metadata_and_streams_before_the_end_is_told(bench: Be
         row = await bench.finished(made)
     assert await bench.metadata(row.id) == {"output": "out"}
     assert await bench.chunks(row.id, "log") == ["from on_success"]
+
+
+# Waits -------------------------------------------------------------------------------------------
+
+
+@ways
+async def test_hooks_around_a_wait_are_told_what_the_run_waits_for(
+    bench: Bench, on_loop: bool, is_async: bool
+) -> None:
+    told: list[Any] = []
+
+    def child(payload: int) -> int:
+        told.append("child")
+        return payload
+
+    async def awaiting(payload: int, ctx: Context, init: Any) -> object:
+        result = await made_child.trigger_and_wait(payload)
+        await wait.for_(0.3)
+        return result.unwrap()
+
+    def blocking(payload: int, ctx: Context, init: Any) -> object:
+        result = made_child.sync.trigger_and_wait(payload)
+        wait.sync.for_(0.3)
+        return result.unwrap()
+
+    def note(kind: str) -> Hook:
+        def what(wait: WaitInfo, init: Any, **_: Any) -> tuple[str, str, int, bool]:
+            return (kind, wait.type, len(wait.run_ids), wait.until is not None)
+
+        return noting(told, what, is_async)
+
+    made_child = defined(child)
+    parent = defined(
+        awaiting if on_loop else blocking, on_wait=note("on_wait"), on_resume=note("on_resume")
+    )
+    async with bench.worker(parent, made_child):
+        row = await bench.finished(parent, 7)
+    assert (row.status, row.output) == ("COMPLETED", "7"), row.error
+    # The child is triggered before the run is said to wait for it: it may run meanwhile.
+    assert [each for each in told if each != "child"] == [
+        ("on_wait", "run", 1, False),
+        ("on_resume", "run", 1, False),
+        ("on_wait", "time", 0, True),
+        ("on_resume", "time", 0, True),
+    ]
+
+
+async def test_an_error_of_on_wait_is_raised_by_the_wait(bench: Bench) -> None:
+    async def waiting() -> str:
+        try:
+            await wait.for_(60)
+        except RuntimeError as error:
+            return str(error)
+        return "waited"
+
+    made = defined(waiting, on_wait=raising)
+    async with bench.worker(made):
+        assert (await bench.finished(made)).output == '"in the hook itself"'
+
+
+async def test_code_that_is_replayed_calls_its_hooks_again_but_for_on_start(bench: Bench) -> None:
+    told: list[str] = []
+
+    def note(kind: str) -> Hook:
+        async def hook() -> None:
+            told.append(kind)
+            metadata.increment(kind)
+            await metadata.flush()
+
+        return hook
+
+    async def waiting() -> None:
+        told.append("run")
+        metadata.increment("run")
+        await wait.for_(60)
+        told.append("after")
+
+    kinds = ("init", "on_start", "on_start_attempt", "on_wait", "on_resume", "on_success")
+    hooks: dict[str, Any] = {kind: note(kind) for kind in kinds}
+    made = defined(waiting, **hooks)
+    async with bench.worker(made):
+        run_id = await bench.start(made)
+        await bench.until(run_id, "WAITING")
+    # Another worker, when the time has come.
+    await bench.sql("update runwire.runs set wake_at = now() where id = %(id)s", id=run_id)
+    await bench.sql("update runwire.waits set due_at = now() where due_at is not null")
+    async with bench.worker(made):
+        row = await bench.until(run_id)
+    assert row.status == "COMPLETED"
+    first = ["init", "on_start", "on_start_attempt", "run", "on_wait"]
+    assert told == [*first, "init", "on_start_attempt", "run", "after", "on_success"]
+    # What they wrote is not written again.
+    assert await bench.metadata(run_id) == {
+        "init": 1,
+        "on_start": 1,
+        "on_start_attempt": 1,
+        "run": 1,
+        "on_wait": 1,
+        "on_success": 1,
+    }

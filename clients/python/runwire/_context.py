@@ -91,6 +91,18 @@ class TriggeredBatch:
 
 
 @dataclass(frozen=True)
+class WaitInfo:
+    """What a run waits for, as `on_wait` and `on_resume` get it."""
+
+    type: str  # "time", "run", "batch", "token" or "input"
+    # When it ends by time.
+    until: datetime | None = None
+    run_ids: tuple[str, ...] = ()
+    batch_id: str | None = None
+    token_id: str | None = None
+
+
+@dataclass(frozen=True)
 class ChildResult:
     """How a child run ended; output is JSON text, error the wire's object."""
 

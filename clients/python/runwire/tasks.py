@@ -20,6 +20,7 @@ from runwire import _batching, _triggering, _waiting
 from runwire._batching import Key, entries_of
 from runwire._caught import Caught, CaughtKeywords
 from runwire._client import Client
+from runwire._context import WaitInfo
 from runwire._definition import (
     BatchEntry,
     Decorator,
@@ -70,6 +71,7 @@ __all__ = [
     "TaskRunResult",
     "TaskRunSuccess",
     "Tasks",
+    "WaitInfo",
     "batch_trigger",
     "catch_error",
     "cleanup",
