@@ -434,11 +434,11 @@ class FeedMembers:
             if self.follower.wants_every(run):
                 reader.expect_every()
             if reader.is_every and touched.first > 1:
-                reader.resumes(touched.first - 1)
+                reader.resumes(touched.first - 1, run.row.revision)
                 if past is not None:
                     self._say_past(run, reader, past)
             else:
-                reader.resumes(touched.first - 1)
+                reader.resumes(touched.first - 1, run.row.revision)
                 whole = self._beginning(run, _creation(touched))
                 document = reader.topic.document(whole, reader.view)
                 self.follower.outbox.say(messages.run(document))
@@ -481,7 +481,7 @@ class FeedMembers:
                 self._remind(run, reader, first - 1, pasts.get(run.row.id))
             elif self._may_be_unknown(run) and run.row.revision == first - 1:
                 self._introduce(run, reader)
-            reader.resumes(first - 1)
+            reader.resumes(first - 1, run.row.revision)
             self.follower.hub.moved_to(reader.topic, run.row.revision)
             self._catch_up(reader.topic)
 
@@ -505,7 +505,7 @@ class FeedMembers:
         elif reader.is_written or run.row.revision != revision:
             if not reader.is_written:
                 say(messages.run(reader.topic.document(run, reader.view)))
-                reader.resumes(revision)
+                reader.resumes(revision, run.row.revision)
                 reader.holds(run.row.revision)
             say(messages.joined(self.sub, run.row.id))
         else:

@@ -104,7 +104,7 @@ class RunOpenings:
             if reader.written == 0 and is_exact:
                 if subscription.holds_nothing and cursor.revision:
                     bases.append(messages.base(subscription.sub, self._base(run)))
-                reader.resumes(cursor.revision)
+                reader.resumes(cursor.revision, revision)
                 if cursor.revision < revision:
                     reader.expect_every()
             subscription.live_at = max(revision, reader.written)

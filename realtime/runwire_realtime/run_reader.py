@@ -50,6 +50,8 @@ class RunReader:
         self._created: JsonObject | None = None
         # The last revision before which some were skipped; 0: the client got each, or has it.
         self._skipped_to = 0
+        # Up to this revision the client may hold more than was written here: a cursor lags.
+        self._may_hold = 0
         # A feed that is still to be resumed will want each revision.
         self._expects_every = False
         self._row: FollowedRun | None = None
@@ -157,9 +159,10 @@ class RunReader:
         """Say whether a client that has all before a revision lacks it or one after it."""
         return self._skipped_to > first
 
-    def resumes(self, revision: int) -> None:
-        """Note at which revision the client held the run when it came."""
+    def resumes(self, revision: int, now: int) -> None:
+        """Note at which revision at least the client held the run, of those up to `now`."""
         self.written = max(self.written, revision)
+        self._may_hold = max(self._may_hold, now)
 
     def begin_with(self, created: JsonObject | None) -> None:
         """Tell the run from its creation on, which set this, where nothing of it is told yet."""
@@ -299,13 +302,19 @@ class RunReader:
         if self._tells_each:
             if is_partial and not self._may_refer(steps[-1]):
                 return None
-        elif is_partial or size_of(steps) > self._follower.limits.patch_bytes:
+        elif is_partial or not self._may_join(steps):
             self._want_whole()
             return None
         if len(steps) > 1:
             self._skipped_to = steps[-1].revision
         self.written = steps[-1].revision
         return self._with_live([self.topic.patch(steps, self.view)])
+
+    def _may_join(self, steps: Sequence[Step]) -> bool:
+        """Say whether changes may come as one patch: it is small, and applies to what is held."""
+        if len(steps) > 1 and self.written < self._may_hold:
+            return False
+        return size_of(steps) <= self._follower.limits.patch_bytes
 
     def _may_refer(self, step: Step) -> bool:
         """Say whether a change is told with a value that stands by reference.

@@ -433,6 +433,29 @@ def test_nothing_is_conflated_while_a_feed_that_wants_each_revision_resumes() ->
     assert patches == [2, 3], client.messages[said:]
 
 
+def test_no_patch_joins_changes_of_which_the_client_may_hold_some() -> None:
+    world = World(HubLimits())
+    client, other = world.connect(), world.connect()
+    world.create(RUNS[0], ("x", "y"))
+    other.subscribe("run", {"run": RUNS[0]})
+    client.subscribe("latest", {"tags": ["y"]})
+    client.subscribe("every", {"runs": {"status": ["QUEUED", "EXECUTING"]}}, mode="every")
+    world.settle()
+    # The client is told more after its last cursors.
+    for status in ("EXECUTING", "QUEUED", "EXECUTING"):
+        world.status(RUNS[0], status)
+    world.settle()
+    client.reconnect()
+    # What it lacks is on its way when the run leaves the feed that wants each revision.
+    world.load()
+    world.read_rows()()
+    world.status(RUNS[0], "COMPLETED")
+    world.tail()
+    world.settle()
+    assert client.views[RUNS[0]] == document_of(world, RUNS[0])
+    assert client.subscriptions["every"].runs == set()
+
+
 def test_a_feed_that_resumes_too_late_for_what_it_lacks_is_told_so() -> None:
     world = World(HubLimits())
     client = world.connect()
