@@ -50,6 +50,7 @@ GROUPS: Final = (
     "inputs",
     "batches",
     "idempotency_keys",
+    "waitpoints",
     "tasks",
     "schedules",
     "queues",

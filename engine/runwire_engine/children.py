@@ -20,7 +20,8 @@ from runwire_engine.states import RunStatus
 from runwire_engine.triggers import NewRun, Parent
 from runwire_engine.waits import RunResult
 
-# Mints a token that reads one run ("run", id) or one batch ("batch", id) of an environment.
+# Mints a token that reads one run ("run", id) or one batch ("batch", id) of an environment, one
+# that completes one wait token ("waitpoint", id), or the address that does ("callback", id).
 Mint = Callable[[int, str, str], str]
 
 

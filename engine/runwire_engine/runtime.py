@@ -23,14 +23,17 @@ from runwire._context import (
     BatchInfo,
     ChildResults,
     Context,
+    CreatedToken,
     MetadataTarget,
     OpenPipe,
     OpenSyncPipe,
     QueueInfo,
     RunInfo,
     TaskInfo,
+    TokenRequest,
     Triggered,
     TriggeredBatch,
+    WaitResult,
 )
 from runwire._log_line import LogLevel, is_at_least, log_line
 from runwire._stream_keys import LOG_KEY, input_key
@@ -327,6 +330,24 @@ class RunRuntime:
 
     def wait_until_blocking(self, due: datetime | float) -> None:
         self._steps.wait_until_blocking(due)
+
+    async def create_token(self, request: TokenRequest) -> CreatedToken:
+        return await arrival(self._steps.create_token(request))
+
+    def create_token_blocking(self, request: TokenRequest) -> CreatedToken:
+        return self._steps.create_token(request).result()
+
+    async def wait_for_token(self, token_id: str) -> WaitResult:
+        return await self._steps.wait_for_token(token_id)
+
+    def wait_for_token_blocking(self, token_id: str) -> WaitResult:
+        return self._steps.wait_for_token_blocking(token_id)
+
+    async def complete_token(self, token_id: str, body: str | None) -> None:
+        await arrival(self._steps.complete_token(token_id, body))
+
+    def complete_token_blocking(self, token_id: str, body: str | None) -> None:
+        self._steps.complete_token(token_id, body).result()
 
     async def reset_idempotency_key(self, task: str, key: str) -> bool:
         return await arrival(self._resetting(task, key))

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import runwire
-from runwire._context import ChildResults, Triggered, TriggeredBatch, WaitInfo
+from runwire._context import (
+    ChildResults,
+    CreatedToken,
+    TokenRequest,
+    Triggered,
+    TriggeredBatch,
+    WaitInfo,
+    WaitResult,
+)
 from runwire.errors import NonDeterministicError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire_engine.branches import Branches
@@ -160,6 +168,57 @@ class Steps:
     def wait_until_blocking(self, due: datetime | float) -> None:
         taken = self._take("time", _TIME)
         self._wait_blocking(taken, taken.earlier or _sleep(taken.place, due))
+
+    def create_token(self, request: TokenRequest) -> "Future[CreatedToken]":
+        """Create a token, once for a place."""
+        taken = self._take("trigger", "a token")
+        tokens = self._around.tokens
+        earlier = taken.earlier
+        if earlier is not None:
+            return _kept(tokens.created(earlier))
+
+        async def create() -> CreatedToken:
+            created = await tokens.create(self._host.run, taken.place, request)
+            point = created.id
+            cached = (point,) if created.is_cached else ()
+            self._note(
+                Step(*taken.place, "trigger", "a token", cached_ids=cached, waitpoint_id=point)
+            )
+            return created
+
+        return self._host.call(create)
+
+    async def wait_for_token(self, token_id: str) -> WaitResult:
+        """Wait until a token is completed or has timed out."""
+        taken, step = await arrival(self._awaiting_token(token_id))
+        await self._wait(taken, step)
+        return await arrival(self._token_result(step))
+
+    def wait_for_token_blocking(self, token_id: str) -> WaitResult:
+        taken, step = self._awaiting_token(token_id).result()
+        self._wait_blocking(taken, step)
+        return self._token_result(step).result()
+
+    def complete_token(self, token_id: str, body: str | None) -> "Future[None]":
+        """Complete a token."""
+        tokens = self._around.tokens
+        return self._host.call(lambda: tokens.complete(token_id, body))
+
+    def _awaiting_token(self, token_id: str) -> "Future[tuple[_Taken, Step]]":
+        """Take the step, once it is known that there is such a token."""
+        taken = self._take("token", token_id)
+        step = taken.earlier or Step(*taken.place, "token", token_id, waitpoint_id=token_id)
+        tokens = self._around.tokens
+
+        async def check() -> tuple[_Taken, Step]:
+            await tokens.require(step.waitpoint_id or "")
+            return taken, step
+
+        return self._host.call(check)
+
+    def _token_result(self, step: Step) -> "Future[WaitResult]":
+        tokens = self._around.tokens
+        return self._host.call(lambda: tokens.result(step.waitpoint_id or ""))
 
     def admits(self, target: str) -> bool:
         """Count an operation; False when an earlier execution has done it."""

@@ -7,6 +7,7 @@ from runwire_engine.bridge import Bridge
 from runwire_engine.children import Children
 from runwire_engine.engine import Engine
 from runwire_engine.inputs import InputBells
+from runwire_engine.wait_tokens import WaitTokens
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Surroundings:
     # The engine's loop.
     bridge: Bridge
     children: Children
+    tokens: WaitTokens
     inputs: InputBells
     # The least urgent lines that logs hold.
     log_level: LogLevel = "info"

@@ -38,6 +38,7 @@ from runwire_engine.surroundings import Surroundings
 from runwire_engine.task_loop import TaskLoop
 from runwire_engine.tenure import BACK_OFF, Tenure
 from runwire_engine.threads import Threads, outside_of_loops
+from runwire_engine.wait_tokens import WaitTokens
 from runwire_engine.watchdog import Watchdog
 
 logger = logging.getLogger("runwire.worker")
@@ -179,6 +180,7 @@ class Worker:
                     environment=self._settings.environment,
                     bridge=Bridge(tasks.start_soon),
                     children=Children(engine, environment_id, self._mint),
+                    tokens=WaitTokens(engine, environment_id, self._mint),
                     inputs=InputBells(),
                     log_level=self._settings.run_log_level,
                 )

@@ -37,6 +37,7 @@ from runwire_realtime.api import (
     timeline,
     tokens,
     triggers,
+    waitpoints,
 )
 from runwire_realtime.api.answer import answer, refusal
 from runwire_realtime.api.operation import Operation, running, services_of
@@ -68,6 +69,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *tasks.OPERATIONS,
     *schedules.OPERATIONS,
     *queues.OPERATIONS,
+    *waitpoints.OPERATIONS,
     *tokens.OPERATIONS,
     *session.OPERATIONS,
 )

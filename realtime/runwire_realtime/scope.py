@@ -164,6 +164,13 @@ class Grant:
             run_id, task, tags, batch_ids
         )
 
+    def may_complete_waitpoint(self, waitpoint_id: str) -> bool:
+        """Say whether this wait token may be completed."""
+        return self._may("write", "waitpoints", waitpoint_id)
+
+    def may_read_waitpoint(self, waitpoint_id: str) -> bool:
+        return self._may("read", "waitpoints", waitpoint_id)
+
     def may_trigger(self, task: str) -> bool:
         return self._may("trigger", "tasks", task)
 

@@ -10,6 +10,7 @@ wrong, the caller gets one UnauthorizedError, and no part of the token is in its
 """
 
 import hashlib
+import hmac
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,10 @@ _ENVIRONMENT = re.compile(r"[1-9][0-9]{0,9}")
 _JTI = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _REQUIRED = ["exp", "iat", "aud", "iss", "sub", "jti"]
 _KEYS_KEPT: Final = 1024  # derived keys; one per environment and secret
+
+# Not an audience of tokens: names the key of the addresses that complete wait tokens.
+_CALLBACK: Final = "callback"
+_NOUNS: Final = {AUDIENCE: "token", SESSION_AUDIENCE: "session", _CALLBACK: "callback"}
 
 _jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
 
@@ -114,6 +119,29 @@ class Tokens:
             one_time=_flag(claims, "otu"),
             internal=_flag(claims, "int"),
         )
+
+    def callback(self, environment_id: int, waitpoint_id: str) -> str:
+        """Return what an address needs to hold to complete one wait token."""
+        mac = self._mac(environment_id, waitpoint_id, self._current)
+        return f"{environment_id}.{self._current}.{mac}"
+
+    def verify_callback(self, text: str, waitpoint_id: str) -> int:
+        """Return the environment of a wait token that may be completed with this.
+
+        Raises UnauthorizedError.
+        """
+        environment, _, rest = text.partition(".")
+        kid, _, mac = rest.partition(".")
+        if _ENVIRONMENT.fullmatch(environment) is None or kid not in self._secrets:
+            raise _refused()
+        expected = self._mac(int(environment), waitpoint_id, kid)
+        if not hmac.compare_digest(expected.encode(), mac.encode()):
+            raise _refused()
+        return int(environment)
+
+    def _mac(self, environment_id: int, waitpoint_id: str, kid: str) -> str:
+        key = self._key(_CALLBACK, str(environment_id), kid)
+        return hmac.new(key, waitpoint_id.encode(), hashlib.sha256).hexdigest()
 
     def mint_session(self, environment_id: int, *, now: float) -> Minted:
         """Sign a dashboard session: a cookie that can do nothing but mint short tokens."""
@@ -196,7 +224,7 @@ class Tokens:
         if key is None:
             if len(self._keys) >= _KEYS_KEPT:
                 self._keys.clear()
-            noun = "token" if audience == AUDIENCE else "session"
+            noun = _NOUNS[audience]
             info = f"runwire/{noun}/v1/{environment}/{kid}".encode()
             key = HKDF(SHA256(), 32, salt=None, info=info).derive(self._secrets[kid])
             self._keys[name] = key
@@ -204,10 +232,17 @@ class Tokens:
 
 
 def made_scopes(kind: str, id: str) -> list[str]:
-    """Return the scopes of the token that goes with what was made: a "run" or a "batch"."""
+    """Return the scopes of the token of what was made: a "run", a "batch", a "waitpoint"."""
     if kind == "batch":
         return [f"read:batch:{id}"]
+    if kind == "waitpoint":
+        return [f"write:waitpoints:{id}"]
     return [f"read:runs:{id}", f"write:inputStreams:{id}"]
+
+
+def callback_url(base: str, hash: str, waitpoint_id: str) -> str:
+    """Return the address that completes a wait token with what is posted to it."""
+    return f"{base}/api/v1/waitpoints/tokens/{waitpoint_id}/callback/{hash}"
 
 
 def check_secret(secret: str) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from runwire import queues
+from runwire._settings import DEFAULT_API_URL
 from runwire.tasks import registry
 from runwire_engine.children import Mint
 from runwire_engine.modules import load_modules
@@ -19,7 +20,13 @@ from runwire_realtime.errors import StartError
 from runwire_realtime.logs import hear_runs
 from runwire_realtime.parent import READY, report, until_orphaned
 from runwire_realtime.settings import database_address
-from runwire_realtime.tokens import TRIGGER_LIFETIME, Tokens, check_secret, made_scopes
+from runwire_realtime.tokens import (
+    TRIGGER_LIFETIME,
+    Tokens,
+    callback_url,
+    check_secret,
+    made_scopes,
+)
 
 logger = logging.getLogger("runwire.worker")
 
@@ -92,8 +99,11 @@ def _mint(secret: str | None) -> Mint | None:
     if problem is not None:
         raise StartError(problem)
     tokens = Tokens(secret)
+    api_url = (os.environ.get("RUNWIRE_API_URL") or DEFAULT_API_URL).rstrip("/")
 
     def mint(environment_id: int, kind: str, id: str) -> str:
+        if kind == "callback":
+            return callback_url(api_url, tokens.callback(environment_id, id), id)
         scopes = made_scopes(kind, id)
         return tokens.mint(environment_id, scopes, now=time.time(), lifetime=TRIGGER_LIFETIME).token
 

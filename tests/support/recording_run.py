@@ -12,14 +12,17 @@ from runwire._context import (
     ChildResult,
     ChildResults,
     Context,
+    CreatedToken,
     MetadataTarget,
     OpenPipe,
     OpenSyncPipe,
     QueueInfo,
     RunInfo,
     TaskInfo,
+    TokenRequest,
     Triggered,
     TriggeredBatch,
+    WaitResult,
 )
 from runwire._log_line import LogLevel
 from runwire._metadata import apply
@@ -48,6 +51,8 @@ class RecordingRun:
     document: JsonObject = field(default_factory=dict[str, object])
     kept: dict[Any, object] = field(default_factory=dict[Any, object])
     told: list[tuple[object, ...]] = field(default_factory=list[tuple[object, ...]])
+    # How every token was decided.
+    token_result: WaitResult = field(default_factory=lambda: WaitResult(True, '{"answer":42}'))
     # What was sent to it, as JSON text.
     input: list[str] = field(default_factory=list[str])
     pipes: list[OpenPipe] = field(default_factory=list[OpenPipe])
@@ -173,6 +178,26 @@ class RecordingRun:
 
     def wait_until_blocking(self, due: datetime | float) -> None:
         self.told.append(("wait", due))
+
+    async def create_token(self, request: TokenRequest) -> CreatedToken:
+        return self.create_token_blocking(request)
+
+    def create_token_blocking(self, request: TokenRequest) -> CreatedToken:
+        self.told.append(("create_token", request))
+        return CreatedToken("waitpoint_a", False, "https://runwire.example/callback", "token")
+
+    async def wait_for_token(self, token_id: str) -> WaitResult:
+        return self.wait_for_token_blocking(token_id)
+
+    def wait_for_token_blocking(self, token_id: str) -> WaitResult:
+        self.told.append(("wait_for_token", token_id))
+        return self.token_result
+
+    async def complete_token(self, token_id: str, body: str | None) -> None:
+        self.complete_token_blocking(token_id, body)
+
+    def complete_token_blocking(self, token_id: str, body: str | None) -> None:
+        self.told.append(("complete_token", token_id, body))
 
     async def add_tags(self, tags: Sequence[str]) -> None:
         self.add_tags_blocking(tags)

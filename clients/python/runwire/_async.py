@@ -13,11 +13,12 @@ from runwire.runs import Runs
 from runwire.schedules import Schedules
 from runwire.streams import Streams
 from runwire.tasks import Tasks
+from runwire.wait import Wait
 
 
 class AsyncRunwire:
     """The calls of the modules `tasks`, `runs`, `batch`, `queues`, `idempotency_keys`, `streams`,
-    `auth` and `schedules`.
+    `auth`, `schedules` and `wait`.
 
     What is not given comes from RUNWIRE_API_URL, RUNWIRE_API_KEY, RUNWIRE_ACCESS_TOKEN. Use it in
     the loop where it is first used, with `async with`, or call `aclose`.
@@ -36,6 +37,7 @@ class AsyncRunwire:
         self.streams = Streams(lambda: client)
         self.auth = Auth(lambda: client)
         self.schedules = Schedules(lambda: client)
+        self.wait = Wait(lambda: client, lambda: client)
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -167,6 +167,27 @@ class OpenSyncPipe(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TokenRequest:
+    """A wait token that is wanted. Spans are seconds; no timeout: it never times out."""
+
+    timeout: float | None
+    timeout_at: datetime | None
+    idempotency_key: str | None
+    idempotency_key_ttl: float
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CreatedToken:
+    """A wait token; url and public_access_token are None where no secret is at hand."""
+
+    id: str
+    is_cached: bool
+    url: str | None
+    public_access_token: str | None
+
+
 class Runtime(Protocol):
     """What the executing run offers. Every method may be called from the task's loop or thread.
 
@@ -284,6 +305,24 @@ class Runtime(Protocol):
         ...
 
     def wait_until_blocking(self, due: datetime | float) -> None: ...
+
+    async def create_token(self, request: TokenRequest) -> CreatedToken:
+        """Create what somebody outside of the run completes."""
+        ...
+
+    def create_token_blocking(self, request: TokenRequest) -> CreatedToken: ...
+
+    async def wait_for_token(self, token_id: str) -> WaitResult:
+        """Wait until a token is completed or has timed out, as `trigger_and_wait` does."""
+        ...
+
+    def wait_for_token_blocking(self, token_id: str) -> WaitResult: ...
+
+    async def complete_token(self, token_id: str, body: str | None) -> None:
+        """Complete a token; one that is completed or timed out stays as it is."""
+        ...
+
+    def complete_token_blocking(self, token_id: str, body: str | None) -> None: ...
 
     async def reset_idempotency_key(self, task: str, key: str) -> bool:
         """Free a key of a task, as `idempotency_keys.create` made it; say whether it was held."""

@@ -25,6 +25,7 @@ from runwire.schedules import Schedule, ScheduleKeywords, ScheduleList, Schedule
 from runwire.schedules import Schedules as AsyncSchedules
 from runwire.streams import Streams, SyncStreams
 from runwire.tasks import AnyTask
+from runwire.wait import SyncWait
 
 OneOrMore = str | Sequence[str]
 
@@ -351,6 +352,7 @@ class Runwire:
         self.streams = SyncStreams(lambda: owner.portal, Streams(lambda: owner.client))
         self.auth = SyncAuth(lambda: owner)
         self.schedules = SyncSchedules(lambda: owner)
+        self.wait = SyncWait(lambda: owner, lambda: owner)
 
     def close(self) -> None:
         """Close every connection and end the thread."""

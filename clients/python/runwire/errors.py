@@ -8,6 +8,7 @@ RunwireError
 ├── NotSetError              yours: nothing was set in `locals` under a key
 ├── TaskError                yours: a task definition that cannot work
 ├── AbortTaskRunError        yours, raised on purpose: fail the attempt and do not retry
+├── WaitTimeoutError         nobody's: a wait token was not completed in time
 ├── NonDeterministicError    yours: a task that waited came another way when it ran again
 ├── SubtaskUnwrapError       a child run that was waited for did not complete
 ├── BatchTriggerError        a batch could not be started, or not whole; the cause says why
@@ -67,6 +68,14 @@ class TaskError(RunwireError):
 
 class AbortTaskRunError(RunwireError):
     """Raise it in a task to fail the run at once, without further attempts."""
+
+
+class WaitTimeoutError(RunwireError):
+    """A wait token was not completed in time."""
+
+    def __init__(self, message: str, *, token_id: str) -> None:
+        super().__init__(message)
+        self.token_id = token_id
 
 
 class NonDeterministicError(RunwireError):

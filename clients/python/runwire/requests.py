@@ -149,6 +149,15 @@ class OverrideBody(QueueBody):
     concurrency_limit: int = Field(ge=0, le=100_000)
 
 
+class TokenBody(_Body):
+    """POST /api/v1/waitpoints/tokens. Spans are seconds or text; a timeout may be a time."""
+
+    timeout: str | float | None = None
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=2048)
+    idempotency_key_ttl: str | float | None = Field(default=None, alias="idempotencyKeyTTL")
+    tags: Tag | Annotated[list[Tag], Field(max_length=MAX_TAGS)] | None = None
+
+
 class TagsBody(_Body):
     """POST /api/v1/runs/{runId}/tags."""
 

@@ -27,6 +27,7 @@ from runwire_engine.errors import (
     TokenUsedError,
     TransitionRefusedError,
     UnknownTaskError,
+    WaitpointNotFoundError,
 )
 from runwire_realtime.errors import RefusedError, ScopeError, UnauthorizedError
 
@@ -85,6 +86,8 @@ def refused_by(error: Exception) -> RefusedError:
             return RefusedError(ErrorCode.MALFORMED, str(error))
         case TokenUsedError():
             return UnauthorizedError("the one-time token was used up")
+        case WaitpointNotFoundError():
+            return RefusedError(ErrorCode.NOT_FOUND, str(error))
         case UnknownTaskError() | RunNotFoundError() | BatchNotFoundError() | QueueNotFoundError():
             return RefusedError(ErrorCode.NOT_FOUND, str(error))
         case ScheduleNotFoundError():

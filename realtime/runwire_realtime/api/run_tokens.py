@@ -25,6 +25,11 @@ def batch_token(call: Call, batch_id: str) -> Mapping[str, str]:
     return _headers(call, made_scopes("batch", batch_id))
 
 
+def waitpoint_token(call: Call, waitpoint_id: str) -> Mapping[str, str]:
+    """Return the headers with a token that completes one wait token."""
+    return _headers(call, made_scopes("waitpoint", waitpoint_id))
+
+
 def one_time(call: Call) -> tuple[str, datetime] | None:
     """Return what a trigger writes down to use up a one-time token; else None."""
     grant = call.grant
