@@ -312,6 +312,6 @@ OPERATIONS: Final = (
         call_back,
         Completed,
         credential="open",
-        errors=(404, 408, 413, 415),
+        errors=(401, 404, 408, 413, 415),
     ),
 )
