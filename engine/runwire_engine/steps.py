@@ -380,7 +380,7 @@ def _non_deterministic(run: ClaimedRun, error: DivergedError) -> NonDeterministi
 
 def _caller() -> str:
     """Name the line of the task that asks."""
-    frame = sys._getframe()
+    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
