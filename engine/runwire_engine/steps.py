@@ -5,7 +5,7 @@ places and is answered from what is stored of them, without doing anything twice
 """
 
 import asyncio
-import sys
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -380,10 +380,10 @@ def _non_deterministic(run: ClaimedRun, error: DivergedError) -> NonDeterministi
 
 def _caller() -> str:
     """Name the line of the task that asks."""
-    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_back is not None and _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return "the task" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _is_ours(filename: str) -> bool:

@@ -193,7 +193,7 @@ class Waiting:
 
     async def _give_up_place(self) -> None:
         """Make the run WAITING, if nothing comes in between."""
-        parked = False
+        entered: Entered | None = None
         try:
             marks, places = self._branches.marks(), set(self._pending)
             await self._host.settle()
@@ -202,16 +202,15 @@ class Waiting:
             if idle:
                 self._gate, self._gate_wanted = anyio.Event(), False
                 entered = await self._enter(marks, park=True)
-                parked = entered.is_parked
             else:
                 self.consider()
         finally:
-            if not parked:
+            if entered is None or not entered.is_parked:
                 self._open()
                 self._host.cancel_parking()
-        if parked:
+        if entered is not None and entered.is_parked:
             self._host.park(entered.due_in)
-        elif idle:
+        elif entered is not None:
             self._deliver(entered.over)
 
     async def _write_down(self) -> None:

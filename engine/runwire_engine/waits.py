@@ -133,7 +133,7 @@ class Waits:
 
         async def work(tx: Transaction) -> Entered:
             rang.clear()
-            name = {"environment_id": environment_id, "run_id": entry.run_id}
+            name: dict[str, object] = {"environment_id": environment_id, "run_id": entry.run_id}
             if await _is_parked_already(tx, name, entry):
                 return Entered(is_parked=True)
             await tx.together(*_written(name, entry))
