@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import orjson
 
-from runwire._stream_keys import is_reserved
+from runwire._stream_keys import INPUT_PREFIX, is_reserved
 from runwire.wire import Json
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.errors import CommitUnknownError
@@ -43,6 +43,8 @@ class Appending:
     ) -> None:
         """Take who writes, and under which number; `repeated`: it may be stored already."""
         self.environment_id = environment_id
+        # Runs that wait for what it sent them.
+        self.awaiting: list[str] = []
         # The streams it locked, and the names of those it made, but for Runwire's own.
         self.touched: list[StreamState] = []
         self.fresh: list[StreamName] = []
@@ -135,6 +137,7 @@ class Appending:
         )
         outcomes = [placement.place(append) for append in appends]
         await self._keep_parts(tx, placement)
+        await self._wake(tx, appends, outcomes)
         await self._write(tx, outcomes)
         return outcomes
 
@@ -168,6 +171,19 @@ class Appending:
                 answers=[orjson.dumps(answer).decode() for answer in placement.new_parts.values()],
             ),
         )
+
+    async def _wake(
+        self, tx: Transaction, appends: Sequence[Append], outcomes: Sequence[Outcome]
+    ) -> None:
+        """Leave a wake of each run that waits for input and was sent some."""
+        sent = {
+            append.run_id
+            for append, outcome in zip(appends, outcomes, strict=True)
+            if append.key.startswith(INPUT_PREFIX) and isinstance(outcome, AppendAnswer)
+        }
+        if sent:
+            rows = await tx.all("waits.note_input", self._with(ids=sorted(sent)))
+            self.awaiting = [row["target_id"] for row in rows]
 
     async def _write(self, tx: Transaction, outcomes: Sequence[Outcome]) -> None:
         changed = [stream for stream in self.touched if stream.changed]

@@ -142,7 +142,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         batches=Batches(database, bell),
         catalogue=Catalogue(database, bell),
         queues=Queues(database, bell),
-        streams=Streams(database, bell),
+        streams=Streams(database, bell, waits=waits),
         metadata=RunMetadata(database, bell),
         claims=claims,
         outcomes=Outcomes(database, bell, waits),

@@ -130,6 +130,18 @@ class Inputs:
             await self._read(key, place)
         return place.held[0][1] if place.held else None
 
+    def next_seq(self, key: str) -> int:
+        """Return the seq of what `offer` would return next."""
+        place = self._place(key)
+        return place.held[0][0] if place.held else place.next_seq
+
+    def skip_to(self, key: str, seq: int) -> None:
+        """Go on with this seq: what comes before was taken."""
+        place = self._place(key)
+        while place.held and place.held[0][0] < seq:
+            place.held.popleft()
+        place.next_seq = max(place.next_seq, seq)
+
     def _place(self, key: str) -> _Place:
         return self._places.setdefault(key, _Place())
 

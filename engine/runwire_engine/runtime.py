@@ -11,8 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
-from functools import partial
+from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast
 
 import orjson
@@ -35,24 +34,23 @@ from runwire._context import (
     TriggeredBatch,
     WaitResult,
 )
-from runwire._log_line import LogLevel, is_at_least, log_line
-from runwire._stream_keys import LOG_KEY, input_key
+from runwire._log_line import LogLevel
 from runwire.errors import FencedError, NonDeterministicError, NotInRunError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire.wire import JsonObject
 from runwire_engine.bridge import arrival, pending_promise
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.errors import RunFinalError, TooManyTagsError
-from runwire_engine.inputs import Inputs, Offer
-from runwire_engine.log_writer import LogWriter
+from runwire_engine.input_calls import InputCalls
 from runwire_engine.metadata_writer import MetadataWriter
 from runwire_engine.patience import patiently
 from runwire_engine.pipes import Pipes
+from runwire_engine.run_log import RunLog
 from runwire_engine.run_metadata import MetadataWrite
 from runwire_engine.run_row import RunRow
 from runwire_engine.steps import Steps, WaitHooks
 from runwire_engine.stream_writer import StreamWriter
-from runwire_engine.streams import Append, AppendAnswer
+from runwire_engine.streams import Append
 from runwire_engine.surroundings import Surroundings
 
 logger = logging.getLogger("runwire.worker")
@@ -95,11 +93,8 @@ class RunRuntime:
         self._document: JsonObject | None = None
         self._documents: dict[str, MetadataWriter] = {}
         self._streams: dict[tuple[str, str], StreamWriter] = {}
-        self._log: LogWriter | None = None
-        self._inputs: Inputs | None = None
-        # What ends waiting for input.
-        self._stops: set[Callable[[], None]] = set()
-        self._is_interrupted = False
+        self._log = RunLog(around, self._steps, self)
+        self._input = InputCalls(around, self._steps, self)
         # What goes on beside the function.
         self.pipes = Pipes(run.id)
         # What every further call raises.
@@ -251,32 +246,28 @@ class RunRuntime:
     # Input -------------------------------------------------------------------------------------
 
     async def input_take(self, key: str, timeout: float | None) -> str | None:
-        offering, stop = self._offering(key, timeout)
-        try:
-            offer = await arrival(offering)
-        except asyncio.CancelledError:
-            stop()
-            offering.add_done_callback(self._decline)
-            raise
-        return self._accepted(offer)
+        return await self._input.take(key, timeout)
 
     def input_take_blocking(self, key: str, timeout: float | None) -> str | None:
-        offer = self._offering(key, timeout)[0].result()
-        if offer is None and self._is_interrupted:
-            raise asyncio.CancelledError("the run was asked to stop")
-        return self._accepted(offer)
+        return self._input.take_blocking(key, timeout)
+
+    async def input_wait(self, key: str, timeout: float | None, idle: float) -> str | None:
+        return await self._input.wait(key, timeout, idle)
+
+    def input_wait_blocking(self, key: str, timeout: float | None, idle: float) -> str | None:
+        return self._input.wait_blocking(key, timeout, idle)
 
     async def input_peek(self, key: str) -> str | None:
-        return await arrival(self._peeking(key))
+        return await self._input.peek(key)
 
     def input_peek_blocking(self, key: str) -> str | None:
-        return self._peeking(key).result()
+        return self._input.peek_blocking(key)
 
     async def input_send(self, run_id: str, key: str, body: str) -> None:
-        await arrival(self._sending(run_id, key, body))
+        await self._input.send(run_id, key, body)
 
     def input_send_blocking(self, run_id: str, key: str, body: str) -> None:
-        self._sending(run_id, key, body).result()
+        self._input.send_blocking(run_id, key, body)
 
     # The log -----------------------------------------------------------------------------------
 
@@ -287,11 +278,7 @@ class RunRuntime:
         attributes: Mapping[str, object] | None = None,
         logger: str | None = None,
     ) -> None:
-        if not is_at_least(level, self._around.log_level) or self._closed is not None:
-            return
-        log = self._log or self._opened_log()
-        if log.has_room():
-            log.add(log_line(datetime.now(UTC), level, message, attributes, logger))
+        self._log.write(level, message, attributes, logger)
 
     # Children, waits and tags --------------------------------------------------------------------
 
@@ -366,23 +353,20 @@ class RunRuntime:
     @property
     def clean(self) -> bool:
         """Whether nothing was ever written, so that there is nothing to drain."""
-        return not self._documents and not self._streams and self._log is None
+        return not self._documents and not self._streams and self._log.is_empty
 
     def close(self, reason: Exception) -> None:
         """Take nothing more: every further call raises this, and what waits is cancelled."""
         with self._lock:
             self._closed = self._closed or reason
-        self._end_waits()
+        self._steps.close()
+        self._input.close()
+        self._log.close()
 
     def interrupt(self) -> None:
         """Cancel every wait: the function shall stop."""
-        self._is_interrupted = True
-        self._end_waits()
-
-    def _end_waits(self) -> None:
         self._steps.close()
-        for stop in tuple(self._stops):
-            stop()
+        self._input.close(interrupted=True)
 
     def abort(self, reason: FencedError) -> None:
         """Take nothing more and drop what waits."""
@@ -391,8 +375,7 @@ class RunRuntime:
             stream.fail(reason)
         for document in tuple(self._documents.values()):
             document.fail(reason)
-        if self._log is not None:
-            self._log.abort()
+        self._log.abort()
 
     async def drain(self) -> None:
         """Commit all that was written, and end the run's own streams; on the engine's loop.
@@ -402,8 +385,7 @@ class RunRuntime:
         try:
             await self._drain()
         finally:
-            if self._log is not None:
-                await self._log.finish()
+            await self._log.finish()
 
     async def _drain(self) -> None:
         self.close(NotInRunError(f"this attempt at {self._run.id} is over"))
@@ -412,8 +394,7 @@ class RunRuntime:
     async def settle(self) -> None:
         """Commit all that was written so far; on the engine's loop. Raises as `drain`."""
         await self._commit(end=False)
-        if self._log is not None:
-            await self._log.flush()
+        await self._log.flush()
 
     async def _commit(self, *, end: bool) -> None:
         promises: list[Future[int] | Future[None] | None] = []
@@ -531,101 +512,6 @@ class RunRuntime:
             return answer.next_seq
 
         return StreamWriter(self._around.bridge, send)
-
-    def _read_inputs(self) -> Inputs:
-        with self._lock:
-            self.check_open()
-            if self._inputs is None:
-                around = self._around
-                self._inputs = Inputs(
-                    self._run.id,
-                    around.environment_id,
-                    around.engine.streams,
-                    around.inputs,
-                    around.engine.settings.poll,
-                )
-            return self._inputs
-
-    def _offering(
-        self, key: str, timeout: float | None
-    ) -> "tuple[Future[Offer | None], Callable[[], None]]":
-        """Return the promise of what is sent next, and what stops waiting for it."""
-        inputs, stopped = self._read_inputs(), asyncio.Event()
-
-        async def offer() -> Offer | None:
-            offered = await inputs.offer(key, timeout, stopped)
-            if offered is None:
-                self.check_open()
-            return offered
-
-        def stop() -> None:
-            self._around.bridge.post(stopped.set)
-
-        self._stops.add(stop)
-        offering = self.call(offer)
-        offering.add_done_callback(lambda _: self._stops.discard(stop))
-        return offering, stop
-
-    def _accepted(self, offer: Offer | None) -> str | None:
-        if offer is None:
-            return None
-        self._around.bridge.post(partial(offer.settle, taken=True))
-        return offer.body
-
-    def _decline(self, offering: "Future[Offer | None]") -> None:
-        offer = None if offering.exception() is not None else offering.result()
-        if offer is not None:
-            self._around.bridge.post(partial(offer.settle, taken=False))
-
-    def _peeking(self, key: str) -> "Future[str | None]":
-        inputs = self._read_inputs()
-        return self.call(lambda: inputs.peek(key))
-
-    def _sending(self, run_id: str, key: str, body: str) -> "Future[AppendAnswer]":
-        streams, environment_id = self._around.engine.streams, self._around.environment_id
-
-        async def send() -> AppendAnswer:
-            append = Append(
-                run_id,
-                input_key(key),
-                (body,),
-                execution=self._run.execution,
-                writer=self._run.id,
-                reserved=True,
-            )
-            try:
-                return await streams.append(environment_id, append)
-            except RunFinalError as error:
-                raise FencedError(str(error), run_id=error.run_id) from error
-
-        return self.call(send)
-
-    def _opened_log(self) -> LogWriter:
-        with self._lock:
-            if self._log is None:
-                stored = self._stored_log if self._run.execution > 1 else None
-                self._log = LogWriter(self._around.bridge, self._send_log, stored)
-            return self._log
-
-    async def _send_log(self, lines: Sequence[str]) -> None:
-        await self._steps.pass_gate()
-        run = self._run
-        append = Append(
-            run.id,
-            LOG_KEY,
-            tuple(lines),
-            execution=run.execution,
-            attempt=run.attempt,
-            lineage=run.lineage,
-            reserved=True,
-        )
-        await self._around.engine.streams.append(self._around.environment_id, append)
-
-    async def _stored_log(self) -> tuple[int, int]:
-        """Return how many lines and bytes earlier executions have written."""
-        streams, name = self._around.engine.streams, (self._run.id, LOG_KEY)
-        heads = await streams.heads(self._around.environment_id, [name])
-        return (heads[0].next_seq, heads[0].bytes) if heads else (0, 0)
 
     def _resetting(self, task: str, key: str) -> "Future[bool]":
         runs, environment_id = self._around.engine.runs, self._around.environment_id

@@ -72,7 +72,7 @@ class WaitHooks(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
+class Taken:
     """A step that was taken: where, and what an earlier execution made of it."""
 
     branch: Branch
@@ -91,7 +91,7 @@ class Steps:
         # What was triggered and nobody waits for, to be written with the next wait.
         self._notes: list[Step] = []
         # Steps of calls, by what names them: the last ones, for whoever repeats a call.
-        self._calls: dict[str, _Taken] = {}
+        self._calls: dict[str, Taken] = {}
         # None until the code waits for the first time.
         self._waiting: Waiting | None = None
         self._closed = False
@@ -143,31 +143,31 @@ class Steps:
         self, items: Sequence[BatchItem], batch: bool, idempotency_key: str | None
     ) -> ChildResults:
         """Start children and wait for them."""
-        taken = self._take("batch" if batch else "run", _target(items))
+        taken = self.take("batch" if batch else "run", _target(items))
         step = taken.earlier
         if step is None:
             step = await arrival(self._start(taken, items, batch, idempotency_key))
-        await self._wait(taken, step)
+        await self.wait(taken, step)
         return await arrival(self._results(step))
 
     def trigger_and_wait_blocking(
         self, items: Sequence[BatchItem], batch: bool, idempotency_key: str | None
     ) -> ChildResults:
-        taken = self._take("batch" if batch else "run", _target(items))
+        taken = self.take("batch" if batch else "run", _target(items))
         step = taken.earlier
         if step is None:
             step = self._start(taken, items, batch, idempotency_key).result()
-        self._wait_blocking(taken, step)
+        self.wait_blocking(taken, step)
         return self._results(step).result()
 
     async def wait_until(self, due: datetime | float) -> None:
         """Wait for a time, or so many seconds."""
-        taken = self._take("time", _TIME)
-        await self._wait(taken, taken.earlier or _sleep(taken.place, due))
+        taken = self.take("time", _TIME)
+        await self.wait(taken, taken.earlier or _sleep(taken.place, due))
 
     def wait_until_blocking(self, due: datetime | float) -> None:
-        taken = self._take("time", _TIME)
-        self._wait_blocking(taken, taken.earlier or _sleep(taken.place, due))
+        taken = self.take("time", _TIME)
+        self.wait_blocking(taken, taken.earlier or _sleep(taken.place, due))
 
     def create_token(self, request: TokenRequest) -> "Future[CreatedToken]":
         """Create a token, once for a place."""
@@ -263,20 +263,21 @@ class Steps:
 
     # ---------------------------------------------------------------------------------------------
 
-    def _take(self, kind: Kind, target: str) -> _Taken:
+    def take(self, kind: Kind, target: str) -> Taken:
+        """Take the next step here. Raises NonDeterministicError in a replay that diverges."""
         self._host.check_open()
         try:
-            return _Taken(*self.branches.next_step(kind, target))
+            return Taken(*self.branches.next_step(kind, target))
         except DivergedError as error:
             raised = _non_deterministic(self._host.run, error)
             self._host.diverged(raised)
             raise raised from None
 
-    def _named(self, request_key: str, kind: Kind, target: str) -> _Taken:
+    def _named(self, request_key: str, kind: Kind, target: str) -> Taken:
         """Take the step of a call, which may be repeated."""
         taken = self._calls.get(request_key)
         if taken is None:
-            taken = self._calls[request_key] = self._take(kind, target)
+            taken = self._calls[request_key] = self.take(kind, target)
             if len(self._calls) > _CALLS:
                 del self._calls[next(iter(self._calls))]
         return taken
@@ -286,7 +287,7 @@ class Steps:
             self._notes.append(step)
 
     def _start(
-        self, taken: _Taken, items: Sequence[BatchItem], batch: bool, idempotency_key: str | None
+        self, taken: Taken, items: Sequence[BatchItem], batch: bool, idempotency_key: str | None
     ) -> "Future[Step]":
         children = self._around.children
 
@@ -299,7 +300,8 @@ class Steps:
         children = self._around.children
         return self._host.call(lambda: patiently(lambda: children.results(step)))
 
-    async def _wait(self, taken: _Taken, step: Step) -> None:
+    async def wait(self, taken: Taken, step: Step) -> None:
+        """Wait for what a step that was taken asks for."""
         if taken.is_over:
             return
         waiting, hooks = self._waits(), self._host.wait_hooks
@@ -313,7 +315,7 @@ class Steps:
         if hooks is not None:
             await hooks.told("on_resume", _info(step))
 
-    def _wait_blocking(self, taken: _Taken, step: Step) -> None:
+    def wait_blocking(self, taken: Taken, step: Step) -> None:
         if taken.is_over:
             return
         hooks, is_written = self._host.wait_hooks, taken.earlier is not None

@@ -30,6 +30,7 @@ from runwire_engine.placement import MAX_STREAM_BYTES, Outcome, StreamName, Stre
 from runwire_engine.placement import Append as Append
 from runwire_engine.placement import AppendAnswer as AppendAnswer
 from runwire_engine.placement import AttemptMark as AttemptMark
+from runwire_engine.waits import Waits
 from runwire_engine.writers import Writer
 
 logger = logging.getLogger("runwire.streams")
@@ -107,7 +108,10 @@ class Streams:
         *,
         stream_limit: int = MAX_STREAM_BYTES,
         retry_for: float = RETRY_FOR,
+        waits: Waits | None = None,
     ) -> None:
+        """Take who wakes runs that wait for input; without, the sweep does it."""
+        self._waits = waits
         self._database = database
         self._bell = bell
         self._limit = stream_limit
@@ -273,6 +277,8 @@ class Streams:
         moved = [_moved(stream) for stream in appending.touched if stream.changed]
         if moved or appending.fresh:
             self._bell.ring_feed(environment_id, {run_id for run_id, _ in appending.fresh}, moved)
+        if appending.awaiting and self._waits is not None:
+            self._waits.ended(environment_id, appending.awaiting)
 
     async def _open_lanes(self, environment_id: int, items: Sequence[_Item]) -> None:
         appending = Appending(self._database, environment_id, self._writer, 0, self._limit)

@@ -189,6 +189,22 @@ class Waits:
         )
         return {row["id"]: RunResult(**row) for row in rows}
 
+    async def input(
+        self, environment_id: int, run_id: str, generation: int, place: Place
+    ) -> str | None:
+        """Return what a wait for input was answered with, as JSON text; None: it timed out."""
+        row = await self._database.one(
+            "waits.input",
+            {
+                "environment_id": environment_id,
+                "run_id": run_id,
+                "generation": generation,
+                "branch": place[0],
+                "ordinal": place[1],
+            },
+        )
+        return None if row is None else str(row["body"])
+
     async def resume(self, environment_id: int, run_id: str) -> None:
         """Queue a WAITING run though it still waits: something else of it goes on."""
 
@@ -316,6 +332,9 @@ async def _is_parked_already(tx: Transaction, name: dict[str, object], entry: En
             return True
         raise fenced(entry.run_id)
     points = {step.waitpoint_id for step in entry.steps if step.waitpoint_id is not None}
+    if any(step.kind == "input" for step in entry.steps):
+        # What is sent to it is news of the run itself.
+        points.add(entry.run_id)
     if foreign:
         await tx.run("waits.await_runs", {**name, "targets": foreign})
     if foreign or points:

@@ -107,6 +107,13 @@ class RecordingRun:
         self.told.append(("take", key, timeout))
         return self.input.pop(0) if self.input else None
 
+    async def input_wait(self, key: str, timeout: float | None, idle: float) -> str | None:
+        return self.input_wait_blocking(key, timeout, idle)
+
+    def input_wait_blocking(self, key: str, timeout: float | None, idle: float) -> str | None:
+        self.told.append(("wait", key, timeout, idle))
+        return self.input.pop(0) if self.input else None
+
     async def input_peek(self, key: str) -> str | None:
         return self.input_peek_blocking(key)
 

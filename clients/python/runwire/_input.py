@@ -9,7 +9,8 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, TypeVar, cast
+from dataclasses import dataclass
+from typing import Final, Generic, Literal, NoReturn, TypeAlias, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -19,10 +20,41 @@ from runwire._pipe import look_at
 from runwire._stream import Typed
 from runwire._stream_keys import input_key
 from runwire.durations import Duration, seconds
+from runwire.errors import InvalidValueError
+from runwire.wait import LONGEST
 
 T = TypeVar("T")
 
 logger: Final = logging.getLogger("runwire.task")
+
+
+@dataclass(frozen=True)
+class InputReceived(Generic[T]):
+    """A wait for input that was answered."""
+
+    output: T
+    ok: Literal[True] = True
+    error: None = None
+
+    def unwrap(self) -> T:
+        """Return the value."""
+        return self.output
+
+
+@dataclass(frozen=True)
+class InputTimedOut:
+    """A wait for input that nothing came for in time."""
+
+    error: TimeoutError
+    ok: Literal[False] = False
+    output: None = None
+
+    def unwrap(self) -> NoReturn:
+        """Raise TimeoutError."""
+        raise self.error
+
+
+InputResult: TypeAlias = InputReceived[T] | InputTimedOut
 
 
 class Input(Typed[T]):
@@ -58,6 +90,29 @@ class Input(Typed[T]):
         runtime = _context.require("once of an input stream")
         body = await runtime.input_take(self.id, _span(timeout))
         return self._taken(body, timeout)
+
+    async def wait(self, *, timeout: Duration | None = None) -> "InputResult[T]":
+        """Wait for the next value, however long: the run is WAITING meanwhile, its slot free.
+
+        Return an `InputReceived`, or an `InputTimedOut` once `timeout` (at most 366 days) has
+        passed; `unwrap()` returns the value or raises TimeoutError. As each wait it is not waited
+        for again when the code is replayed elsewhere.
+        """
+        return await self.wait_with_idle_timeout(idle_timeout=0, timeout=timeout)
+
+    async def wait_with_idle_timeout(
+        self, *, idle_timeout: Duration, timeout: Duration | None = None
+    ) -> "InputResult[T]":
+        """As `wait`, but keep the slot for so long first: a value that comes soon finds it warm."""
+        runtime = _context.require("wait of an input stream")
+        body = await runtime.input_wait(self.id, wait_span(timeout), seconds(idle_timeout))
+        return self.result(body, timeout)
+
+    def result(self, body: str | None, timeout: Duration | None) -> "InputResult[T]":
+        """Return what a wait came to."""
+        if body is None:
+            return InputTimedOut(TimeoutError(f"nothing was sent to {self.id!r} within {timeout}"))
+        return InputReceived(self.parse(orjson.loads(body)))
 
     async def peek(self) -> T | None:
         """Return the next value if there is one, and leave it for who takes it; else None."""
@@ -100,6 +155,19 @@ class SyncInput(Generic[T]):
         runtime = _context.require("once of an input stream")
         body = runtime.input_take_blocking(self._stream.id, _span(timeout))
         return self._stream._taken(body, timeout)  # pyright: ignore[reportPrivateUsage]
+
+    def wait(self, *, timeout: Duration | None = None) -> "InputResult[T]":
+        """Wait for the next value with the slot free, as `Input.wait` does."""
+        return self.wait_with_idle_timeout(idle_timeout=0, timeout=timeout)
+
+    def wait_with_idle_timeout(
+        self, *, idle_timeout: Duration, timeout: Duration | None = None
+    ) -> "InputResult[T]":
+        """As `wait`, but keep the slot for so long first."""
+        runtime = _context.require("wait of an input stream")
+        stream = self._stream
+        body = runtime.input_wait_blocking(stream.id, wait_span(timeout), seconds(idle_timeout))
+        return stream.result(body, timeout)
 
     def peek(self) -> T | None:
         """Return the next value if there is one, as `Input.peek` does."""
@@ -159,6 +227,14 @@ class _Handlers:
 
 
 _handling: WeakKeyDictionary[_context.Runtime, dict[str, _Handlers]] = WeakKeyDictionary()
+
+
+def wait_span(timeout: Duration | None) -> float | None:
+    """Return a timeout in seconds. Raises InvalidValueError beyond what a wait may last."""
+    span = _span(timeout)
+    if span is not None and not 0 <= span <= LONGEST:
+        raise InvalidValueError("a wait lasts 0 seconds to 366 days", code="duration")
+    return span
 
 
 def _span(timeout: Duration | None) -> float | None:

@@ -24,7 +24,7 @@ from runwire import _context, _default
 from runwire._client import Client
 from runwire._following import DEADLINE, BlockingChunks, Chunk, Chunks
 from runwire._http_sink import HttpSink
-from runwire._input import Input
+from runwire._input import Input, InputReceived, InputResult, InputTimedOut
 from runwire._items import Request
 from runwire._pipe import Pipe, Sink, SyncPipe
 from runwire._portal import Portal
@@ -43,6 +43,9 @@ __all__ = [
     "Chunk",
     "Chunks",
     "Input",
+    "InputReceived",
+    "InputResult",
+    "InputTimedOut",
     "Pipe",
     "Stream",
     "Streams",

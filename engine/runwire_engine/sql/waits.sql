@@ -166,6 +166,30 @@ select t.environment_id, t.run_id
  where t.environment_id = any(%(environment_ids)s::integer[])
    and t.target_id = any(%(targets)s::text[]);
 
+-- note_input --
+-- Leaves wakes of runs that wait for input, of those that were just sent some; under their locks.
+insert into runwire.wakes (environment_id, target_id)
+select %(environment_id)s, sent.id
+  from unnest(%(ids)s::text[]) as sent (id)
+ where exists (
+       select from runwire.waits w
+        where w.environment_id = %(environment_id)s and w.run_id = sent.id
+          and w.run_id = any(%(ids)s::text[]) and w.open and w.kind = 'input')
+ order by sent.id
+    on conflict do nothing
+returning target_id;
+
+-- input --
+-- What a wait for input was answered with: the chunk that it waited for, if that came in time.
+select c.body
+  from runwire.waits w
+  join runwire.streams s
+    on s.environment_id = w.environment_id and s.run_id = w.run_id and s.key = w.stream_key
+  join runwire.stream_chunks c on c.bucket = s.bucket and c.stream_id = s.id and c.seq = w.seq
+ where w.environment_id = %(environment_id)s and w.run_id = %(run_id)s
+   and w.generation = %(generation)s and w.branch = %(branch)s and w.ordinal = %(ordinal)s
+   and (w.due_at is null or c.created_at <= w.due_at);
+
 -- drop_wakes --
 -- Drops facts whose waiters were looked at.
 delete from runwire.wakes
