@@ -171,7 +171,7 @@ class Steps:
 
     def create_token(self, request: TokenRequest) -> "Future[CreatedToken]":
         """Create a token, once for a place."""
-        taken = self._take("trigger", "a token")
+        taken = self.take("trigger", "a token")
         tokens = self._around.tokens
         earlier = taken.earlier
         if earlier is not None:
@@ -191,12 +191,12 @@ class Steps:
     async def wait_for_token(self, token_id: str) -> WaitResult:
         """Wait until a token is completed or has timed out."""
         taken, step = await arrival(self._awaiting_token(token_id))
-        await self._wait(taken, step)
+        await self.wait(taken, step)
         return await arrival(self._token_result(step))
 
     def wait_for_token_blocking(self, token_id: str) -> WaitResult:
         taken, step = self._awaiting_token(token_id).result()
-        self._wait_blocking(taken, step)
+        self.wait_blocking(taken, step)
         return self._token_result(step).result()
 
     def complete_token(self, token_id: str, body: str | None) -> "Future[None]":
@@ -204,13 +204,13 @@ class Steps:
         tokens = self._around.tokens
         return self._host.call(lambda: tokens.complete(token_id, body))
 
-    def _awaiting_token(self, token_id: str) -> "Future[tuple[_Taken, Step]]":
+    def _awaiting_token(self, token_id: str) -> "Future[tuple[Taken, Step]]":
         """Take the step, once it is known that there is such a token."""
-        taken = self._take("token", token_id)
+        taken = self.take("token", token_id)
         step = taken.earlier or Step(*taken.place, "token", token_id, waitpoint_id=token_id)
         tokens = self._around.tokens
 
-        async def check() -> tuple[_Taken, Step]:
+        async def check() -> tuple[Taken, Step]:
             await tokens.require(step.waitpoint_id or "")
             return taken, step
 
