@@ -4,9 +4,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +19,8 @@ from runwire._hooks import OFFERED, of_all
 from runwire._stream_keys import LOG_KEY
 from runwire.errors import AbortTaskRunError
 from runwire.tasks import AnyTask, Caught, Completion, Next, RunPromise, WaitInfo
+from runwire_engine.verdicts import Interruption
+from runwire_engine.worker import Worker
 from tests.support.working import Bench, defined, error_of, opened_bench, until
 
 pytestmark = pytest.mark.anyio
@@ -833,11 +836,24 @@ async def test_an_error_of_on_cancel_is_told_and_the_others_are_called(
     assert told == ["own"] and "the on_cancel hook" in caplog.text
 
 
+async def run_out(worker: Worker, run_id: str) -> None:
+    """Have the time of an attempt be over now, as its timer would."""
+    inside, promise = cast(Any, worker), Future[None]()
+    executor = inside._tenure.executor
+
+    def interrupt() -> None:
+        promise.set_result(executor.interrupt(run_id, Interruption.TIME_OUT))
+
+    inside._loop.call_soon_threadsafe(interrupt)
+    await asyncio.wrap_future(promise)
+
+
 async def test_time_that_is_over_calls_no_hook_but_unwinds_the_middleware(bench: Bench) -> None:
-    told: list[str] = []
+    told, begun = list[str](), anyio.Event()
 
     async def slow() -> None:
-        await anyio.sleep(60)
+        begun.set()
+        await anyio.sleep_forever()
 
     async def middleware(next: Next) -> None:
         await next()
@@ -845,9 +861,12 @@ async def test_time_that_is_over_calls_no_hook_but_unwinds_the_middleware(bench:
 
     kinds = ("on_success", "on_failure", "on_complete", "catch_error", "on_cancel", "cleanup")
     never: dict[str, Any] = {kind: lambda _kind=kind: told.append(_kind) for kind in kinds}
-    made = defined(slow, max_duration=0.1, middleware=middleware, **never)
-    async with bench.worker(made):
-        row = await bench.finished(made)
+    made = defined(slow, max_duration=60, middleware=middleware, **never)
+    async with bench.worker(made) as worker:
+        run_id = await bench.start(made)
+        await begun.wait()
+        await run_out(worker, run_id)
+        row = await bench.until(run_id)
     assert (row.status, told) == ("TIMED_OUT", ["out"])
 
 
@@ -855,11 +874,14 @@ async def test_time_does_not_run_out_once_the_function_has_ended(bench: Bench) -
     async def quick() -> str:
         return "in time"
 
-    async def slow_hook() -> None:
-        await anyio.sleep(0.3)  # longer than max_duration
+    async def slow_hook(ctx: Context) -> None:
+        await run_out(workers[0], ctx.run.id)
+        await anyio.sleep(0.05)  # an interruption would be felt here
 
-    made = defined(quick, max_duration=0.1, on_success=slow_hook)
-    async with bench.worker(made):
+    workers: list[Worker] = []
+    made = defined(quick, max_duration=60, on_success=slow_hook)
+    async with bench.worker(made) as worker:
+        workers.append(worker)
         row = await bench.finished(made)
     assert (row.status, row.output) == ("COMPLETED", '"in time"')
 
