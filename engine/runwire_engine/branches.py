@@ -100,8 +100,8 @@ class Branches:
     def end(self, parent: Branch, branch: Branch) -> None:
         """Note that a task has ended; tasks that it leaves behind are its parent's from now on."""
         with self.lock:
-            parent.live.discard(branch)
-            parent.live |= branch.live
+            # By now somebody else may be its parent: its own has ended.
+            (branch.parent or parent).end(branch)
         self._ended()
 
 

@@ -92,13 +92,16 @@ class Branch:
     # Where its parent stood when it was started: steps, operations since the last, and its place
     # among the parent's forks.
     began: tuple[int, Mapping[str, int], int] = (0, {}, 0)
+    # The task of its parent's that it came of: itself, or one that ended before it.
+    origin: str = ""
 
     def fork(self, label: str, marks: Mapping[str, Mark]) -> "Branch":
         """Begin the branch of a task that is started here; tasks that run the same are counted."""
         number = self.forks.get(label, 0)
         self.forks[label] = number + 1
         self.forked += 1
-        branch = Branch(_bounded(f"{self.name}/{label}.{number}"), parent=self)
+        name = _bounded(f"{self.name}/{label}.{number}")
+        branch = Branch(name, parent=self, origin=name)
         branch.began = (self.steps, dict(self.written) if self.written else {}, self.forked)
         had_ended = self.replayed is not None or number < self.covered.get(label, 0)
         mark = marks.get(branch.name, EVERYTHING if had_ended else NOTHING)
@@ -107,6 +110,13 @@ class Branch:
         self.live.add(branch)
         self._pass(branch.name)
         return branch
+
+    def end(self, branch: "Branch") -> None:
+        """Note that a task has ended; those it leaves behind are of here from now on."""
+        self.live.discard(branch)
+        for left in branch.live:
+            left.parent, left.began, left.origin = self, branch.began, branch.origin
+        self.live |= branch.live
 
     def begin_replay(self, mark: Mark) -> None:
         """Leave out what an earlier execution has written up to this mark."""
@@ -160,7 +170,7 @@ class Branch:
             self._mark_here(last)
         elif last is not None and (last.began[0], last.began[2]) > self.marked_at:
             self.marked, self.marked_at = (
-                Mark(last.began[0], last.name),
+                Mark(last.began[0], last.origin),
                 (last.began[0], _age(last)),
             )
         elif self.waits and (self.steps, 0) > self.marked_at:
@@ -171,7 +181,7 @@ class Branch:
         """Mark here and now, given the last task that was started and lives."""
         rest, fork, age = dict(self.written), None, 0
         if last is not None and last.began[0] == self.steps:
-            fork, age = last.name, _age(last)
+            fork, age = last.origin, _age(last)
             for target, count in last.began[1].items():
                 rest[target] -= count
         self.marked = Mark(self.steps, fork, rest, dict(self.forks))

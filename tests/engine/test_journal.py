@@ -20,11 +20,18 @@ Write: TypeAlias = tuple[str, int]
 
 _write = st.tuples(st.just("write"), st.sampled_from("ab"), st.just(()))
 _wait = st.tuples(st.just("wait"), st.just(""), st.just(()))
+LEAVE: Instruction = ("leave", "", ())
 _join = st.tuples(st.just("join"), st.just(""), st.just(()))
 programs: st.SearchStrategy[Program] = st.recursive(
     st.lists(st.one_of(_write, _wait), max_size=4).map(tuple),
     lambda inner: st.lists(
-        st.one_of(_write, _wait, _join, st.tuples(st.just("fork"), st.sampled_from("fg"), inner)),
+        st.one_of(
+            _write,
+            _wait,
+            _join,
+            st.just(LEAVE),
+            st.tuples(st.just("fork"), st.sampled_from("fg"), inner),
+        ),
         max_size=6,
     ).map(tuple),
     max_leaves=5,
@@ -91,11 +98,14 @@ class Execution:
                     self.before_fork[child] = len(passed)
                     forked.append(child)
                     self.running[child] = self.perform(child, inner)
+                case "leave":
+                    pass
                 case _:
                     while any(child not in self.ended for child in forked):
                         yield
             yield
-        while any(child not in self.ended for child in forked):
+        # Some leave tasks behind, and end.
+        while program[-1:] != (LEAVE,) and any(child not in self.ended for child in forked):
             yield
 
     def run(self, steps: int) -> None:
@@ -122,10 +132,8 @@ class Execution:
     def end(self, branch: Branch) -> None:
         del self.running[branch]
         self.ended.add(branch)
-        parent = self.parents.get(branch)
-        if parent is not None:
-            parent.live.discard(branch)
-            parent.live |= branch.live
+        if branch.parent is not None:
+            branch.parent.end(branch)
 
     def wake(self) -> None:
         place = self.chance.choice(sorted(self.blocked))
