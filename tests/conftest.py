@@ -26,6 +26,7 @@ settings.load_profile("runwire")
 _ALONE: Final = "alone"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where several processes share the tests: which of them one process runs, one by one.
 

@@ -163,7 +163,7 @@ async def test_where_no_websocket_passes_a_run_is_read_by_events_also_across_a_c
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(60 + 2 * _SLEEP_SECONDS)
+@pytest.mark.timeout(120 + 2 * _SLEEP_SECONDS)
 async def test_a_page_that_slept_past_the_end_of_its_token_goes_on_without_a_reload(
     browser: Browser, server: Server, client_modules: Path
 ) -> None:

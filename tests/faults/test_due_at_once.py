@@ -84,7 +84,8 @@ async def test_a_fresh_run_does_not_wait_for_all_retries_that_are_due_at_once(
         DUE / took,
     )
     assert len(waited) > 3
-    assert waited[-1] < timedelta(seconds=1)
+    # Not all of the others; a second where nothing else runs.
+    assert waited[-1] < timedelta(seconds=max(1.0, took / 2))
     assert {(row.status, row.execution) for row in rows} == {("COMPLETED", 1)}
 
 
