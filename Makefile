@@ -60,7 +60,7 @@ run: $(PYTHON_READY) $(DASHBOARD) ## Start it all with the examples: make run PO
 	@$(BIN)/runwire dev --port $(PORT) --data .runwire docs.examples.ask docs.examples.import_csv docs.examples.digest_folder
 
 test: setup ## Run every test, Python and TypeScript
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 	npm --prefix $(TYPESCRIPT) test
 
 check: setup ## Everything CI runs: style, types, import rules, tests

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import AsyncGenerator, Generator
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,28 +23,40 @@ settings.register_profile(
 )
 settings.load_profile("runwire")
 
-# The group of tests that should have no other of their kind beside them.
-_ALONE: Final = "alone"
+_ALONE: Final = "alone:"
+_LARGE: Final = (
+    ("faults", "tests/faults/"),
+    ("faults", "tests/soak/"),
+    ("pages", "tests/end_to_end/"),
+    ("pages", "tests/autobahn/"),
+    ("pages", "tests/realtime/test_dev.py"),
+)
+# What computes in one process, or looks at its tools.
+_SMALL: Final = {f"tests/faults/test_{name}.py" for name in ("history", "model", "mutants")}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests: which of them one process runs, one by one.
+    """Where several processes share the tests, begin with those that take longest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not _group(item.nodeid).startswith(_ALONE))
 
-    A file is one's, for what its tests share. Tests that start processes of their own, or a
-    browser, are all one's: two of them at once would measure each other. They come first, for they
-    take longest.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Say which tests one of several processes runs, one after the other."""
+    scheduler: Any = import_module("xdist.scheduler").LoadFileScheduling(config, log)
+    scheduler._split_scope = _group
+    return scheduler
+
+
+def _group(test: str) -> str:
+    """A file is one process's, for what its tests share. So are those that need many processes, and
+    those that need a browser: two of a kind at once would measure each other.
     """
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _group(item) != _ALONE)
-
-
-def _group(item: pytest.Item) -> str:
-    is_large = any(item.get_closest_marker(name) for name in ("faults", "browser", "autobahn"))
-    return _ALONE if is_large else item.nodeid.partition("::")[0]
+    file, _, _ = test.partition("::")
+    if file in _SMALL:
+        return file
+    return next((f"{_ALONE} {kind}" for kind, start in _LARGE if file.startswith(start)), file)
 
 
 @pytest.fixture(scope="session")
