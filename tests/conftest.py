@@ -50,8 +50,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def _group(test: str) -> str:
-    """A file is one process's, for what its tests share. So are those that need many processes, and
-    those that need a browser: two of a kind at once would measure each other.
+    """Return the group that one process runs: a file, for what its tests share.
+
+    Those that need many processes are one group, and those that need a browser: two of a kind at
+    once would measure each other.
     """
     file, _, _ = test.partition("::")
     if file in _SMALL:
