@@ -215,7 +215,10 @@ async def test_a_wake_that_nobody_took_is_found_by_the_sweep(
         return (await answers.wait()).output
 
     made = defined(asking)
-    monkeypatch.setattr(bench.engine.waits, "ended", lambda *given: None)
+
+    def forget(environment_id: int, ids: object) -> None: ...
+
+    monkeypatch.setattr(bench.engine.waits, "ended", forget)
     async with bench.worker(made):
         run_id = await bench.start(made)
         await bench.until(run_id, "WAITING")

@@ -128,7 +128,7 @@ def entry_of(line: Json, seq: int, attempt: int | None) -> LogEntry:
         message=str(said.get("message", "")),
         seq=seq,
         attempt=attempt,
-        attributes=attributes if isinstance(attributes, dict) else {},
+        attributes=cast(JsonObject, attributes) if isinstance(attributes, dict) else {},
         logger=said.get("logger"),
     )
 
