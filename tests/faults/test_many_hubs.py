@@ -233,7 +233,7 @@ async def test_clients_wander_between_hubs_and_lose_and_repeat_nothing(fleet: Fl
             await anyio.sleep(0.25)  # so long they stay
             for watcher in random.sample(watchers, 10):
                 watcher.drop()
-    assert sum(each.connections for each in watchers) >= 100
+    assert sum(each.connections for each in watchers) >= 50
 
 
 @pytest.mark.timeout(180 + 30 * ROUNDS)
