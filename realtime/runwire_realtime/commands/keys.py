@@ -16,7 +16,7 @@ from runwire._settings import Settings
 from runwire.requests import PublicTokenBody
 from runwire_engine.database import Database
 from runwire_engine.environments import Environments
-from runwire_realtime.commands.terminal import plain
+from runwire_realtime.commands.terminal import plain, print_table
 from runwire_realtime.errors import NotFoundError
 from runwire_realtime.settings import database_address
 
@@ -64,7 +64,7 @@ def list_keys(environment: Environment = "dev") -> None:
                     f"{key.created_at:%Y-%m-%d %H:%M}",
                     revoked,
                 )
-        _out.print(table)
+        print_table(_out, table)
 
     anyio.run(work)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from runwire import queues
 from runwire.queues import Queue
-from runwire_realtime.commands.terminal import plain
+from runwire_realtime.commands.terminal import plain, print_table
 
 _out = Console(highlight=False)
 
@@ -49,7 +49,10 @@ def list_queues() -> None:
                 _limit(queue),
                 "[yellow]paused[/yellow]" if queue.paused else "",
             )
-        _out.print(table if table.row_count else "no queues")
+        if table.row_count:
+            print_table(_out, table)
+        else:
+            _out.print("no queues")
 
     _run(work())
 

@@ -21,7 +21,7 @@ from runwire.durations import seconds
 from runwire.requests import RunStatus
 from runwire.values import decode
 from runwire.wire import Json
-from runwire_realtime.commands.terminal import plain
+from runwire_realtime.commands.terminal import plain, print_table
 
 _out = Console(highlight=False)
 _progress = Console(stderr=True, highlight=False)
@@ -111,7 +111,10 @@ def list_runs(
             count += 1
             if count >= limit:
                 break
-        _out.print(table if count else "no runs")
+        if count:
+            print_table(_out, table)
+        else:
+            _out.print("no runs")
 
     _run(work())
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from runwire import schedules
 from runwire.schedules import Schedule
-from runwire_realtime.commands.terminal import plain
+from runwire_realtime.commands.terminal import plain, print_table
 
 _out = Console(highlight=False)
 
@@ -38,7 +38,9 @@ def list_schedules(
     """List schedules, oldest first."""
 
     async def work() -> None:
-        table = Table("schedule", "task", "cron", "time zone", "next run", "state", box=None)
+        table = Table(box=None)
+        for name in ("schedule", "task", "cron", "time zone", "next run", "state"):
+            table.add_column(name, no_wrap=name == "schedule")
         count = 0
         async for schedule in schedules.list(per_page=min(limit, 100)):
             table.add_row(
@@ -52,7 +54,10 @@ def list_schedules(
             count += 1
             if count >= limit:
                 break
-        _out.print(table if count else "no schedules")
+        if count:
+            print_table(_out, table)
+        else:
+            _out.print("no schedules")
 
     _run(work())
 
