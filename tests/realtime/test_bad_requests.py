@@ -146,8 +146,14 @@ async def test_a_malformed_body(server: TestRealtime, text: bytes) -> None:
         assert listed.json()["data"] == []
 
 
+# What is wrong with these is the text inside of a trigger's payload: to a batch, whose size need
+# not be told, it is a field that it does not know.
+OF_A_PAYLOAD = {"nan in the payload", "nul", "lone surrogate", "deep", "huge number"}
+
+
 @pytest.mark.parametrize("text", [t for n, t in MALFORMED.items() if "wrong" not in n])
 async def test_a_malformed_body_elsewhere(server: TestRealtime, run_id: str, text: bytes) -> None:
+    is_of_a_payload = text in {MALFORMED[name] for name in OF_A_PAYLOAD}
     async with server.client() as http:
         for method, path in (
             ("PUT", f"/api/v1/runs/{run_id}/metadata"),
@@ -156,6 +162,8 @@ async def test_a_malformed_body_elsewhere(server: TestRealtime, run_id: str, tex
             ("POST", "/api/v1/auth/public-tokens"),
             ("POST", "/realtime/v1/events"),
         ):
+            if is_of_a_payload and path.endswith("/batches"):
+                continue
             answer = await http.request(method, path, content=text, headers=JSON)
             refused(answer, 400, "malformed")
 
