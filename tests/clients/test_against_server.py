@@ -443,7 +443,7 @@ async def test_more_runs_are_followed_at_once_than_fit_on_one_socket(client: Asy
             if run.is_cancelled:
                 ended.add(run_id)
 
-    with anyio.fail_after(50):
+    with anyio.fail_after(100):
         async with anyio.create_task_group() as tasks:
             for run_id in run_ids:
                 tasks.start_soon(follow, run_id)

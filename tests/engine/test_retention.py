@@ -116,6 +116,16 @@ async def test_a_day_whose_runs_are_over_and_old_is_dropped_and_younger_ones_sta
     )
 
 
+async def test_old_days_are_found_by_whatever_plan(database: Database, env: int) -> None:
+    await make_days(database)
+    await make_old(database, env)
+    async with database.transaction() as tx:
+        # Now every table's name is looked at before it is known to be a partition's.
+        for way in (b"nestloop", b"mergejoin", b"indexscan", b"indexonlyscan", b"bitmapscan"):
+            await tx.connection.execute(b"set local enable_" + way + b" = off")
+        assert await tx.all("retention.old_days", {"history": WEEK}) == [{"day": OLD}]
+
+
 @pytest.mark.parametrize("status", [RunStatus.WAITING, RunStatus.EXECUTING, RunStatus.DELAYED])
 async def test_a_run_that_is_not_over_keeps_its_day(
     database: Database, env: int, retention: Retention, status: RunStatus

@@ -169,6 +169,9 @@ async def test_a_worker_is_not_buried_in_the_middle_of_a_claim(engine: Engine, e
                 "tasks": ["plain"],
                 "max_attempts": [3],
                 "ids": [run_id],
+                "queues": [],
+                "keys": [],
+                "had_turns": [],
             },
         )
         assert len(taken) == 1
@@ -203,7 +206,9 @@ async def test_a_cancellation_nobody_answers_is_forced(engine: Engine, env: int)
 async def test_a_run_whose_ttl_passed_expires_unless_it_has_started(
     engine: Engine, env: int
 ) -> None:
-    started = await claimed(engine, env, NewRun("plain", ttl=0.001))
+    started = await claimed(engine, env, NewRun("plain", ttl=100))
+    (row,) = await query(engine.database, "select expires_at from runwire.runs")
+    assert row["expires_at"] is None, "it expires no more"
     waiting = await triggered(engine, env, NewRun("plain", ttl=0.001))
     patient = await triggered(engine, env, NewRun("plain", ttl=100))
     await query(engine.database, "select pg_sleep(0.01)")  # longer than the ttl

@@ -6,15 +6,17 @@ set local statement_timeout = '60s';
 
 -- old_days --
 -- Days that are old enough to be closed, and are not, oldest first.
-select to_date(right(c.relname, 8), 'YYYYMMDD') as day
-  from pg_inherits i
-  join pg_class c on c.oid = i.inhrelid
- where i.inhparent in ('runwire.run_events'::regclass, 'runwire.stream_chunks'::regclass)
-   and to_date(right(c.relname, 8), 'YYYYMMDD')
-       < ((runwire.now_v1() - %(history)s::interval) at time zone 'UTC')::date
-   and not exists (select from runwire.closed_days d
-                    where d.bucket = to_date(right(c.relname, 8), 'YYYYMMDD'))
- group by day
+-- Partitions first: read together with the condition, a plan may ask any table's name for a date.
+with days as materialized (
+    select right(c.relname, 8) as name
+      from pg_inherits i
+      join pg_class c on c.oid = i.inhrelid
+     where i.inhparent in ('runwire.run_events'::regclass, 'runwire.stream_chunks'::regclass)
+)
+select day
+  from (select distinct to_date(name, 'YYYYMMDD') as day from days) as each_day
+ where day < ((runwire.now_v1() - %(history)s::interval) at time zone 'UTC')::date
+   and not exists (select from runwire.closed_days d where d.bucket = day)
  order by day;
 
 -- keeper --
