@@ -163,6 +163,7 @@ async def test_a_delayed_run_is_rescheduled_sooner_and_later(engine: Engine, env
     before = await there(engine, env, run_id)
     assert before.delayed_until is not None
     later = await engine.runs.reschedule(env, run_id, before.delayed_until + timedelta(hours=1))
+    assert later.delayed_until is not None
     assert later.delayed_until == before.delayed_until + timedelta(hours=1)
     assert later.expires_at == later.delayed_until + timedelta(seconds=60)
     assert later.sort_at == later.delayed_until - timedelta(seconds=3)

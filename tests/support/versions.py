@@ -79,7 +79,10 @@ def older(commit: str, folder: Path) -> OlderVersion:
         pytest.skip(f"the source of {commit[:7]} is not in this checkout's history: {error}")
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
         # Python 3.11 knows filters from 3.11.4 on; what git packs of our own commit needs none.
-        packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        if hasattr(tarfile, "data_filter"):
+            packed.extractall(folder, filter="data")
+        else:
+            packed.extractall(folder)
     version = OlderVersion(commit, folder)
     version.check()
     return version

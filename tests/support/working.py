@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any, LiteralString, cast
 
 import anyio
 import orjson
@@ -47,8 +47,9 @@ def settings_of(database_url: str, **changes: Any) -> EngineSettings:
 def defined(function: Callable[..., Any], **options: Any) -> AnyTask:
     """Make a task of a function, with its name as the id."""
     retry = options.pop("retry", {"max_attempts": 1})
-    made: AnyTask = task(id=function.__qualname__[-128:], retry=retry, **options)(function)
-    return made
+    # The overloads of `task` cannot be told apart by options that are not known here.
+    decorate = cast(Any, task)(id=function.__qualname__[-128:], retry=retry, **options)
+    return cast(AnyTask, decorate(function))
 
 
 @dataclass
