@@ -147,12 +147,16 @@ class FeedMembers:
         elif event.run_id in self.members:
             if self.filter.is_left_by(event):
                 self._remove(event.run_id)
-        elif self.filter.may_be_entered_by(event):
+        elif self.filter.may_be_entered_by(event) or self._may_be_passed_by(event):
             self._note_creation(event)
             self._consider(event.run_id)
         elif self.is_resumed and self.filter.is_left_by(event):
             # The client may hold it from before.
             self._say_removed(event.run_id)
+
+    def _may_be_passed_by(self, event: "RunEvent") -> bool:
+        """Say whether a run leaves whose row is on its way: that one may be from before."""
+        return event.run_id in self._candidates and self.filter.is_left_by(event)
 
     def _note_creation(self, event: "RunEvent") -> None:
         if event.step.revision == 1:

@@ -365,6 +365,21 @@ def test_no_snapshot_runs_ahead_of_a_feed_that_saw_a_run_come(mode: str) -> None
     assert client.subscriptions["a"].runs == client.subscriptions["b"].runs == {RUNS[0]}
 
 
+def test_a_run_that_leaves_a_feed_while_its_row_is_read_is_not_left_in_it() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("a", {"runs": {"status": ["QUEUED"]}})
+    world.settle()
+    world.create(RUNS[0])
+    world.tail()
+    answer = world.read_rows()
+    world.status(RUNS[0], "CANCELED")
+    world.tail()
+    answer()  # the row as it was before
+    world.settle()
+    assert client.subscriptions["a"].runs == set()
+
+
 def test_a_run_that_leaves_one_feed_as_it_enters_another_comes_whole() -> None:
     world = World(HubLimits())
     client = world.connect()
