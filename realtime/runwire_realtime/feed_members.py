@@ -77,6 +77,8 @@ class FeedMembers:
         self._has_forgotten = False
         # Final members, oldest first.
         self._finals: dict[str, None] = {}
+        # Whether such runs were let go, which the client goes on holding.
+        self._has_let_go = False
 
     @property
     def target(self) -> FeedTarget:
@@ -150,7 +152,7 @@ class FeedMembers:
         elif self.filter.may_be_entered_by(event) or self._may_be_passed_by(event):
             self._note_creation(event)
             self._consider(event.run_id)
-        elif self.is_resumed and self.filter.is_left_by(event):
+        elif (self.is_resumed or self._has_let_go) and self.filter.is_left_by(event):
             # The client may hold it from before.
             self._say_removed(event.run_id)
 
@@ -182,7 +184,7 @@ class FeedMembers:
             self._join(run, is_told=False)
         elif is_member and not is_included:
             self._remove(run_id)
-        elif self.is_resumed and not is_included:
+        elif (self.is_resumed or self._has_let_go) and not is_included:
             self._say_removed(run_id)
         self._created.pop(run_id, None)
         self._owed.pop(run_id, None)
@@ -303,6 +305,7 @@ class FeedMembers:
             reader = self.follower.readers.get(run_id)
             if reader is None or reader not in self.follower.unsettled:
                 del self._finals[run_id]
+                self._has_let_go = True
                 self.members.discard(run_id)
                 if reader is not None:
                     reader.leave(self.subscription)

@@ -380,6 +380,23 @@ def test_a_run_that_leaves_a_feed_while_its_row_is_read_is_not_left_in_it() -> N
     assert client.subscriptions["a"].runs == set()
 
 
+def test_a_final_run_that_was_let_go_is_told_when_it_leaves() -> None:
+    world = World(HubLimits(finals_kept=1))
+    client = world.connect()
+    client.subscribe("a", {"tags": ["x"]}, mode="every")
+    world.settle()
+    for run_id in RUNS[:3]:
+        world.create(run_id, ("x",))
+        world.settle()
+        world.status(run_id, "COMPLETED")
+        world.settle()
+    assert client.subscriptions["a"].runs == set(RUNS[:3])
+    assert (1, RUNS[0]) not in world.hub.runs, "it was let go"
+    world.change(RUNS[0], {"tags": []}, tags=())
+    world.settle()
+    assert client.subscriptions["a"].runs == set(RUNS[1:3])
+
+
 def test_a_run_that_leaves_one_feed_as_it_enters_another_comes_whole() -> None:
     world = World(HubLimits())
     client = world.connect()
