@@ -245,7 +245,7 @@ async def test_a_schedule_whose_task_is_unknown_tells_so_and_holds_up_nobody(
     text = "update runwire.schedules set task = 'gone' where id = %s"
     await query(engine.database, text, lost.id)
     await until_quiet(engine)
-    assert len(await runs_of(engine, env, sound)) == 1
+    assert len(await runs_of(engine, env, sound)) in (1, 2)  # a minute may begin meanwhile
     after = await again(engine, lost)
     assert after.error is not None and "'gone'" in after.error and after.last_at is None
     assert after.next_at is not None and after.next_at > sound.created_at - timedelta(minutes=1)
@@ -260,7 +260,7 @@ async def test_a_cron_that_became_invalid_stops_its_schedule_only(
     sound = await scheduled(engine, env, MINUTELY, ago="1 min")
     await query(engine.database, f"update runwire.schedules set {change} where id = %s", bad.id)
     await until_quiet(engine)
-    assert len(await runs_of(engine, env, sound)) == 1
+    assert len(await runs_of(engine, env, sound)) in (1, 2)  # a minute may begin meanwhile
     after = await again(engine, bad)
     assert after.error is not None and after.next_at is None and after.active
     fixed = await engine.schedules.create(env, replace(MINUTELY, key="bad"))
@@ -281,7 +281,7 @@ async def test_a_tick_that_cannot_be_stored_is_put_off_and_holds_up_nobody(
     )
     with caplog.at_level(logging.CRITICAL, logger="runwire.ticks"):
         await until_quiet(engine)
-    assert len(await runs_of(engine, env, sound)) == 1
+    assert len(await runs_of(engine, env, sound)) in (1, 2)  # a minute may begin meanwhile
     after = await again(engine, bad)
     assert after.error is not None and "not this one" in after.error
     assert after.next_at == bad.next_at and after.due_at is not None
