@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from runwire import AsyncRunwire, Event, Run
+from runwire._progress import Progress
 from runwire.errors import NotFoundError
 from runwire.wire import JsonObject
 from runwire_engine.catalogue import TaskAnnouncement
@@ -80,6 +81,7 @@ class Followers:
         # On a socket of its own: a run that is followed in `every` on the same one may join the
         # feed after its snapshot, whose runs are those that are marked.
         self._tag_client = AsyncRunwire(api_url=stage.url, access_token=stage.key)
+        self._tagged = self._tag_client.runs.subscribe_to_runs_with_tag("t")
         self._run, self._lost = run_id, lost
         self.by_run: list[Event] = []
         self.by_tag: list[Run] = []
@@ -103,8 +105,13 @@ class Followers:
             tasks.cancel_scope.cancel()
 
     async def _follow_tag(self) -> None:
-        async for run in self._tag_client.runs.subscribe_to_runs_with_tag("t"):
+        async for run in self._tagged:
             self.by_tag.append(run)
+
+    def has_tag_cursor(self) -> bool:
+        """Say whether the feed by tag has a place; without one it begins anew, with no gap."""
+        told = self._tagged.cursor
+        return told is not None and Progress.parse(told).cursor is not None
 
     def _has_tag_ended(self) -> bool:
         return any(run.gap == "epoch_changed" for run in self.by_tag) and any(
@@ -190,6 +197,7 @@ async def check_two_histories(
         await live_on(stage, run_id, execution, "lost", 4)
         await fill_log(stage)
         await until(lambda: len(followers.chunks) == 7 and len(followers.by_tag) > 1, PATIENCE)
+        await until(followers.has_tag_cursor, PATIENCE)
         old.update(await positions(stage, run_id))
         with caplog.at_level(logging.WARNING, "runwire.feed"):
             await lose()
