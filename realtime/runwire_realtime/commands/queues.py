@@ -3,10 +3,8 @@
 They ask the server at RUNWIRE_API_URL with RUNWIRE_API_KEY.
 """
 
-from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import Annotated
 
-import anyio
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +12,7 @@ from rich.table import Table
 
 from runwire import queues
 from runwire.queues import Queue
-from runwire_realtime.commands.terminal import plain, print_table
+from runwire_realtime.commands.terminal import plain, print_table, run_command
 
 _out = Console(highlight=False)
 
@@ -49,12 +47,9 @@ def list_queues() -> None:
                 _limit(queue),
                 "[yellow]paused[/yellow]" if queue.paused else "",
             )
-        if table.row_count:
-            print_table(_out, table)
-        else:
-            _out.print("no queues")
+        print_table(_out, table, "no queues")
 
-    _run(work())
+    run_command(work())
 
 
 def pause(queue: Name) -> None:
@@ -63,7 +58,7 @@ def pause(queue: Name) -> None:
     async def work() -> None:
         _out.print(f"paused {escape(plain(_name(await queues.pause(queue))))}")
 
-    _run(work())
+    run_command(work())
 
 
 def resume(queue: Name) -> None:
@@ -72,7 +67,7 @@ def resume(queue: Name) -> None:
     async def work() -> None:
         _out.print(f"resumed {escape(plain(_name(await queues.resume(queue))))}")
 
-    _run(work())
+    run_command(work())
 
 
 def limit(
@@ -94,7 +89,7 @@ def limit(
             changed = await queues.override_concurrency_limit(queue, limit)
         _out.print(f"{escape(plain(_name(changed)))}: {_limit(changed)}")
 
-    _run(work())
+    run_command(work())
 
 
 def _name(queue: Queue) -> str:
@@ -107,13 +102,3 @@ def _limit(queue: Queue) -> str:
         return current
     base = queue.concurrency.base
     return f"{current} (in code {'none' if base is None else base})"
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    async def call() -> None:
-        await work
-
-    try:
-        anyio.run(call)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

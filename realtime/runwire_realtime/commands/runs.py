@@ -4,11 +4,9 @@ They ask the server at RUNWIRE_API_URL with RUNWIRE_API_KEY (or RUNWIRE_ACCESS_T
 """
 
 import sys
-from collections.abc import Coroutine
 from datetime import datetime
 from typing import Annotated, Any, Final, cast
 
-import anyio
 import orjson
 import typer
 from rich.console import Console
@@ -21,7 +19,7 @@ from runwire.durations import seconds
 from runwire.requests import RunStatus
 from runwire.values import decode
 from runwire.wire import Json
-from runwire_realtime.commands.terminal import plain, print_table
+from runwire_realtime.commands.terminal import plain, print_table, run_command
 
 _out = Console(highlight=False)
 _progress = Console(stderr=True, highlight=False)
@@ -74,7 +72,7 @@ def trigger(
         if follow:
             await _follow(handle.id)
 
-    _run(work())
+    run_command(work())
 
 
 def list_runs(
@@ -98,7 +96,6 @@ def list_runs(
             created_in_last=None if period is None else seconds(period),
             page_size=min(limit, 100),
         )
-        count = 0
         async for run in found:
             table.add_row(
                 run.id,
@@ -108,15 +105,11 @@ def list_runs(
                 _took(run),
                 escape(plain(" ".join(run.tags))),
             )
-            count += 1
-            if count >= limit:
+            if table.row_count >= limit:
                 break
-        if count:
-            print_table(_out, table)
-        else:
-            _out.print("no runs")
+        print_table(_out, table, "no runs")
 
-    _run(work())
+    run_command(work())
 
 
 def show(run: RunId) -> None:
@@ -125,12 +118,12 @@ def show(run: RunId) -> None:
     async def work() -> None:
         _out.print_json(orjson.dumps((await runs.retrieve(run)).raw).decode())
 
-    _run(work())
+    run_command(work())
 
 
 def tail(run: RunId) -> None:
     """Follow a run until it is over: states to standard error, stream chunks to standard output."""
-    _run(_follow(run))
+    run_command(_follow(run))
 
 
 def logs(
@@ -148,12 +141,12 @@ def logs(
         async for entry in runs.logs(run, level=cast(LogLevel, level), follow=follow):
             _out.print(_logged(entry), soft_wrap=True)
 
-    _run(work())
+    run_command(work())
 
 
 def cancel(run: RunId) -> None:
     """Stop a run."""
-    _run(runs.cancel(run))
+    run_command(runs.cancel(run))
     _out.print(f"asked {run} to stop")
 
 
@@ -167,7 +160,7 @@ def reschedule(
         moved = await runs.reschedule(run, delay=delay)
         _out.print(f"{moved.id} waits until {_when(moved.delayed_until or moved.updated_at)}")
 
-    _run(work())
+    run_command(work())
 
 
 def replay(
@@ -180,7 +173,7 @@ def replay(
         changed = {} if payload is None else {"payload": _payload(payload)}
         _out.print((await runs.replay(run, **changed)).id)
 
-    _run(work())
+    run_command(work())
 
 
 async def _follow(run_id: str) -> None:
@@ -242,13 +235,3 @@ def _when(at: datetime) -> str:
 
 def _took(run: runs.Run) -> str:
     return "" if run.started_at is None else f"{(run.duration_ms or 0) / 1000:.1f} s"
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    async def call() -> None:
-        await work
-
-    try:
-        anyio.run(call)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

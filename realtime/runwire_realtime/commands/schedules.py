@@ -1,10 +1,8 @@
 """`runwire schedules …`: the schedules of a server, by its API."""
 
-from collections.abc import Coroutine
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import anyio
 import orjson
 import typer
 from rich.console import Console
@@ -13,7 +11,7 @@ from rich.table import Table
 
 from runwire import schedules
 from runwire.schedules import Schedule
-from runwire_realtime.commands.terminal import plain, print_table
+from runwire_realtime.commands.terminal import plain, print_table, run_command
 
 _out = Console(highlight=False)
 
@@ -41,7 +39,6 @@ def list_schedules(
         table = Table(box=None)
         for name in ("schedule", "task", "cron", "time zone", "next run", "state"):
             table.add_column(name, no_wrap=name == "schedule")
-        count = 0
         async for schedule in schedules.list(per_page=min(limit, 100)):
             table.add_row(
                 schedule.id,
@@ -51,15 +48,11 @@ def list_schedules(
                 _when(schedule.next_run),
                 escape(plain(_state(schedule))),
             )
-            count += 1
-            if count >= limit:
+            if table.row_count >= limit:
                 break
-        if count:
-            print_table(_out, table)
-        else:
-            _out.print("no schedules")
+        print_table(_out, table, "no schedules")
 
-    _run(work())
+    run_command(work())
 
 
 def show(schedule: ScheduleName) -> None:
@@ -69,7 +62,7 @@ def show(schedule: ScheduleName) -> None:
         found = await schedules.retrieve(schedule)
         _out.print_json(orjson.dumps(found.raw).decode())
 
-    _run(work())
+    run_command(work())
 
 
 def create(
@@ -97,7 +90,7 @@ def create(
         )
         _out.print(made.id)
 
-    _run(work())
+    run_command(work())
 
 
 def activate(schedule: ScheduleName) -> None:
@@ -106,18 +99,18 @@ def activate(schedule: ScheduleName) -> None:
     async def work() -> None:
         _out.print(f"next run {_when((await schedules.activate(schedule)).next_run)}")
 
-    _run(work())
+    run_command(work())
 
 
 def deactivate(schedule: ScheduleName) -> None:
     """Have a schedule stand still until it is activated."""
-    _run(schedules.deactivate(schedule))
+    run_command(schedules.deactivate(schedule))
     _out.print(f"{schedule} stands still")
 
 
 def delete(schedule: ScheduleName) -> None:
     """Delete a schedule that was made by a call; its runs stay."""
-    _run(schedules.del_(schedule))
+    run_command(schedules.del_(schedule))
     _out.print(f"deleted {schedule}")
 
 
@@ -131,10 +124,3 @@ def _state(schedule: Schedule) -> str:
 
 def _when(at: datetime | None) -> str:
     return "never" if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _run(work: Coroutine[Any, Any, object]) -> None:
-    async def call() -> None:
-        await work
-
-    anyio.run(call)

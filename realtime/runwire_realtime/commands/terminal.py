@@ -1,8 +1,13 @@
-"""What is printed: text of others without what could rewrite a terminal, and lists."""
+"""Commands at a terminal: how one is run, and what is printed.
+
+Text of others goes without what could rewrite a terminal.
+"""
 
 import re
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
+import anyio
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +21,25 @@ def plain(text: str) -> str:
     return _ESCAPES.sub("", text)
 
 
-def print_table(out: Console, table: Table) -> None:
-    """Print a table as wide as the terminal; into a pipe or a file, each row whole on its line."""
+def run_command(work: Coroutine[Any, Any, object]) -> None:
+    """Run a command to its end; a Ctrl-C is the exit code 130, without a traceback."""
+
+    async def call() -> None:
+        await work
+
+    try:
+        anyio.run(call)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def print_table(out: Console, table: Table, empty: str = "") -> None:
+    """Print a table, or what is said where it has no rows; its head alone where nothing is.
+
+    It is as wide as the terminal; into a pipe or a file each row goes whole on its line.
+    """
+    if empty and not table.row_count:
+        out.print(empty)
+        return
     wide = out if out.is_terminal else Console(file=out.file, width=_WHOLE, highlight=False)
     wide.print(table)
