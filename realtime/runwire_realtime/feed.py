@@ -106,6 +106,11 @@ class Feed:
             return "listening"
         return "poll-only" if self._bells.is_known else "starting"
 
+    @property
+    def flushed(self) -> int:
+        """How far the log of Postgres was on disk when it was last looked at, in bytes."""
+        return 0 if self._place is None else self._place.flushed
+
     def _rang(self, bell: Bell) -> None:
         for moved in bell.streams:
             self._hub.rang(moved)

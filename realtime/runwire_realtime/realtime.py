@@ -63,6 +63,8 @@ class Statistics:
     streams: int
     # The snapshot up to which events were applied.
     position: str
+    # How far the log of Postgres was on disk when it was last looked at, in bytes.
+    flushed: int
     is_stale: bool
     notifications: Notifications
     is_draining: bool
@@ -181,6 +183,7 @@ class Realtime:
             runs=len(hub.runs),
             streams=len(hub.streams.topics),
             position=hub.position,
+            flushed=self._feed.flushed,
             is_stale=hub.stale_since is not None,
             notifications=self._feed.notifications,
             is_draining=self._admission.is_draining,

@@ -142,10 +142,16 @@ async def live_on(stage: Stage, run_id: str, execution: int, kind: str, count: i
 
 
 async def fill_log(stage: Stage) -> None:
-    """Let the database live on for a while: megabytes of its log."""
+    """Let the database live on for a while, megabytes of its log, until the hub has seen that.
+
+    It looks once a second; an older copy is known by a log that is shorter than what was seen.
+    """
+    before = stage.server.services.realtime.statistics().flushed
     await query(stage.engine.database, "create table if not exists public.life (text text)")
     text = "insert into public.life select repeat('x', 1000) from generate_series(1, 4000)"
     await query(stage.engine.database, text)
+    grown = before + 4_000_000
+    await until(lambda: stage.server.services.realtime.statistics().flushed >= grown, PATIENCE)
 
 
 async def told_of_another_history(stage: Stage, run_id: str, old: dict[str, str]) -> None:
