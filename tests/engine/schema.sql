@@ -208,6 +208,11 @@ CREATE FUNCTION runwire.wire_time_v1(at timestamp with time zone) RETURNS text
     AS $$
     select to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
 $$;
+CREATE FUNCTION runwire.wire_time_v2(at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    select to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
+$$;
 CREATE TABLE runwire.api_keys (
     id bigint NOT NULL,
     environment_id integer NOT NULL,
@@ -244,7 +249,7 @@ CREATE TABLE runwire.batches (
     updated_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
     is_open boolean DEFAULT false NOT NULL,
     errors text DEFAULT '[]'::text NOT NULL,
-    CONSTRAINT batches_id_check CHECK ((id ~ '^batch_[0-9a-z]{8,64}$'::text)),
+    CONSTRAINT batches_id_check CHECK (((id ~ '^batch_[0-9a-z]+$'::text) AND ((length(id) >= 14) AND (length(id) <= 70)))),
     CONSTRAINT batches_run_count_check CHECK ((run_count >= 0))
 );
 CREATE TABLE runwire.checkpoints (
@@ -437,7 +442,7 @@ CASE
 END),
     CONSTRAINT runs_attempt_check CHECK ((attempt >= 0)),
     CONSTRAINT runs_execution_check CHECK ((execution >= 0)),
-    CONSTRAINT runs_id_check CHECK ((id ~ '^run_[0-9a-z]{8,64}$'::text)),
+    CONSTRAINT runs_id_check CHECK (((id ~ '^run_[0-9a-z]+$'::text) AND ((length(id) >= 12) AND (length(id) <= 68)))),
     CONSTRAINT runs_max_attempts_check CHECK ((max_attempts > 0)),
     CONSTRAINT runs_max_duration_check CHECK ((max_duration > (0)::double precision)),
     CONSTRAINT runs_revision_check CHECK ((revision > 0)),
@@ -552,7 +557,7 @@ CREATE TABLE runwire.waitpoints (
     created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL,
     completed_at timestamp with time zone,
     CONSTRAINT completed_exactly_when_decided CHECK (((completed_at IS NULL) = (ok IS NULL))),
-    CONSTRAINT waitpoints_id_check CHECK ((id ~ '^waitpoint_[0-9a-z]{8,64}$'::text)),
+    CONSTRAINT waitpoints_id_check CHECK (((id ~ '^waitpoint_[0-9a-z]+$'::text) AND ((length(id) >= 18) AND (length(id) <= 74)))),
     CONSTRAINT waitpoints_idempotency_key_check CHECK (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 2048))),
     CONSTRAINT waitpoints_tags_check CHECK ((cardinality(tags) <= 10))
 );
@@ -679,7 +684,7 @@ CREATE INDEX wakes_by_age ON runwire.wakes USING btree (created_at);
 CREATE INDEX workers_live ON runwire.workers USING btree (expires_at) WHERE (stopped_at IS NULL);
 CREATE INDEX writers_by_age ON runwire.writers USING btree (updated_at);
 CREATE TRIGGER guard_final BEFORE UPDATE OF output, error, execution, attempt, stream_keys ON runwire.runs FOR EACH ROW WHEN (((old.finished_at IS NOT NULL) AND ((old.output IS DISTINCT FROM new.output) OR (old.error IS DISTINCT FROM new.error) OR (old.execution <> new.execution) OR (old.attempt <> new.attempt) OR (old.stream_keys <> new.stream_keys)))) EXECUTE FUNCTION runwire.guard_final_v1();
-CREATE TRIGGER guard_transition BEFORE UPDATE OF status ON runwire.runs FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION runwire.guard_transition_v1();
+CREATE TRIGGER guard_transition BEFORE UPDATE OF status ON runwire.runs FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (NOT ((old.status = 'QUEUED'::text) AND (new.status = 'EXECUTING'::text))) AND (NOT ((old.status = 'EXECUTING'::text) AND (new.status = 'COMPLETED'::text))))) EXECUTE FUNCTION runwire.guard_transition_v1();
 CREATE TRIGGER note_end AFTER UPDATE OF status ON runwire.runs FOR EACH ROW WHEN ((new.awaited AND (new.finished_at IS NOT NULL) AND (old.finished_at IS NULL))) EXECUTE FUNCTION runwire.note_end_v1();
 ALTER TABLE ONLY runwire.api_keys
     ADD CONSTRAINT api_keys_environment_id_fkey FOREIGN KEY (environment_id) REFERENCES runwire.environments(id);

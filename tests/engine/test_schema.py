@@ -61,6 +61,30 @@ async def test_every_pair_of_statuses_is_allowed_or_refused_as_the_table_says(
 
 
 @pytest.mark.parametrize(
+    ("run_id", "is_one"),
+    [
+        ("run_" + "a1" * 4, True),
+        ("run_" + "a1" * 32, True),
+        ("run_" + "a" * 7, False),
+        ("run_" + "a" * 65, False),
+        ("run_abcdefgH", False),
+        ("run_abcdefgh\n", False),
+        ("\nrun_abcdefgh", False),
+        ("run_abcd efgh", False),
+        ("xrun_abcdefgh", False),
+    ],
+)
+async def test_a_run_is_named_by_run_and_eight_to_64_small_letters_and_digits(
+    connection: Connection, env: int, run_id: str, is_one: bool
+) -> None:
+    if is_one:
+        assert await make_run(connection, env, run_id=run_id) == run_id
+        return
+    with pytest.raises(psycopg.errors.CheckViolation, match="runs_id_check"):
+        await make_run(connection, env, run_id=run_id)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         "output = '1'",
@@ -184,13 +208,13 @@ async def test_another_database_has_another_epoch(
 async def test_a_session_may_set_the_clock(connection: Connection) -> None:
     moved = "2031-05-06 07:08:09.123456+00"
     await connection.execute("select set_config('runwire.now', %s, false)", (moved,))
-    wire = "select runwire.wire_time_v1(runwire.now_v1())"
+    wire = "select runwire.wire_time_v2(runwire.now_v1())"
     assert await one(connection, wire) == "2031-05-06T07:08:09.123Z"
 
 
 async def test_wire_times_are_utc_in_every_session(connection: Connection) -> None:
     await connection.execute("set timezone to 'Asia/Kathmandu'")
-    wire = "select runwire.wire_time_v1('2026-11-23 20:47:46.1239+00')"
+    wire = "select runwire.wire_time_v2('2026-11-23 20:47:46.1239+00')"
     assert await one(connection, wire) == "2026-11-23T20:47:46.123Z"
 
 

@@ -248,7 +248,7 @@ with clock as materialized (
                   ',"workerId":', to_json(worker_id)::text,
                   ',"version":' || to_json(version)::text,
                   case when started_at = claimed_at
-                       then ',"startedAt":"' || runwire.wire_time_v1(started_at) || '"' end,
+                       then ',"startedAt":"' || runwire.wire_time_v2(started_at) || '"' end,
                   case when execution > 1 then ',"error":null' end,
                   '}}'),
            updated_at, task, tags, batch_id
@@ -329,7 +329,7 @@ with clock as materialized (
     insert into runwire.run_events
            (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
     select bucket, environment_id, id, revision, 'queued',
-           concat('{"set":{"status":"QUEUED","queuedAt":"', runwire.wire_time_v1(queued_at), '"}}'),
+           concat('{"set":{"status":"QUEUED","queuedAt":"', runwire.wire_time_v2(queued_at), '"}}'),
            updated_at, task, tags, batch_id
       from changed
 )

@@ -84,7 +84,7 @@ with changed as (
 insert into runwire.run_events
        (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
 select bucket, environment_id, id, revision, 'delayed',
-       concat('{"set":{"delayedUntil":"', runwire.wire_time_v1(delayed_until), '"',
+       concat('{"set":{"delayedUntil":"', runwire.wire_time_v2(delayed_until), '"',
               case when %(takes)s
                    then ',"payloadType":' || to_json(payload_type)::text
                         || ',"payload":' || %(payload_shown)s::text end,

@@ -69,11 +69,11 @@ with clock as (
            concat(
                '{"set":{"status":"', c.status, '","workerId":null,"durationMs":', c.duration_ms,
                case when c.finished_at is not null
-                    then ',"finishedAt":"' || runwire.wire_time_v1(c.finished_at) || '"' end,
+                    then ',"finishedAt":"' || runwire.wire_time_v2(c.finished_at) || '"' end,
                case when c.status = 'DELAYED'
-                    then ',"delayedUntil":"' || runwire.wire_time_v1(c.delayed_until) || '"' end,
+                    then ',"delayedUntil":"' || runwire.wire_time_v2(c.delayed_until) || '"' end,
                case when c.status = 'QUEUED'
-                    then ',"queuedAt":"' || runwire.wire_time_v1(c.queued_at) || '"' end,
+                    then ',"queuedAt":"' || runwire.wire_time_v2(c.queued_at) || '"' end,
                case when c.released then ',"attempt":' || c.attempt end,
                case when octet_length(c.output) > 8192
                     then ',"output":{"$large":{"bytes":' || octet_length(c.output) || '}}'

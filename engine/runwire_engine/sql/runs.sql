@@ -75,7 +75,7 @@ with clock as materialized (
     insert into runwire.run_events
            (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
     select bucket, environment_id, id, revision, 'delayed',
-           concat('{"set":{"delayedUntil":"', runwire.wire_time_v1(delayed_until), '"}}'),
+           concat('{"set":{"delayedUntil":"', runwire.wire_time_v2(delayed_until), '"}}'),
            updated_at, task, tags, batch_id
       from changed
 )
@@ -104,8 +104,8 @@ with clock as (
     select bucket, environment_id, id, revision,
            case when finished_at is null then 'canceling' else 'final' end,
            concat('{"set":{"status":"', status, '","cancelRequestedAt":"',
-                  runwire.wire_time_v1(cancel_requested_at), '","error":null',
-                  ',"finishedAt":"' || runwire.wire_time_v1(finished_at) || '"', '}}'),
+                  runwire.wire_time_v2(cancel_requested_at), '","error":null',
+                  ',"finishedAt":"' || runwire.wire_time_v2(finished_at) || '"', '}}'),
            updated_at, task, tags, batch_id
       from changed
 )

@@ -174,8 +174,8 @@ with given as (
            (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
     select m.bucket, m.environment_id, m.id, 1, 'created',
            concat('{"set":{"status":"', m.status, '","tags":', to_json(m.tags)::text,
-                  ',"queuedAt":"' || runwire.wire_time_v1(m.queued_at) || '"',
-                  ',"delayedUntil":"' || runwire.wire_time_v1(m.delayed_until) || '"',
+                  ',"queuedAt":"' || runwire.wire_time_v2(m.queued_at) || '"',
+                  ',"delayedUntil":"' || runwire.wire_time_v2(m.delayed_until) || '"',
                   case when octet_length(given.metadata) > 8192
                        then ',"metadata":{"$large":{"bytes":' || octet_length(given.metadata) || '}}'
                        when given.metadata is not null then ',"metadata":' || given.metadata end,

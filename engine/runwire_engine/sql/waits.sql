@@ -258,7 +258,7 @@ with clock as materialized (
     insert into runwire.run_events
            (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
     select bucket, environment_id, id, revision, 'queued',
-           concat('{"set":{"status":"QUEUED","queuedAt":"', runwire.wire_time_v1(queued_at), '"}}'),
+           concat('{"set":{"status":"QUEUED","queuedAt":"', runwire.wire_time_v2(queued_at), '"}}'),
            updated_at, task, tags, batch_id
       from changed
 )

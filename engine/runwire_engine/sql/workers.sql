@@ -98,8 +98,8 @@ with clock as materialized (
     insert into runwire.run_events
            (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
     select bucket, environment_id, id, revision, 'final',
-           concat('{"set":{"status":"EXPIRED","expiredAt":"', runwire.wire_time_v1(expired_at),
-                  '","finishedAt":"', runwire.wire_time_v1(finished_at), '"}}'),
+           concat('{"set":{"status":"EXPIRED","expiredAt":"', runwire.wire_time_v2(expired_at),
+                  '","finishedAt":"', runwire.wire_time_v2(finished_at), '"}}'),
            updated_at, task, tags, batch_id
       from changed
 )
