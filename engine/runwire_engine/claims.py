@@ -216,7 +216,7 @@ class Claims:
             locked, open_groups = await self._lock_groups(tx, wanted, left, met)
             groups = [group for group in locked if not group["is_served"]]
             turns = left
-            if len(locked) < min(open_groups, left):
+            if len(groups) < min(open_groups, left):
                 # Others serve the rest just now: what is here does not get their share as well.
                 self.crowded = True
                 turns = -(-left // open_groups)

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -11,7 +12,7 @@ import pytest
 from runwire.wire import Json
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.claims import Claims
-from runwire_engine.database import Database
+from runwire_engine.database import Database, Row
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.outcomes import Completed, Failed
 from runwire_engine.runs import NewRun, TriggerResult
@@ -205,6 +206,50 @@ async def test_a_key_that_is_new_waits_for_its_turn_like_the_others(
         assert run.id != late
         await engine.outcomes.finish(env, Completed(run.id, run.execution, "1"))
     assert served == ["a", "b", "new0"]
+
+
+async def test_a_key_that_is_ahead_of_another_comes_after_all_others_for_a_moment(
+    engine: Engine, env: int
+) -> None:
+    queues = [TaskAnnouncement("limited", "one", 1), TaskAnnouncement("other", "two", 1)]
+    await engine.catalogue.announce(env, queues)
+    await make(engine, env, *(NewRun("limited", concurrency_key=k) for k in "aabb"))
+    (held,) = await engine.claims.claim(env, "w1", ALL_TASKS, 1)
+    await make(engine, env, *(NewRun("other", concurrency_key="c") for _ in range(2)))
+    await query(
+        engine.database,
+        "update runwire.queue_groups set last_served = now() + %s,"
+        " turns = case concurrency_key when 'b' then 1 when 'c' then 2 else 0 end"
+        " where concurrency_key <> ''",
+        timedelta(minutes=1),
+    )
+    (first,) = await engine.claims.claim(env, "w1", ALL_TASKS, 1)
+    assert (held.concurrency_key, first.concurrency_key) == ("a", "c")
+    await engine.outcomes.finish(env, Completed(first.id, first.execution, "1"))
+    await query(
+        engine.database,
+        "update runwire.queue_groups set last_served = now() - interval '1 s'"
+        " where concurrency_key = 'a'",
+    )
+    (second,) = await engine.claims.claim(env, "w1", ALL_TASKS, 1)
+    assert second.concurrency_key == "b"
+
+
+async def test_a_key_does_not_get_the_share_of_one_that_somebody_else_has_just_served(
+    engine: Engine, env: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(engine, env, *(NewRun("limited", concurrency_key=k) for k in "aabb"))
+    look, looks = Claims._lock_groups, 0
+
+    async def lock_groups(*given: Any) -> tuple[list[Row], int]:
+        nonlocal looks
+        looks += 1
+        locked, open_groups = await look(*given)
+        return [dict(g, is_served=looks == 1 and g is locked[0]) for g in locked], open_groups
+
+    monkeypatch.setattr(Claims, "_lock_groups", lock_groups)
+    runs = await engine.claims.claim(env, "w1", ALL_TASKS, 2)
+    assert sorted(run.concurrency_key for run in runs) == ["a", "b"]
 
 
 async def test_very_many_keys_of_one_queue_are_all_served_and_hide_no_other_queue(

@@ -34,9 +34,10 @@ FEW, MANY = 2, 24
 LIMITS = {"fair-1": 1, "fair-3": 3, "fair-10": 10}
 KEYS = [f"key-{n}" for n in range(5)]
 STEP = 0.01
-# On a machine that is busy with other things a run takes many times its time, now and then, and its
-# key is not back for its next turns: it catches up on three at most.
-SPARE = 3
+# Where a run takes many times its time, as a process was held up, its key is not back for its next
+# turns: it catches up on three at most. Shorter delays cost one.
+HELD_UP = timedelta(seconds=10 * STEP)
+SPARE = {True: 3, False: 1}
 PROGRAM = "tests/faults/programs/fair_tasks.py"
 
 
@@ -63,7 +64,9 @@ async def test_keys_with_a_backlog_start_as_often_as_each_other_and_within_their
     for name, keys in (await _executed(bench, FEW)).items():
         assert len(keys) == len(KEYS)
         assert max(map(most_at_once, keys.values())) <= LIMITS[name]
-        assert widest_difference(keys) <= LIMITS[name] + 1 + SPARE, name
+        took = (run.ended - run.started for runs in keys.values() for run in runs)
+        spare = SPARE[max(took) > HELD_UP]
+        assert widest_difference(keys) <= LIMITS[name] + 1 + spare, name
 
 
 @pytest.mark.timeout(120 + RUNS // 20)

@@ -3,6 +3,8 @@
 -- the fewest turns, then those that have waited longest: since they were served last or, where
 -- nothing was left then, since their next run was queued. Such a group has had as many turns as those
 -- with a backlog that were not served since; one that its limit held up catches up on three at most.
+-- One that would be ahead of another key of its queue by more than its limit comes after all others,
+-- unless that other key is held up by its limit for longer than a moment.
 -- Hops along the index of ready runs, so idle groups cost nothing, and takes no more than `reach` keys
 -- of a queue, from after its cursor on. One row at least: with how many seemed to have room, where
 -- each queue of more keys goes on, and what is ready but has no group.
@@ -72,21 +74,29 @@ with recursive ready (queue, concurrency_key, place, concurrency_limit, is_open)
     select turns, last_served from heads where has_backlog
 ), bounds as materialized (
     select min(turns) as fewest, max(turns) as most from backlogs
-), open as materialized (
+), standings as materialized (
     select h.queue, h.concurrency_key, h.concurrency_limit, h.last_served,
            greatest(h.last_served, h.sort_at) as waits_since,
            case when h.has_backlog then greatest(h.turns, bounds.most - 3)
                 else coalesce((select max(b.turns) from backlogs b where b.last_served <= h.sort_at),
-                              bounds.fewest, 0) end as turns
-      from heads h cross join bounds
-     where h.is_open and not h.is_paused
-       and h.concurrency_limit > (
+                              bounds.fewest, 0) end as turns,
+           h.concurrency_limit > (
            select count(*)
              from (select from runwire.runs r
                     where r.environment_id = %(environment_id)s and r.queue = h.queue
                       and r.concurrency_key = h.concurrency_key
                       and r.status in ('DEQUEUED', 'EXECUTING')
-                    limit h.concurrency_limit) as executing)
+                    limit h.concurrency_limit) as executing) as has_room
+      from heads h cross join bounds
+     where h.is_open and not h.is_paused
+), open as materialized (
+    select ranked.*, coalesce(turns - fewest >= concurrency_limit, false) as is_ahead
+      from (select standings.*,
+                   min(turns) filter (where has_room
+                                         or last_served > runwire.now_v1() - interval '200 ms')
+                       over (partition by queue) as fewest
+              from standings) as ranked
+     where has_room
 ), locked as materialized (
     select g.queue, g.concurrency_key, open.concurrency_limit, open.turns,
            -- Somebody else served it between our look and our lock: its turn is over.
@@ -95,7 +105,7 @@ with recursive ready (queue, concurrency_key, place, concurrency_limit, is_open)
       join runwire.queue_groups g
         on g.environment_id = %(environment_id)s and g.queue = open.queue
        and g.concurrency_key = open.concurrency_key
-     order by open.turns, open.waits_since, g.queue, g.concurrency_key
+     order by open.is_ahead, open.turns, open.waits_since, g.queue, g.concurrency_key
      limit %(slots)s
        for no key update of g skip locked
 )
