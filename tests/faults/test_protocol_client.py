@@ -130,3 +130,23 @@ def test_a_resumed_client_says_where_it_is() -> None:
     (request,) = client.requests()
     assert request["cursor"] == "r1.e.2"
     assert request["streams"] == {"*": {"from": "start"}, "log": {"from": 2}}
+
+
+@pytest.mark.parametrize("is_another_process", [False, True])
+@pytest.mark.parametrize("has_cursor", [False, True])
+def test_a_feed_lost_before_its_first_cursor_begins_anew_beside_a_run_that_goes_on(
+    is_another_process: bool, has_cursor: bool
+) -> None:
+    asked = {"s": {"to": {"tags": ["x"]}}, "r": {"to": {"run": RUN}, "mode": "latest"}}
+    client = ProtocolClient("c", asked, mode="every")
+    client.requests()
+    client.receive([READY, snapshot(document(1, "QUEUED")), LIVE])
+    if has_cursor:
+        client.receive([{"type": "cursor", "sub": "s", "cursor": "f1.e.1"}])
+    if is_another_process:
+        client.change_process()
+    feed, _ = client.requests()
+    assert ("cursor" in feed) is has_cursor
+    client.receive([READY, snapshot(document(3, "COMPLETED", output=1)), LIVE])
+    found = {finding.fault for finding in check(ledger(), [client.log])}
+    assert (Fault.MISSING_REVISION in found) is has_cursor

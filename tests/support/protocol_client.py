@@ -101,6 +101,8 @@ class ProtocolClient:
         self._first: dict[str, int] = {}
         self._existing = existing
         self._older: set[str] = set()
+        # Runs that are told anew, though another subscription goes on with them.
+        self._anew: set[str] = set()
         # Runs that were asked for again, and are not here yet.
         self._awaited: set[str] = set()
         self._handlers: dict[str, Callable[[JsonObject], JsonObject | None]] = {
@@ -229,10 +231,17 @@ class ProtocolClient:
         return {"cursor": cursor, "streams": streams, **whole}
 
     def _begin_anew(self, held: Held) -> None:
-        """Forget what a feed held that has given no cursor yet: its snapshot is all there is."""
+        """Forget what a feed held that has given no cursor yet: its snapshot is all there is.
+
+        The page has a client say so in `every`: nothing tells the server from where to go on, also
+        where a subscription in `latest` stays with the run.
+        """
         members, held.members = held.members, set()
         for run_id in sorted(members):
             self._let_go(run_id)
+            is_kept = run_id in self.documents or run_id in self._remembered
+            if is_kept and not self._is_each_wanted(run_id):
+                self._anew.add(run_id)
 
     def _ready(self, message: JsonObject) -> None:
         if self.epoch is not None and message["epoch"] != self.epoch:
@@ -308,12 +317,19 @@ class ProtocolClient:
         self._remembered.pop(run_id, None)
         self._first.setdefault(run_id, document["revision"])
         if document["revision"] > told:
-            if self.log.mode == "every" and not self._is_each_wanted(run_id):
+            if self.log.mode == "every" and not self._is_each_owed(run_id):
                 self.log.left(run_id)  # others may skip
             self.log.saw_run(run_id, document["revision"], document["status"])
         elif document != remembered:
             # The same change on top of the same run makes the same.
             self.log.found(Fault.BAD_PATCH, run_id, number=told)
+
+    def _is_each_owed(self, run_id: str) -> bool:
+        """Whether the next revision must be the one after what was told last."""
+        if run_id in self._anew:
+            self._anew.discard(run_id)
+            return False
+        return self._is_each_wanted(run_id)
 
     def _is_each_wanted(self, run_id: str) -> bool:
         return any(
