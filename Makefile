@@ -16,6 +16,8 @@ BROWSER := .runwire/browser/chromium
 PYTHON_READY := .venv/.python-ready
 NODE_READY := .venv/.node-ready
 NPM_READY := $(TYPESCRIPT)/node_modules/.npm-ready
+OFFICIAL := tests/support/official_sdk
+OFFICIAL_READY := $(OFFICIAL)/node_modules/.npm-ready
 PEERS := tests/benchmarks/peers
 PEERS_READY := $(PEERS)/node_modules/.npm-ready
 
@@ -54,7 +56,7 @@ SOURCES := $(shell find $(TYPESCRIPT) -name node_modules -prune -o -name dist -p
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
-setup: $(PYTHON_READY) $(DASHBOARD) $(BROWSER_READY) ## Install everything into the checkout and build the dashboard
+setup: $(PYTHON_READY) $(DASHBOARD) $(OFFICIAL_READY) $(BROWSER_READY) ## Install everything into the checkout and build the dashboard
 
 run: $(PYTHON_READY) $(DASHBOARD) ## Start it all with the examples: make run PORT=8420
 	@$(BIN)/runwire dev --port $(PORT) --data .runwire docs.examples.ask docs.examples.import_csv docs.examples.digest_folder
@@ -98,7 +100,7 @@ lock: $(PYTHON_READY) ## Resolve the Python dependencies anew: LOCK_FLAGS=--upgr
 	$(COMPILE) --group node -o requirements-node.lock
 
 clean: ## Remove what setup and the tests made; the data of `make run` stays
-	rm -rf .venv $(TYPESCRIPT)/node_modules $(PEERS)/node_modules $(dir $(DASHBOARD))
+	rm -rf .venv $(TYPESCRIPT)/node_modules $(OFFICIAL)/node_modules $(PEERS)/node_modules $(dir $(DASHBOARD))
 	rm -rf .runwire/autobahn .runwire/browser .runwire/cache .runwire/test-postgres
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
@@ -122,6 +124,10 @@ $(NODE_READY): requirements-node.lock | $(PYTHON_READY)
 
 $(NPM_READY): $(TYPESCRIPT)/package-lock.json | $(NODE_READY)
 	cd $(TYPESCRIPT) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(OFFICIAL_READY): $(OFFICIAL)/package-lock.json | $(NODE_READY)
+	cd $(OFFICIAL) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 $(PEERS_READY): $(PEERS)/package-lock.json | $(NODE_READY)

@@ -137,7 +137,10 @@ def test_a_resumed_client_says_where_it_is() -> None:
 def test_a_feed_lost_before_its_first_cursor_begins_anew_beside_a_run_that_goes_on(
     is_another_process: bool, has_cursor: bool
 ) -> None:
-    asked = {"s": {"to": {"tags": ["x"]}}, "r": {"to": {"run": RUN}, "mode": "latest"}}
+    asked: dict[str, Any] = {
+        "s": {"to": {"tags": ["x"]}},
+        "r": {"to": {"run": RUN}, "mode": "latest"},
+    }
     client = ProtocolClient("c", asked, mode="every")
     client.requests()
     client.receive([READY, snapshot(document(1, "QUEUED")), LIVE])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
 
+from runwire.durations import seconds
 from runwire.requests import RunStatus
 from runwire.wire import Json, JsonObject
 
@@ -54,7 +55,8 @@ class Run:
     output: Json = None
     error: RunError | None = None
     duration_ms: float | None = None
-    ttl: Json = None
+    # Seconds that it may wait to start.
+    ttl: float | None = None
     batch_id: str | None = None
     parent_id: str | None = None
     root_id: str | None = None
@@ -157,6 +159,7 @@ _READ: Final[dict[str, Any]] = {
         ),
         datetime.fromisoformat,
     ),
+    "ttl": seconds,
     "tags": tuple,
     # Stays an object, so that reading a key of it gives None.
     "metadata": dict,

@@ -58,7 +58,7 @@ class RunBody(BaseModel):
     delayed_until: str | None = None
     expired_at: str | None = None
     cancel_requested_at: str | None = None
-    ttl: Json = None
+    ttl: str | None = None
     tags: list[str] = []
     metadata: JsonObject | None = None
     payload: Json = None
@@ -112,4 +112,11 @@ def run_body(row: RunRow, visibility: Visibility) -> JsonObject:
         "triggerFunction": "trigger",
         "relatedRuns": {},
     }
-    return required | flags(row.status) | run_json(row, visibility)
+    body = required | flags(row.status) | run_json(row, visibility)
+    if body.get("ttl") is not None:
+        body["ttl"] = _span(body["ttl"])  # the socket has a number; official clients ask for text
+    return body
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
