@@ -22,6 +22,7 @@ from runwire_engine.followed import (
 )
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import run_row
+from runwire_engine.states import FINAL, RunStatus
 
 # Where a feed without a beginning begins.
 _ALWAYS: Final = "-infinity"
@@ -64,13 +65,12 @@ class Following:
     ) -> list[Member]:
         """Return the newest runs that carry all the tags; `is_open`: only those not over."""
         rows = await self._database.all(
-            "following.tagged",
+            "following.open_tagged" if is_open else "following.tagged",
             {
                 "environment_id": environment_id,
                 "first": tags[0],
                 "tags": list(tags),
                 "since": since or _ALWAYS,
-                "is_open": is_open,
                 "limit": limit,
             },
         )
@@ -87,18 +87,14 @@ class Following:
         is_open: bool = False,
     ) -> list[Member]:
         """Return the newest runs of an environment, by task and status."""
-        rows = await self._database.all(
-            "following.recent",
-            {
-                "environment_id": environment_id,
-                "tasks": tasks,
-                "statuses": statuses,
-                "since": since or _ALWAYS,
-                "is_open": is_open,
-                "limit": limit,
-            },
-        )
-        return _members(rows)
+        parameters = {
+            "environment_id": environment_id,
+            "tasks": tasks,
+            "statuses": statuses,
+            "since": since or _ALWAYS,
+            "limit": limit,
+        }
+        return _members(await self._database.all(_walk(statuses, is_open), parameters))
 
     async def batch(
         self, environment_id: int, batch_id: str, limit: int
@@ -262,6 +258,16 @@ def _run(row: Row) -> FollowedRun:
         if row[name] is None and row[f"{name}_bytes"] is not None
     }
     return FollowedRun(run_row(row), sizes, tuple(row["batches"]))
+
+
+def _walk(statuses: Sequence[str] | None, is_open: bool) -> str:
+    """Name the statement that finds runs among the many that are over, where there is one."""
+    wanted = set(statuses or FINAL)
+    if is_open or not wanted & FINAL:
+        return "following.open_recent"
+    if wanted <= FINAL - {RunStatus.COMPLETED}:
+        return "following.failed_recent"
+    return "following.recent"
 
 
 def _members(rows: Sequence[Row]) -> list[Member]:

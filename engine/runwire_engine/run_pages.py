@@ -17,6 +17,7 @@ import orjson
 from runwire.errors import InvalidValueError
 from runwire_engine.database import Database, Row
 from runwire_engine.run_row import RunRow, run_row
+from runwire_engine.states import FINAL, RunStatus
 
 DEFAULT_SIZE: Final = 25
 MAX_SIZE: Final = 1000
@@ -111,7 +112,14 @@ def _walks(query: RunQuery) -> list[tuple[str, Mapping[str, object]]]:
         return [("by_task", {"task": task}) for task in dict.fromkeys(query.task)]
     if query.status and set(query.status) <= {"DEQUEUED", "EXECUTING"}:
         return [("held", {})]
+    if query.status and RunStatus.COMPLETED not in query.status:
+        return [(walk, {}) for walk in dict.fromkeys(map(_walk_of, query.status))]
     return [("by_creation", {})]
+
+
+def _walk_of(status: str) -> str:
+    """Name the index in which runs of a status are found among the many that completed."""
+    return "failed" if status in FINAL else "open"
 
 
 def _place(row: Row) -> _Place:

@@ -268,7 +268,7 @@ class Waits:
         """Look at who waits for facts, or for the oldest ones; return how many facts."""
 
         async def work(tx: Transaction) -> tuple[int, list[Row]]:
-            taken = await tx.all("waits.take_wakes", {**_named(targets), "limit": _AT_ONCE})
+            taken = await _take(tx, targets)
             if not taken:
                 return 0, []
             facts = _named([(row["environment_id"], row["target_id"]) for row in taken])
@@ -292,6 +292,13 @@ class Waits:
             for row in own:
                 if row["queue"] is None:
                     self._bell.ring_control(environment_id, "wake", row["id"])
+
+
+async def _take(tx: Transaction, targets: Sequence[tuple[int, str]] | None) -> list[Row]:
+    """Take these facts, or the oldest ones."""
+    if targets is None:
+        return await tx.all("waits.take_wakes", {"limit": _AT_ONCE})
+    return await tx.all("waits.take_wakes_of", {**_named(targets), "limit": _AT_ONCE})
 
 
 async def _look(tx: Transaction, waiters: Sequence[tuple[int, str]]) -> list[Row]:
@@ -378,9 +385,7 @@ def _step(row: Row) -> Step:
     return Step(**values, run_ids=tuple(row["run_ids"]), cached_ids=tuple(row["cached_ids"]))
 
 
-def _named(targets: Sequence[tuple[int, str]] | None) -> dict[str, object]:
-    if targets is None:
-        return {"environment_ids": None, "targets": None}
+def _named(targets: Sequence[tuple[int, str]]) -> dict[str, object]:
     return {
         "environment_ids": [environment_id for environment_id, _ in targets],
         "targets": [target for _, target in targets],

@@ -292,25 +292,33 @@ select r.*, m.body as metadata
 -- of the given tasks are ready, so that what becomes ready meanwhile need not wait for all that is due.
 with clock as materialized (
     select runwire.now_v1() as now
-), due as (
-    select r.environment_id, r.id
-      from runwire.runs r, clock
-     where r.status = 'DELAYED' and r.delayed_until <= clock.now
-       and (%(environment_id)s::integer is null or r.environment_id = %(environment_id)s)
-     order by r.delayed_until
-     limit %(limit)s - (
-           select count(*)
-             from (select
-                     from unnest(%(tasks)s::text[]) as own (task)
-                    cross join lateral (
-                          select
-                            from runwire.runs q
-                           where q.environment_id = %(environment_id)s and q.task = own.task
-                             and q.status = 'QUEUED' and not q.limited
-                           order by q.sort_at, q.id
-                           limit %(limit)s) as head
-                    limit %(limit)s) as ready)
-       for no key update of r skip locked
+), room as materialized (
+    select %(limit)s::bigint - count(*) as runs
+      from (select
+              from unnest(%(tasks)s::text[]) as own (task)
+             cross join lateral (
+                   select
+                     from runwire.runs q
+                    where q.environment_id = %(environment_id)s and q.task = own.task
+                      and q.status = 'QUEUED' and not q.limited
+                    order by q.sort_at, q.id
+                    limit %(limit)s) as head
+             limit %(limit)s) as ready
+), due as materialized (
+    -- Each environment by itself: one's runs are not read past to find another's.
+    select found.environment_id, found.id
+      from runwire.environments e
+     cross join lateral (
+          select r.environment_id, r.id, r.delayed_until
+            from runwire.runs r
+           where r.environment_id = e.id and r.status = 'DELAYED'
+             and r.delayed_until <= (select now from clock)
+           order by r.delayed_until
+           limit (select runs from room)
+             for no key update skip locked) as found
+     where %(environment_id)s::integer is null or e.id = %(environment_id)s
+     order by found.delayed_until
+     limit (select runs from room)
 ), changed as (
     update runwire.runs r
        set status = 'QUEUED',

@@ -20,13 +20,51 @@ select r.environment_id, r.id, r.bucket, r.task, r.status, r.revision, r.executi
 
 -- tagged --
 -- The newest runs that carry all these tags, newest first; `first` is the one the index walks.
-select r.id, r.finished_at is not null as is_final, r.revision
+select r.id, r.is_final, r.revision
   from runwire.run_tags t
-  join runwire.runs r on r.environment_id = t.environment_id and r.id = t.run_id
+ cross join lateral (
+       select r.id, r.finished_at is not null as is_final, r.revision
+         from runwire.runs r
+        where r.environment_id = %(environment_id)s and r.id = t.run_id
+          and r.tags @> %(tags)s::text[]
+        limit 1) as r
  where t.environment_id = %(environment_id)s and t.tag = %(first)s
-   and t.created_at >= %(since)s::timestamptz and r.tags @> %(tags)s::text[]
-   and (not %(is_open)s or r.finished_at is null)
+   and t.created_at >= %(since)s::timestamptz
  order by t.created_at desc, t.run_id desc
+ limit %(limit)s;
+
+-- open_tagged --
+-- Those of them that are not over. The newest are found by their tag; what is older and not over is
+-- little, whatever the tag: a hundred thousand runs that are over are not read past.
+with newest as materialized (
+    select t.run_id, t.created_at
+      from runwire.run_tags t
+     where t.environment_id = %(environment_id)s and t.tag = %(first)s
+       and t.created_at >= %(since)s::timestamptz
+     order by t.created_at desc, t.run_id desc
+     limit %(limit)s
+), found as (
+    select r.id, r.revision, r.created_at
+      from newest
+     cross join lateral (
+           select r.id, r.revision, r.created_at
+             from runwire.runs r
+            where r.environment_id = %(environment_id)s and r.id = newest.run_id
+              and r.finished_at is null and r.tags @> %(tags)s::text[]
+            limit 1) as r
+     union
+    select older.id, older.revision, older.created_at
+      from (select r.id, r.revision, r.created_at
+              from runwire.runs r
+             where r.environment_id = %(environment_id)s and r.finished_at is null
+               and r.created_at <= (select min(created_at) from newest)
+               and r.created_at >= %(since)s::timestamptz and r.tags @> %(tags)s::text[]
+             order by r.created_at desc, r.id desc
+             limit case when (select count(*) from newest) >= %(limit)s then %(limit)s else 0 end) as older
+)
+select id, false as is_final, revision
+  from found
+ order by created_at desc, id desc
  limit %(limit)s;
 
 -- recent --
@@ -37,7 +75,29 @@ select r.id, r.finished_at is not null as is_final, r.revision
    and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
    and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
    and r.created_at >= %(since)s::timestamptz
-   and (not %(is_open)s or r.finished_at is null)
+ order by r.created_at desc, r.id desc
+ limit %(limit)s;
+
+-- open_recent --
+-- The newest of them that are not over.
+select r.id, false as is_final, r.revision
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s and r.finished_at is null
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and r.created_at >= %(since)s::timestamptz
+ order by r.created_at desc, r.id desc
+ limit %(limit)s;
+
+-- failed_recent --
+-- The newest of them that are over and did not complete.
+select r.id, true as is_final, r.revision
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s
+   and r.status in ('CANCELED', 'FAILED', 'CRASHED', 'SYSTEM_FAILURE', 'EXPIRED', 'TIMED_OUT')
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and r.status = any(%(statuses)s::text[])
+   and r.created_at >= %(since)s::timestamptz
  order by r.created_at desc, r.id desc
  limit %(limit)s;
 
@@ -49,9 +109,13 @@ select sealed
 
 -- batch_runs --
 -- The runs of a batch, in the order of its items.
-select r.id, r.finished_at is not null as is_final, r.revision
+select r.id, r.is_final, r.revision
   from runwire.batch_items i
-  join runwire.runs r on r.environment_id = i.environment_id and r.id = i.run_id
+ cross join lateral (
+       select r.id, r.finished_at is not null as is_final, r.revision
+         from runwire.runs r
+        where r.environment_id = %(environment_id)s and r.id = i.run_id
+        limit 1) as r
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
  order by i.index
  limit %(limit)s;
@@ -150,6 +214,8 @@ select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer, pa
                         from runwire.stream_chunks c
                        where c.bucket = wanted.bucket and c.stream_id = wanted.stream_id
                          and c.seq >= wanted.from_seq
+                         -- Dense: no plan reads more than the page, however long the stream is.
+                         and c.seq < wanted.from_seq + %(limit_chunks)s::bigint
                        order by c.seq
                        limit %(limit_chunks)s) as first) as measured
        where before < %(limit_bytes)s) as page

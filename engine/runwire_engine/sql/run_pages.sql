@@ -88,6 +88,70 @@ select r.created_at, r.id
  order by r.created_at, r.id
  limit %(limit)s;
 
+-- open_after --
+-- Runs that are not over, older than a place, newest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s
+   and r.finished_at is null
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at desc, r.id desc
+ limit %(limit)s;
+
+-- open_before --
+-- Runs that are not over, newer than a place, oldest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s
+   and r.finished_at is null
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at, r.id
+ limit %(limit)s;
+
+-- failed_after --
+-- Runs that are over and did not complete, older than a place, newest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s
+   and r.status in ('CANCELED', 'FAILED', 'CRASHED', 'SYSTEM_FAILURE', 'EXPIRED', 'TIMED_OUT')
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at desc, r.id desc
+ limit %(limit)s;
+
+-- failed_before --
+-- Runs that are over and did not complete, newer than a place, oldest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s
+   and r.status in ('CANCELED', 'FAILED', 'CRASHED', 'SYSTEM_FAILURE', 'EXPIRED', 'TIMED_OUT')
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at, r.id
+ limit %(limit)s;
+
 -- by_tag_after --
 -- Runs with a tag, older than a place, newest first.
 select r.created_at, r.id
@@ -97,7 +161,7 @@ select r.created_at, r.id
          from runwire.runs r
         where r.environment_id = t.environment_id and r.id = t.run_id
           and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
-          and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+          and (%(tasks)s::text[] is null or r.task || '' = any(%(tasks)s::text[]))
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where t.environment_id = %(environment_id)s and t.tag = %(tag)s
@@ -117,7 +181,7 @@ select r.created_at, r.id
          from runwire.runs r
         where r.environment_id = t.environment_id and r.id = t.run_id
           and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
-          and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+          and (%(tasks)s::text[] is null or r.task || '' = any(%(tasks)s::text[]))
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where t.environment_id = %(environment_id)s and t.tag = %(tag)s
@@ -137,7 +201,7 @@ select r.created_at, r.id
          from runwire.runs r
         where r.environment_id = i.environment_id and r.id = i.run_id
           and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
-          and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+          and (%(tasks)s::text[] is null or r.task || '' = any(%(tasks)s::text[]))
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
@@ -157,7 +221,7 @@ select r.created_at, r.id
          from runwire.runs r
         where r.environment_id = i.environment_id and r.id = i.run_id
           and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
-          and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+          and (%(tasks)s::text[] is null or r.task || '' = any(%(tasks)s::text[]))
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
         limit 1) as r
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s

@@ -103,7 +103,9 @@ select w.target, w.writer_id, w.last_result
   from runwire.writers w
   join unnest(%(targets)s::text[], %(parts)s::text[]) as wanted (target, writer_id)
     on w.target = wanted.target and w.writer_id = wanted.writer_id
- where w.environment_id = %(environment_id)s;
+ -- By key as well as by the join: a plan made while the table was small stays good.
+ where w.environment_id = %(environment_id)s and w.target = any(%(targets)s::text[])
+   and w.writer_id = any(%(parts)s::text[]);
 
 -- keep_parts --
 -- Records the answers of parts, under the lock of their streams.
@@ -165,6 +167,8 @@ select seq, execution, attempt, writer, body
           from (select seq, execution, attempt, writer, body
                   from runwire.stream_chunks
                  where bucket = %(bucket)s and stream_id = %(stream_id)s and seq >= %(from_seq)s
+                   -- Dense: no plan reads more than the page, however long the stream is.
+                   and seq < %(from_seq)s::bigint + %(limit_chunks)s::bigint
                  order by seq
                  limit %(limit_chunks)s) as page) as measured
  where before < %(limit_bytes)s

@@ -60,7 +60,7 @@ analyze (skip_locked) runwire.waitpoints;
 delete from runwire.request_keys
  where ctid = any(array(
        select ctid from runwire.request_keys
-        where created_at < runwire.now_v1() - %(kept)s::interval
+        where created_at < (select runwire.now_v1()) - %(kept)s::interval
         order by created_at limit %(limit)s for update skip locked));
 
 -- delete_writers --
@@ -68,7 +68,7 @@ delete from runwire.request_keys
 delete from runwire.writers
  where ctid = any(array(
        select ctid from runwire.writers
-        where updated_at < runwire.now_v1() - %(kept)s::interval
+        where updated_at < (select runwire.now_v1()) - %(kept)s::interval
         order by updated_at limit %(limit)s for update skip locked));
 
 -- delete_idempotency_keys --
@@ -76,7 +76,7 @@ delete from runwire.writers
 delete from runwire.idempotency_keys
  where ctid = any(array(
        select ctid from runwire.idempotency_keys
-        where expires_at < runwire.now_v1() - %(kept)s::interval
+        where expires_at < (select runwire.now_v1()) - %(kept)s::interval
         order by expires_at limit %(limit)s for update skip locked));
 
 -- delete_debounce_keys --
@@ -84,7 +84,7 @@ delete from runwire.idempotency_keys
 delete from runwire.debounce_keys
  where ctid = any(array(
        select ctid from runwire.debounce_keys
-        where expires_at < runwire.now_v1() - %(kept)s::interval
+        where expires_at < (select runwire.now_v1()) - %(kept)s::interval
         order by expires_at limit %(limit)s for update skip locked));
 
 -- delete_used_tokens --
@@ -92,7 +92,7 @@ delete from runwire.debounce_keys
 delete from runwire.used_tokens
  where ctid = any(array(
        select ctid from runwire.used_tokens
-        where expires_at < runwire.now_v1() - %(kept)s::interval
+        where expires_at < (select runwire.now_v1()) - %(kept)s::interval
         limit %(limit)s for update skip locked));
 
 -- delete_revoked_tokens --
@@ -100,7 +100,7 @@ delete from runwire.used_tokens
 delete from runwire.revoked_tokens
  where ctid = any(array(
        select ctid from runwire.revoked_tokens
-        where expires_at < runwire.now_v1() - %(kept)s::interval
+        where expires_at < (select runwire.now_v1()) - %(kept)s::interval
         limit %(limit)s for update skip locked));
 
 -- delete_groups --
@@ -109,7 +109,7 @@ delete from runwire.queue_groups
  where ctid = any(array(
        select g.ctid from runwire.queue_groups g
         where g.concurrency_key <> '' and not g.paused
-          and g.last_served < runwire.now_v1() - %(kept)s::interval
+          and g.last_served < (select runwire.now_v1()) - %(kept)s::interval
           and not exists (select from runwire.runs r
                            where r.environment_id = g.environment_id and r.queue = g.queue
                              and r.concurrency_key = g.concurrency_key
@@ -125,5 +125,5 @@ delete from runwire.queue_groups
 delete from runwire.workers
  where ctid = any(array(
        select ctid from runwire.workers
-        where stopped_at < runwire.now_v1() - %(kept)s::interval
+        where stopped_at < (select runwire.now_v1()) - %(kept)s::interval
         limit %(limit)s for update skip locked));

@@ -21,7 +21,7 @@ select s.*, clock.now,
             where w.environment_id = s.environment_id and w.stopped_at is null
               and w.expires_at > clock.now and s.task = any(w.declares)) as declared
   from runwire.schedules s, clock
- where s.due_at is not null and s.suspended_at is null and s.due_at <= clock.now
+ where s.due_at is not null and s.suspended_at is null and s.due_at <= (select now from clock)
  order by s.due_at
  limit %(limit)s
    for no key update of s skip locked;

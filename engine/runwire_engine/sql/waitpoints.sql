@@ -53,13 +53,19 @@ select * from done;
 with clock as materialized (
     select runwire.now_v1() as now
 ), due as materialized (
-    select p.environment_id, p.id
-      from runwire.waitpoints p, clock
-     where p.completed_at is null and p.timeout_at <= clock.now
-       and (%(environment_id)s::integer is null or p.environment_id = %(environment_id)s)
-     order by p.timeout_at
+    select found.environment_id, found.id
+      from runwire.environments e
+     cross join lateral (
+          select p.environment_id, p.id, p.timeout_at
+            from runwire.waitpoints p
+           where p.environment_id = e.id and p.completed_at is null
+             and p.timeout_at <= (select now from clock)
+           order by p.timeout_at
+           limit %(limit)s
+             for no key update skip locked) as found
+     where %(environment_id)s::integer is null or e.id = %(environment_id)s
+     order by found.timeout_at
      limit %(limit)s
-       for no key update of p skip locked
 ), done as (
     update runwire.waitpoints p
        set ok = false, error = %(error)s, completed_at = clock.now
@@ -110,7 +116,7 @@ delete from runwire.waitpoints
  where ctid = any(array(
        select p.ctid
          from runwire.waitpoints p
-        where p.completed_at < runwire.now_v1() - %(kept)s::interval
+        where p.completed_at < (select runwire.now_v1()) - %(kept)s::interval
           and coalesce(p.idempotency_expires_at <= runwire.now_v1(), true)
           and not exists (select from runwire.wait_targets t
                            where t.environment_id = p.environment_id and t.target_id = p.id)

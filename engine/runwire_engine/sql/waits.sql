@@ -145,12 +145,18 @@ delete from runwire.wait_targets
  where environment_id = any(%(environment_ids)s::integer[]) and run_id = any(%(ids)s::text[]);
 
 -- take_wakes --
--- Takes facts whose waiters are to be looked at: those given, or the oldest.
+-- Takes the oldest facts whose waiters are to be looked at.
 select environment_id, target_id
   from runwire.wakes
- where %(targets)s::text[] is null
-    or (environment_id = any(%(environment_ids)s::integer[]) and target_id = any(%(targets)s::text[]))
  order by created_at
+ limit %(limit)s
+   for update skip locked;
+
+-- take_wakes_of --
+-- Takes these facts, by key: behind a hundred thousand others they are not looked for.
+select environment_id, target_id
+  from runwire.wakes
+ where environment_id = any(%(environment_ids)s::integer[]) and target_id = any(%(targets)s::text[])
  limit %(limit)s
    for update skip locked;
 
@@ -182,13 +188,22 @@ returning target_id;
 -- input --
 -- What a wait for input was answered with: the chunk that it waited for, if that came in time.
 select c.body
-  from runwire.waits w
-  join runwire.streams s
-    on s.environment_id = w.environment_id and s.run_id = w.run_id and s.key = w.stream_key
-  join runwire.stream_chunks c on c.bucket = s.bucket and c.stream_id = s.id and c.seq = w.seq
- where w.environment_id = %(environment_id)s and w.run_id = %(run_id)s
-   and w.generation = %(generation)s and w.branch = %(branch)s and w.ordinal = %(ordinal)s
-   and (w.due_at is null or c.created_at <= w.due_at);
+  from (select w.environment_id, w.run_id, w.stream_key, w.seq, w.due_at
+          from runwire.waits w
+         where w.environment_id = %(environment_id)s and w.run_id = %(run_id)s
+           and w.generation = %(generation)s and w.branch = %(branch)s and w.ordinal = %(ordinal)s
+         limit 1) as w
+ cross join lateral (
+       select s.id, s.bucket
+         from runwire.streams s
+        where s.environment_id = w.environment_id and s.run_id = w.run_id and s.key = w.stream_key
+        limit 1) as s
+ cross join lateral (
+       select c.body, c.created_at
+         from runwire.stream_chunks c
+        where c.bucket = s.bucket and c.stream_id = s.id and c.seq = w.seq
+        limit 1) as c
+ where w.due_at is null or c.created_at <= w.due_at;
 
 -- drop_wakes --
 -- Drops facts whose waiters were looked at.
@@ -197,12 +212,17 @@ delete from runwire.wakes
 
 -- due --
 -- The next runs whose waits end by time, of one environment or of all, and in how many seconds.
-select r.environment_id, r.id,
-       extract(epoch from r.wake_at - runwire.now_v1())::double precision as seconds
-  from runwire.runs r
- where r.status = 'WAITING' and r.wake_at is not null
-   and (%(environment_id)s::integer is null or r.environment_id = %(environment_id)s)
- order by r.wake_at
+select next.environment_id, next.id,
+       extract(epoch from next.wake_at - runwire.now_v1())::double precision as seconds
+  from runwire.environments e
+ cross join lateral (
+       select r.environment_id, r.id, r.wake_at
+         from runwire.runs r
+        where r.environment_id = e.id and r.status = 'WAITING' and r.wake_at is not null
+        order by r.wake_at
+        limit %(limit)s) as next
+ where %(environment_id)s::integer is null or e.id = %(environment_id)s
+ order by next.wake_at
  limit %(limit)s;
 
 -- lock_waiters --

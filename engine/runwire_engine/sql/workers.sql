@@ -81,8 +81,9 @@ with clock as materialized (
     select runwire.now_v1() as now
 ), due as (
     select r.environment_id, r.id
-      from runwire.runs r, clock
-     where r.status in ('DELAYED', 'QUEUED', 'PENDING_VERSION') and r.expires_at <= clock.now
+      from runwire.runs r
+     where r.status in ('DELAYED', 'QUEUED', 'PENDING_VERSION')
+       and r.expires_at <= (select now from clock)
      order by r.expires_at
      limit %(limit)s
        for no key update of r skip locked
