@@ -81,6 +81,7 @@ faults: setup ## Only the tests of faults, made longer, and more of them behind 
 	$(LONG) $(BIN)/python -m pytest -m faults -rP
 	RUNWIRE_CRON_EXAMPLES=3000 RUNWIRE_TEST_EMBEDDED=1 $(BIN)/python -m pytest tests/engine/test_cron.py tests/realtime/test_testing.py
 	RUNWIRE_TRIES=10000 $(BIN)/python -m pytest tests/realtime/test_exactness.py
+	RUNWIRE_GROWN_RUNS=60000 $(BIN)/python -m pytest tests/engine/test_growth.py
 	RUNWIRE_BLOCKED_SECONDS=30 $(BIN)/python -m pytest tests/engine/test_odd_tasks.py
 	RUNWIRE_INPUT_RUNS=30 RUNWIRE_LONG_STREAM=100000 $(BIN)/python -m pytest tests/engine/test_input_waits.py tests/clients/test_streams_live.py
 	RUNWIRE_TEST_POOLER=1 $(BIN)/python -m pytest $(BEHIND_POOLER)

@@ -5,6 +5,7 @@ transactions already seen. The next read returns exactly the events of those tha
 since, whatever order they committed in, and no open transaction of somebody holds it up.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
@@ -74,7 +75,8 @@ class Tail:
         Raises StandbyError, and StatementTimeoutError after two seconds. After any error the
         position is what it was: read again, or `start` anew.
         """
-        rows = await _read(self._database, {"snapshot": self.position, "limit": self._limit + 1})
+        parameters = {"snapshot": self.position, "limit": self._limit + 1}
+        rows = await read_by_txid(self._database, "changes.tail", parameters)
         changes = _changes(rows, self._limit)
         self._position = changes.snapshot
         return changes
@@ -150,18 +152,21 @@ async def begin_history(database: Database) -> str:
     return await epoch(database)
 
 
-async def _read(database: Database, parameters: dict[str, object]) -> list[Row]:
-    """Read the tail by the index on txid, whatever the statistics say.
+async def read_by_txid(
+    database: Database, name: str, parameters: Mapping[str, object]
+) -> list[Row]:
+    """Read what became visible by the index on txid, whatever the statistics say.
 
     Today's partition grows faster than it is analysed, and a plan that reads it whole looks cheap
-    until it is not. One round trip: the settings travel with the statement.
+    until it is not. One round trip: the settings travel with the statement. Raises
+    StatementTimeoutError after two seconds.
     """
     async with database.session() as session:
         connection = session.connection
         async with connection.pipeline():
             await connection.execute(statement("changes.begin"))
             await connection.execute(statement("changes.settle"))
-            cursor = await connection.execute(statement("changes.tail"), parameters)
+            cursor = await connection.execute(statement(name), parameters)
             await connection.execute(statement("changes.commit"))
         return await cursor.fetchall()
 

@@ -10,7 +10,7 @@ from typing import Final
 import orjson
 
 from runwire_engine.bells import ChunkRow
-from runwire_engine.changes import is_cut_off, place
+from runwire_engine.changes import is_cut_off, place, read_by_txid
 from runwire_engine.database import Database, Row
 from runwire_engine.followed import (
     Before,
@@ -118,8 +118,12 @@ class Following:
         tasks: Sequence[str] | None = None,
         batch_id: str | None = None,
     ) -> dict[str, Touched]:
-        """Return the runs that changed since a snapshot, and from where on."""
-        rows = await self._database.all(
+        """Return the runs that changed since a snapshot, and from where on.
+
+        Raises StatementTimeoutError where that is too much to read.
+        """
+        rows = await read_by_txid(
+            self._database,
             "following.touched",
             {
                 "environment_id": environment_id,

@@ -16,7 +16,11 @@ from anyio.abc import TaskGroup
 
 from runwire.wire import LARGE_VALUE_BYTES, ErrorCode, GapReason
 from runwire_engine.changes import RESUME_LIMIT
-from runwire_engine.errors import DatabaseUnavailableError, EngineError
+from runwire_engine.errors import (
+    DatabaseUnavailableError,
+    EngineError,
+    StatementTimeoutError,
+)
 from runwire_engine.followed import FollowedRun, Member, Touched
 from runwire_engine.following import Following
 from runwire_realtime import messages
@@ -204,7 +208,10 @@ class _Load:
         if held is None:
             _refuse(feed, ErrorCode.NOT_FOUND, "there is no such batch")
             raise StartedOverError
-        touched = await self._read(self._touched(cursor.snapshot))
+        try:
+            touched = await self._read(self._touched(cursor.snapshot))
+        except StatementTimeoutError:
+            return GapReason.OVERFLOW
         # In this order: a day that is dropped from here on was there to be read.
         if await self._read(self._following.is_cut_off(cursor.snapshot)):
             return GapReason.RETENTION

@@ -101,7 +101,7 @@ def execute(connection: Connection, name: str, parameters: Parameters) -> Cost:
 
 
 # What the tail reads under settings of its own.
-SETTLED: Final = {"changes.tail"}
+SETTLED: Final = {"changes.tail", "following.touched"}
 # Beyond this much, and this many times what is answered, a plan reads what it does not return.
 _SLACK: Final = 150
 _TIMES: Final = 3

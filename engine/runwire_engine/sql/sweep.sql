@@ -93,7 +93,7 @@ delete from runwire.used_tokens
  where ctid = any(array(
        select ctid from runwire.used_tokens
         where expires_at < (select runwire.now_v1()) - %(kept)s::interval
-        limit %(limit)s for update skip locked));
+        order by expires_at limit %(limit)s for update skip locked));
 
 -- delete_revoked_tokens --
 -- Deletes revoked tokens that have expired since.
@@ -101,7 +101,7 @@ delete from runwire.revoked_tokens
  where ctid = any(array(
        select ctid from runwire.revoked_tokens
         where expires_at < (select runwire.now_v1()) - %(kept)s::interval
-        limit %(limit)s for update skip locked));
+        order by expires_at limit %(limit)s for update skip locked));
 
 -- delete_groups --
 -- Deletes groups of concurrency keys that nothing waits or executes in any more.

@@ -120,4 +120,4 @@ delete from runwire.waitpoints
           and coalesce(p.idempotency_expires_at <= runwire.now_v1(), true)
           and not exists (select from runwire.wait_targets t
                            where t.environment_id = p.environment_id and t.target_id = p.id)
-        limit %(limit)s for update skip locked));
+        order by p.completed_at limit %(limit)s for update skip locked));
