@@ -258,17 +258,31 @@ def _check_streams(ledger: Ledger) -> Iterator[Finding]:
             continue
         if run.status in _FINAL and not stream.has_eof:
             yield Finding(Fault.MISSING_EOF, stream.run_id, stream=stream.key)
-        # When each execution began, from 1 on.
-        began = [event.at for event in run.events if event.type == "executing"]
+        began = _lineages(run)
         highest = 0
         for seq, writer in sorted(stream.writers.items()):
             if writer.execution is None:
                 continue
-            later = began[writer.execution] if writer.execution < len(began) else None
-            is_late = later is not None and writer.at > later
+            later = [at for number, at in began if number > writer.execution]
+            is_late = later[:1] != [] and writer.at > later[0]
             if is_late or writer.execution < highest:
                 yield Finding(Fault.ZOMBIE_CHUNK, stream.run_id, stream=stream.key, number=seq)
             highest = max(highest, writer.execution)
+
+
+def _lineages(run: LedgerRun) -> list[tuple[int, datetime]]:
+    """Return which executions begin a piece of streams, and when: one that goes on does not."""
+    lineages: list[tuple[int, datetime]] = []
+    number, goes_on = 0, False
+    for event in run.events:
+        if event.type == "waiting":
+            goes_on = True
+        elif event.type == "executing":
+            number += 1
+            if not goes_on and event.at is not None:
+                lineages.append((number, event.at))
+            goes_on = False
+    return lineages
 
 
 # -- one client against the database ----------------------------------------------------------
