@@ -105,18 +105,6 @@ async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
         yield opened
 
 
-@pytest.fixture
-async def server(bench: Bench, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    async with running_realtime(bench.database_url) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(server: TestRealtime, anyio_backend: str) -> AsyncGenerator[AsyncRunwire]:
-    async with AsyncRunwire(api_url=server.url, access_token=server.key) as opened:
-        yield opened
-
-
 def text_of(events: list[Event], key: str = "text") -> str:
     return "".join(event.chunk for event in events if event.type == key)
 
@@ -194,7 +182,7 @@ async def test_what_does_not_exist_is_an_error(client: AsyncRunwire) -> None:
 
 
 async def test_queues_are_seen_paused_and_limited(client: AsyncRunwire) -> None:
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         names = [queue.name async for queue in client.queues.list(per_page=2)]
         assert sorted(names) == sorted(made.id for made in TASKS)
         paused = await client.queues.pause(sleeper)
@@ -236,7 +224,7 @@ async def test_a_delayed_run_is_rescheduled_and_a_debounced_one_pushed_back(
     client: AsyncRunwire,
 ) -> None:
     delayed = await client.tasks.trigger(story, Prompt(topic="late", words=1), delay="1h")
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         run = await client.runs.reschedule(delayed, delay=timedelta(hours=2))
         assert run.status == "DELAYED" and run.delayed_until is not None
         assert run.delayed_until > run.created_at + timedelta(minutes=119)
@@ -295,14 +283,14 @@ async def test_the_first_runs_of_an_iterable_are_over_before_its_last_item_is_th
 ) -> None:
     async def items() -> AsyncIterator[BatchItem]:
         yield {"task": story, "payload": Prompt(topic="first", words=1), "options": {"tags": "one"}}
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async for run in client.runs.subscribe_to_runs_with_tag("one"):
                 if run.is_success:
                     break
         yield {"task": "client-blocking-story", "payload": {"topic": "second", "words": 1}}
 
     handle = await client.batch.trigger(items(), idempotency_key="an import")
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         final = [run async for run in client.runs.subscribe_to_batch(handle.batch_id)]
     assert {run.task_identifier for run in final} == {story.id, blocking_story.id}
     held = await client.batch.retrieve(handle.batch_id)
@@ -329,7 +317,7 @@ async def test_a_batch_by_task_over_http_has_a_handle_for_each_run(
     token = first.public_access_token
     assert token is not None
     async with AsyncRunwire(api_url=server.url, access_token=token) as reader:
-        done = await reader.runs.poll(first, interval=0.02, timeout=10)
+        done = await reader.runs.poll(first, interval=0.02, timeout=60)
         assert story.parse_output(done.output) == Story(text="a-0 ")
         assert (await reader.runs.retrieve(second)).task_identifier == blocking_story.id
 
@@ -345,7 +333,7 @@ async def test_a_batch_with_a_task_that_nobody_has_is_given_up(client: AsyncRunw
     assert (held.status, held.run_ids) == ("ABORTED", ())
     [refused] = held.processing_errors
     assert (refused.index, refused.task_identifier) == (1, "nobody")
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         assert [run async for run in client.runs.subscribe_to_batch(error.batch_id)] == []
 
 

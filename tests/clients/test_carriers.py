@@ -283,7 +283,7 @@ async def test_each_state_is_told_once_across_processes(place: Place, kind: str)
                 else client.runs.subscribe_to_runs_with_tag("moving", mode="every", cursor=cursor)
             )
             # What it is told first has a cursor; a change after it is told once that was taken.
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 async for run in updates:
                     seen.append(run)
                     if len(seen) == 1:

@@ -128,7 +128,7 @@ async def is_closed_while_it_waits_for_the_next_try(place: Place) -> None:
 
             tasks.start_soon(follow)
             await anyio.sleep(0.05)  # some tries
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 await client.aclose()
     finally:
         place.proxy.refuses = False

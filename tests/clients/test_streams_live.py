@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from runwire import AsyncRunwire, Context, FencedError, InvalidValueError, Runwire, streams, task
 from runwire.streams import Writer
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.server import TestRealtime
 from tests.support.working import Bench, opened_bench
 
 pytestmark = pytest.mark.anyio
@@ -72,19 +72,6 @@ async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
         yield opened
 
 
-@pytest.fixture
-async def server(bench: Bench, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    async with running_realtime(bench.database_url) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(server: TestRealtime, anyio_backend: str) -> AsyncGenerator[AsyncRunwire]:
-    async with AsyncRunwire(api_url=server.url, access_token=server.key) as opened:
-        with anyio.fail_after(20):
-            yield opened
-
-
 async def test_a_reader_chooses_what_it_does_with_earlier_attempts(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger(writing, 2)
     read = client.streams.read(handle.id, words)
@@ -114,9 +101,9 @@ async def test_blocking_readers_do_the_same(server: TestRealtime, client: AsyncR
 
 async def test_silence_is_an_error_only_where_a_timeout_says_so(client: AsyncRunwire) -> None:
     handle = await client.tasks.trigger(sleeper)
-    read = client.streams.read(handle.id, counts, timeout=1.0)
+    read = client.streams.read(handle.id, counts, timeout=2.0)
     seen: list[int] = []
-    with pytest.raises(TimeoutError, match="'counts' for 1"):
+    with pytest.raises(TimeoutError, match="'counts' for 2"):
         async for count in read:
             seen.append(count)
     # It goes on where it was left.

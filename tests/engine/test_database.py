@@ -242,7 +242,7 @@ async def test_a_postgres_that_starts_late_is_waited_for(database_url: str) -> N
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(let_in_later)
-            await database.open(seconds=10)
+            await database.open(seconds=60)
         await database.close()
 
 
@@ -304,7 +304,7 @@ async def test_it_works_again_within_seconds_of_postgres_being_back(tmp_path: Pa
     with anyio.move_on_after(2.5):  # long enough for the pauses to have grown
         await until_async(works, 10)
     await postgres.start()
-    with anyio.fail_after(5):
+    with anyio.fail_after(15):
         await until_async(works)
     await database.close()
     await postgres.stop()

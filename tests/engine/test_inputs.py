@@ -60,7 +60,7 @@ async def test_what_is_sent_while_the_run_waits_reaches_it_by_the_bell(bench: Be
     # Only the bell can bring it in time.
     async with bench.worker(made, poll=60.0):
         run_id = await bench.start(made)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await reading_now.wait()
             await send(bench, run_id, 1)
             await send(bench, run_id, 2)
@@ -90,7 +90,7 @@ async def test_without_a_bell_the_worker_looks(
 async def test_blocking_code_reads_the_same(bench: Bench) -> None:
     def reading() -> list[Any]:
         seen = approvals.sync.peek()
-        taken = [approvals.sync.once(), approvals.sync.once(timeout=5)]
+        taken = [approvals.sync.once(), approvals.sync.once(timeout=60)]
         with pytest.raises(TimeoutError, match="'approval' within 0.01"):
             approvals.sync.once(timeout=0.01)
         return [seen, *taken]
@@ -134,12 +134,12 @@ async def test_who_gives_up_waiting_takes_nothing(bench: Bench) -> None:
                     await approvals.once()
         require("this test")  # still the same run
         logger.info("ready")
-        return [await approvals.once(timeout=5) for _ in range(3)]
+        return [await approvals.once(timeout=60) for _ in range(3)]
 
     made = defined(impatient)
     async with bench.worker(made):
         run_id = await bench.start(made)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not (await bench.engine.streams.read(bench.env, run_id, "$log")).chunks:
                 await anyio.sleep(0.01)  # polls the database
         await send(bench, run_id, 1, 2, 3)

@@ -99,7 +99,7 @@ async def test_resuming_rings_for_the_queue(engine: Engine, env: int) -> None:
     await triggered(engine, env)
     await engine.queues.pause(env, "task/plain")
     async with Listener(engine.settings.listen_dsn, environment_id=env) as bells:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async for bell in bells:
                 if "task/plain" in bell.work:
                     break

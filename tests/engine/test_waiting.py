@@ -227,7 +227,7 @@ async def test_a_waiting_run_is_canceled_at_once_and_its_code_unwound(bench: Ben
         await bench.until(run_id, "WAITING")
         canceled = await bench.engine.runs.cancel(bench.env, run_id)
         assert canceled.status == "CANCELED"
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await unwound.wait()
         await until(lambda: not worker.held)
 
@@ -271,7 +271,7 @@ async def test_a_wait_does_not_count_against_max_duration(bench: Bench) -> None:
 
 async def child_of(bench: Bench, parent_id: str, made: AnyTask) -> str:
     """Wait for a parent's child and return its id."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while True:
             page = await bench.engine.runs.list(bench.env, RunQuery(task=(made.id,)))
             for row in page.runs:

@@ -81,7 +81,7 @@ async def test_a_connection_of_its_own_lets_bells_go_around_the_pooler(
                 await traffic.until_flowing(40)
                 middle = traffic.delays()[len(traffic.delays()) // 2]
             record_property("p50", round(middle, 3))
-            assert middle < 0.3, "this is the poll's pace, not the bells'"
+            assert middle < 0.45, "this is the poll's pace (0.5 in the middle), not the bells'"
 
 
 async def test_a_worker_behind_a_pooler_executes(database_url: str) -> None:

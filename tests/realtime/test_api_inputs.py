@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from runwire import AsyncRunwire, FencedError, ForbiddenError, Runwire, streams, task
 from runwire.errors import NotFoundError
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.server import TestRealtime
 from tests.support.working import Bench, opened_bench
 
 pytestmark = pytest.mark.anyio
@@ -39,19 +39,6 @@ async def taking(payload: int) -> list[Any]:
 async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
     async with opened_bench(database_url) as opened, opened.worker(asking, taking):
         yield opened
-
-
-@pytest.fixture
-async def server(bench: Bench, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    async with running_realtime(bench.database_url) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(server: TestRealtime, anyio_backend: str) -> AsyncGenerator[AsyncRunwire]:
-    async with AsyncRunwire(api_url=server.url, access_token=server.key) as opened:
-        with anyio.fail_after(20):
-            yield opened
 
 
 @pytest.fixture

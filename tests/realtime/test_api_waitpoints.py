@@ -13,7 +13,7 @@ from runwire import AsyncRunwire, ForbiddenError, Runwire, task, wait
 from runwire.errors import NotFoundError, WaitTimeoutError
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.tokens import Tokens
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.server import TestRealtime
 from tests.support.working import Bench, opened_bench
 
 pytestmark = pytest.mark.anyio
@@ -36,19 +36,6 @@ def making() -> Any:
 async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
     async with opened_bench(database_url) as opened, opened.worker(waiting, making):
         yield opened
-
-
-@pytest.fixture
-async def server(bench: Bench, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    async with running_realtime(bench.database_url) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(server: TestRealtime, anyio_backend: str) -> AsyncGenerator[AsyncRunwire]:
-    async with AsyncRunwire(api_url=server.url, access_token=server.key) as opened:
-        with anyio.fail_after(20):
-            yield opened
 
 
 async def test_a_run_goes_on_with_what_a_backend_completes(

@@ -12,7 +12,7 @@ import pytest
 from runwire import AsyncRunwire, ForbiddenError, InvalidValueError, Runwire, logger, streams, task
 from runwire.errors import NotFoundError
 from runwire.runs import LogEntry
-from tests.support.server import TestRealtime, running_realtime
+from tests.support.server import TestRealtime
 from tests.support.working import Bench, opened_bench
 
 pytestmark = pytest.mark.anyio
@@ -36,19 +36,6 @@ async def patient() -> None:
 async def bench(database_url: str, anyio_backend: str) -> AsyncGenerator[Bench]:
     async with opened_bench(database_url) as opened, opened.worker(chatty, patient):
         yield opened
-
-
-@pytest.fixture
-async def server(bench: Bench, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
-    async with running_realtime(bench.database_url) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(server: TestRealtime, anyio_backend: str) -> AsyncGenerator[AsyncRunwire]:
-    async with AsyncRunwire(api_url=server.url, access_token=server.key) as opened:
-        with anyio.fail_after(20):
-            yield opened
 
 
 async def test_a_log_is_read_as_it_is_and_as_it_grows(client: AsyncRunwire) -> None:
