@@ -8,10 +8,13 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, settings
 
+from runwire import AsyncRunwire
 from runwire_engine.database import Database
 from runwire_engine.environments import Environments
 from tests.support.pooler import pooler
 from tests.support.postgres import ENVIRONMENT, TestServer, opened_database, running_server
+from tests.support.server import TestRealtime, running_realtime
+from tests.support.working import Bench
 
 # Every day the same examples; with RUNWIRE_EXAMPLES=random (`make faults`) others each time. A busy
 # machine is no fault of theirs.
@@ -99,3 +102,20 @@ async def database(database_url: str, anyio_backend: str) -> AsyncGenerator[Data
 async def env(database: Database, anyio_backend: str) -> int:
     """The id of the environment "dev" in the test's own database."""
     return await Environments(database).ensure(ENVIRONMENT)
+
+
+# A module that wants these has a `bench` of its own, which names the tasks of its worker.
+
+
+@pytest.fixture
+async def server(bench: Bench, anyio_backend: str) -> AsyncGenerator[TestRealtime]:
+    """A server on the database of the module's bench."""
+    async with running_realtime(bench.database_url) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: TestRealtime, anyio_backend: str) -> AsyncGenerator[AsyncRunwire]:
+    """A client of that server, with its API key."""
+    async with AsyncRunwire(api_url=server.url, access_token=server.key) as opened:
+        yield opened

@@ -16,6 +16,7 @@ from runwire_engine.alarms import Alarms
 from runwire_engine.database import Database
 from runwire_engine.errors import EngineError
 from runwire_engine.queue_groups import match_runs
+from runwire_engine.repeating import Repeating
 from runwire_engine.retention import Retention
 from runwire_engine.waitpoints import Waitpoints
 from runwire_engine.waits import Waits
@@ -56,8 +57,8 @@ _KEPT: Final = {
 }
 
 
-class Sweep:
-    """Sweeps every few seconds; `run` belongs into a task group."""
+class Sweep(Repeating):
+    """Sweeps every few seconds; what fails is logged and tried again at the next pass."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Sweep:
         *,
         interval: float = INTERVAL,
     ) -> None:
+        super().__init__()
         self.alarms = alarms
         self._database = database
         self._workers = workers
@@ -78,23 +80,9 @@ class Sweep:
         self._retention = retention
         self._interval = interval
         self._tidied = -_TIDY_SECONDS
-        self._closing = anyio.Event()
-        self.idle = True
 
-    async def run(self) -> None:
-        """Sweep until `close`; a failing step is logged and tried again at the next pass."""
-        self.idle = False
-        try:
-            while not self._closing.is_set():
-                full = await self.once()
-                with anyio.move_on_after(0.05 if full else self._interval):
-                    await self._closing.wait()
-        finally:
-            self.idle = True
-
-    def close(self) -> None:
-        """Have `run` return after the step it is at."""
-        self._closing.set()
+    async def _step(self) -> float:
+        return 0.05 if await self.once() else self._interval
 
     async def once(self) -> bool:
         """Make one pass; say whether there is more to do at once."""

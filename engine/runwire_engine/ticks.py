@@ -23,6 +23,7 @@ from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import DatabaseUnavailableError, DataRefusedError, EngineError
 from runwire_engine.ids import new_run_id
+from runwire_engine.repeating import Repeating
 from runwire_engine.schedules import ScheduleRow, schedule_row
 from runwire_engine.triggers import NewRun, Triggering, Wanted
 
@@ -49,31 +50,15 @@ class _Move:
     suspends: bool = False
 
 
-class Ticks:
-    """Makes runs as schedules become due; `run` belongs into a task group."""
+class Ticks(Repeating):
+    """Makes runs as schedules become due; a look that fails is logged and tried again."""
 
     def __init__(self, database: Database, bell: Doorbell, *, poll: float) -> None:
+        super().__init__()
         self._database = database
         self._bell = bell
         self._poll = poll
         self._tidied = -_TIDY_SECONDS
-        self._closing = anyio.Event()
-        self.idle = True
-
-    async def run(self) -> None:
-        """Make what becomes due until `close`; a failing step is logged and tried again."""
-        self.idle = False
-        try:
-            while not self._closing.is_set():
-                seconds = await self._careful()
-                with anyio.move_on_after(seconds):
-                    await self._closing.wait()
-        finally:
-            self.idle = True
-
-    def close(self) -> None:
-        """Have `run` return after the step it is at."""
-        self._closing.set()
 
     async def once(self) -> float:
         """Make the runs of what is due; return in how many seconds to look again."""
@@ -88,7 +73,7 @@ class Ticks:
         # What others are at is skipped, and soon no longer due.
         return 0.0 if await self._tick() else 0.01
 
-    async def _careful(self) -> float:
+    async def _step(self) -> float:
         try:
             return await self.once()
         except EngineError as error:
