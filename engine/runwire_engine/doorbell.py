@@ -86,6 +86,17 @@ class Doorbell:
             ringing.add_stream(moved)
         self._rung.set()
 
+    def behind_a_commit(self, environment_id: int, streams: Iterable[StreamMoved]) -> str | None:
+        """Return what a writer's own session may send on `FEED` right behind its commit.
+
+        In a transaction of its own, once the commit is on disk. None: ring as everybody does, since
+        NOTIFY fails for now, and the writer's session has other things to do.
+        """
+        if self._is_full:
+            return None
+        ((_, payload),) = encode(environment_id, Bell(streams=tuple(streams)))
+        return payload
+
     def ring_control(self, environment_id: int, kind: str, target: str) -> None:
         """Say that something is to be done now, such as "cancel" of a run."""
         self._of(environment_id).add_control(Control(kind, target))

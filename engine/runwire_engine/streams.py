@@ -24,8 +24,9 @@ from runwire_engine.bells import ChunkRow as ChunkRow
 from runwire_engine.bells import StreamMoved
 from runwire_engine.database import Database, Row
 from runwire_engine.doorbell import Doorbell
-from runwire_engine.errors import LockHeldError
+from runwire_engine.errors import EngineError, LockHeldError
 from runwire_engine.flusher import RETRY_FOR, Flusher
+from runwire_engine.memory import Expected, StreamMemory
 from runwire_engine.placement import MAX_STREAM_BYTES, Outcome, StreamName, StreamState
 from runwire_engine.placement import Append as Append
 from runwire_engine.placement import AppendAnswer as AppendAnswer
@@ -39,8 +40,6 @@ logger = logging.getLogger("runwire.streams")
 HINT_BYTES = 6_000
 PAGE_BYTES = 512 * 1024
 PAGE_CHUNKS = 2_000
-# Names of streams that exist, kept so that their runs need not be locked for a change.
-_KNOWN = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class Streams:
         self._bell = bell
         self._limit = stream_limit
         self._writer = Writer(database, "chunks")
-        self._known: dict[int, set[StreamName]] = {}
+        self._memories: dict[int, StreamMemory] = {}
         self._flusher: Flusher[_Item, _Promised] = Flusher(
             "chunks", numbered=self._flush, size=_weight, retry_for=retry_for
         )
@@ -261,16 +260,46 @@ class Streams:
         if not items:
             return
         environment_id = items[0].environment_id
+        appends = [item.append for item in items]
+        memory = self._memories.setdefault(environment_id, StreamMemory())
         appending = Appending(
             self._database, environment_id, writer, number, self._limit, repeated=repeated
         )
-        known = self._known.setdefault(environment_id, set())
-        outcomes = await appending.store([i.append for i in items], known, hasten=hasten)
+        if hasten and not repeated:
+            expected = memory.expect(appends, stream_limit=self._limit)
+            if expected is not None and await self._store_expected(appending, memory, expected):
+                _settle(items, expected.answers)
+                return
+        outcomes = await appending.store(appends, memory, hasten=hasten)
         _settle(items, outcomes)
-        if len(known) > _KNOWN:
-            known.clear()
-        known.update((stream.run_id, stream.key) for stream in appending.touched)
+        memory.keep(appending.runs, appending.touched)
         self._ring(environment_id, appending)
+
+    async def _store_expected(
+        self, appending: Appending, memory: StreamMemory, expected: Expected
+    ) -> bool:
+        """Store a flush in one round trip, if all is as remembered."""
+        environment_id = appending.environment_id
+        bell = self._bell.behind_a_commit(environment_id, map(_moved, expected.after))
+        try:
+            is_stored = await appending.store_expected(expected, bell)
+        except EngineError as error:
+            memory.forget_runs(run.id for run in expected.runs)
+            if not await appending.is_stored(error):
+                raise
+            # It is the bell that failed.
+            self._ring_moved(environment_id, expected.after)
+            return True
+        if is_stored:
+            memory.keep({}, expected.after)
+            if bell is None:
+                self._ring_moved(environment_id, expected.after)
+        else:
+            memory.forget_runs(run.id for run in expected.runs)
+        return is_stored
+
+    def _ring_moved(self, environment_id: int, streams: Sequence[StreamState]) -> None:
+        self._bell.ring_feed(environment_id, streams=map(_moved, streams))
 
     def _ring(self, environment_id: int, appending: Appending) -> None:
         """Tell what moved, now that the commit is acknowledged."""

@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from runwire.errors import FencedError, InvalidValueError
+from runwire_engine.appending import Appending
 from runwire_engine.database import Database, Row
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.environments import Environments
@@ -352,6 +353,72 @@ async def test_an_idle_reader_of_a_page_touches_one_partition(
     text = "\n".join(str(line["QUERY PLAN"]) for line in plan)
     assert f"stream_chunks_{head.bucket:%Y%m%d}" in text
     assert text.count(" on stream_chunks_") == 1
+
+
+async def test_known_streams_are_appended_to_in_one_round_trip(
+    streams: Streams, database: Database, env: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await insert_run(database, env)
+    await streams.append_many(env, [own(run_id, "0"), own(run_id, "0", key="b")])
+    with monkeypatch.context() as patched:
+        patched.delattr(Appending, "store")
+        answers = await streams.append_many(
+            env,
+            [
+                own(run_id, '"é\\"\\\\,{}"', "2"),
+                Append(run_id, "b", ("1",), writer='backend, {"x"}'),
+                own(run_id, "2", key="b", end=True),
+                own(run_id, "3"),
+            ],
+        )
+    assert answers == [AppendAnswer(*at) for at in [(1, 3), (1, 2), (2, 3), (3, 4)]]
+    assert await bodies(streams, env, run_id) == ["0", '"é\\"\\\\,{}"', "2", "3"]
+    page = await streams.read(env, run_id, "b")
+    assert [(c.execution, c.attempt, c.writer) for c in page.chunks] == [
+        (1, 1, None),
+        (None, None, 'backend, {"x"}'),
+        (1, 1, None),
+    ]
+    assert page.stream is not None and page.stream.ended_execution == 1
+    assert page.stream.bytes == 3
+    # The end is taken back.
+    await streams.append(env, own(run_id, "4", key="b"))
+    assert await bodies(streams, env, run_id, "b") == ["0", "1", "2", "4"]
+
+
+async def test_what_others_did_meanwhile_is_found_out_under_the_locks(
+    streams: Streams, database: Database, database_url: str, env: int
+) -> None:
+    run_id = await insert_run(database, env)
+    async with running(Streams(database, Doorbell(database_url))) as others:
+        for n in range(0, 10, 2):
+            assert await streams.append(env, own(run_id, str(n))) == AppendAnswer(n, n + 1)
+            assert await others.append(env, own(run_id, str(n + 1))) == AppendAnswer(n + 1, n + 2)
+    assert await bodies(streams, env, run_id) == [str(n) for n in range(10)]
+    await streams.append(env, own(run_id, "10"))
+    await rows(database, "update runwire.runs set execution = 2 where id = %s returning id", run_id)
+    with pytest.raises(FencedError):
+        await streams.append(env, own(run_id, "11"))
+    await streams.append(env, own(run_id, "11", execution=2))
+    with pytest.raises(FencedError):
+        await streams.append(env, own(run_id, "12"))
+    assert await bodies(streams, env, run_id) == [str(n) for n in range(12)]
+
+
+async def test_a_bell_that_fails_behind_its_commit_costs_and_doubles_nothing(
+    streams: Streams, database: Database, env: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await insert_run(database, env)
+    await streams.append(env, own(run_id, "0"))
+
+    def too_long(*_: object) -> str:
+        return "x" * 8000
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Doorbell, "behind_a_commit", too_long)
+        assert await streams.append(env, own(run_id, "1")) == AppendAnswer(1, 2)
+    assert await streams.append(env, own(run_id, "2")) == AppendAnswer(2, 3)
+    assert await bodies(streams, env, run_id) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["reply lost", "commit lost"])

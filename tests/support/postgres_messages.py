@@ -6,7 +6,9 @@ Fed with the bytes of one direction of one connection, in pieces of any size.
 import re
 from typing import Final
 
-_COMMIT: Final = re.compile(rb"^\s*(commit|end)\b", re.IGNORECASE)
+# A procedure commits by itself: its CALL stands for a COMMIT.
+_COMMIT: Final = re.compile(rb"^(\s|--[^\n]*\n)*(commit|end|call)\b", re.IGNORECASE)
+_COMMITTED: Final = frozenset({b"COMMIT\0", b"CALL\0"})
 _SSL_REQUEST: Final = 80877103
 _GSS_REQUEST: Final = 80877104
 
@@ -82,7 +84,7 @@ class BackendReader:
             self._bare_seen += 1
         found = 0
         while (message := _take_message(self)) is not None:
-            found += message[0] == b"C" and message[1] == b"COMMIT\0"
+            found += message[0] == b"C" and message[1] in _COMMITTED
         return found
 
 
