@@ -19,7 +19,7 @@ NPM_READY := $(TYPESCRIPT)/node_modules/.npm-ready
 OFFICIAL := tests/support/official_sdk
 OFFICIAL_READY := $(OFFICIAL)/node_modules/.npm-ready
 PEERS := tests/benchmarks/peers
-PEERS_READY := $(PEERS)/node_modules/.npm-ready
+PEERS_READY := $(PEERS)/node_modules/.npm-ready .runwire/peers/.python-ready
 
 # Node and npm of the wheel, if it was installed, come before the system's.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -74,7 +74,7 @@ check: setup ## Everything CI runs: style, types, import rules, tests
 	npm --prefix $(TYPESCRIPT) run check
 	$(MAKE) test
 
-bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn
+bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn (half an hour)
 	$(BIN)/python -m tests.benchmarks
 
 faults: setup ## Only the tests of faults, made longer, and more of them behind PgBouncer; RUNWIRE_FAULTS_SEED=… for the same again
@@ -99,10 +99,12 @@ lock: $(PYTHON_READY) ## Resolve the Python dependencies anew: LOCK_FLAGS=--upgr
 	$(BIN)/python -m pip install --quiet uv
 	$(COMPILE) pyproject.toml --extra server --extra embedded --group test --group check --group build -o requirements.lock
 	$(COMPILE) --group node -o requirements-node.lock
+	$(COMPILE) $(PEERS)/requirements.in -o $(PEERS)/requirements.txt
+	$(COMPILE) $(PEERS)/compiler.in -o $(PEERS)/compiler.txt
 
 clean: ## Remove what setup and the tests made; the data of `make run` stays
 	rm -rf .venv $(TYPESCRIPT)/node_modules $(OFFICIAL)/node_modules $(PEERS)/node_modules $(dir $(DASHBOARD))
-	rm -rf .runwire/autobahn .runwire/browser .runwire/cache .runwire/test-postgres
+	rm -rf .runwire/autobahn .runwire/bench .runwire/browser .runwire/cache .runwire/peers .runwire/test-postgres
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet $(LOCK_FLAGS)
@@ -131,8 +133,15 @@ $(OFFICIAL_READY): $(OFFICIAL)/package-lock.json | $(NODE_READY)
 	cd $(OFFICIAL) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-$(PEERS_READY): $(PEERS)/package-lock.json | $(NODE_READY)
+$(PEERS)/node_modules/.npm-ready: $(PEERS)/package-lock.json | $(NODE_READY)
 	cd $(PEERS) && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# One that cannot be installed here is named in the tables; so is a missing compiler.
+.runwire/peers/.python-ready: $(PEERS)/requirements.txt $(PEERS)/compiler.txt | $(PYTHON_READY)
+	$(PYTHON) -m venv .runwire/peers
+	-.runwire/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PEERS)/requirements.txt
+	-command -v cc >/dev/null || .runwire/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PEERS)/compiler.txt
 	@touch $@
 
 $(DASHBOARD): $(NPM_READY) $(SOURCES)

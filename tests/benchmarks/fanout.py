@@ -1,121 +1,116 @@
-"""One stream to 1 000 sockets, with a backlog: events delivered per second, against Node `ws`.
+"""One stream to many sockets: events delivered per second, and what each costs when it is alone.
 
-Ours is end to end: a writer in another process appends each event, it is committed to Postgres, and
-the hub pushes it. The peer's publisher hands each event to the hub's memory over a socket; nothing
-is stored. Both hubs have core 0 to themselves. At most BACKLOG events are under way.
+Three shapes: with a backlog, where servers may join events; every event alone, where none can; and
+20 events a second, where the time until the last of 1 000 sockets has it is what a user feels. The
+server has core 0 to itself in every row, the generator and all else have the rest.
+
+Each alternative is started anew for each round and measured in all shapes that one table needs.
 """
 
-import contextlib
-import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 
-import orjson
+from tests.benchmarks.comparison import GENERATOR, OURS, Column, Comparison, Figures, Goal, in_turn
+from tests.benchmarks.generator import Load
+from tests.benchmarks.sources import Opened, nats, node_hub, served
+from tests.benchmarks.stand import Stand
 
-from runwire.wire import PROTOCOL, SOCKET_PATH
-from tests.benchmarks.sockets import MARK, Swarm, await_text, open_socket, text_frame
-from tests.benchmarks.stand import (
-    PEERS,
-    REST,
-    SERVER_CORES,
-    Stand,
-    cpu_seconds,
-    feed,
-    first_line,
-    program,
-)
-
-SOCKETS = 1000
-AT_ONCE = 50  # sockets opened together, well under the hub's limit of strangers
-BACKLOG = 32
-EVENTS = 640
-EVENT = "x" * (200 - len(MARK)) + MARK.decode()
+NODE = "node ws"
+NODE_JOINED = "node, frames joined"
+NATS = "nats websocket"
+_SERVER = Column("server", "server CPU", ".2f")
+_GENERATOR = Column(GENERATOR, "generator CPU", ".2f")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One round."""
+def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
+    """Measure all shapes; in short form, with fewer events."""
+    sources = _sources(stand)
+    part = 4 if short else 1
+    yield _backlog(sources, rounds, sockets=1000, window=32, events=1280 // part, goal=15)
+    yield _backlog(sources, rounds, sockets=5000, window=16, events=256 // part, goal=10)
+    yield _alone(sources, rounds, events=400 // part, seconds=8 // part)
 
-    per_second: float
-    server_cpu: float  # share of its core
-    generator_cpu: float
+
+def _sources(stand: Stand) -> Mapping[str, Opened]:
+    return {
+        OURS: lambda: served(stand),
+        NODE: lambda: node_hub("fanout_hub.mjs"),
+        NODE_JOINED: lambda: node_hub("joined_hub.mjs"),
+        NATS: nats,
+    }
 
 
-def ours(stand: Stand, writer_for: Callable[[], tuple[str, list[str]]]) -> Measured:
-    """Deliver EVENTS through a run's stream."""
-    run_id, command = writer_for()
-    swarm = Swarm()
-    subscribe = orjson.dumps(
-        {
-            "type": "subscribe",
-            "sub": "1",
-            "to": {"run": run_id},
-            "fields": [],
-            "streams": {"events": {"from": "start"}},
+def _backlog(
+    sources: Mapping[str, Opened],
+    rounds: int,
+    *,
+    sockets: int,
+    window: int,
+    events: int,
+    goal: float,
+) -> Comparison:
+    def shape(load: Load) -> Load:
+        return replace(load, sockets=sockets, window=window, events=events, warm=2 * window)
+
+    def measure(opened: Opened) -> Figures:
+        with opened() as source:
+            it = source.run(shape)
+        return {
+            "events": it.per_second,
+            "server": it.server_cpu,
+            GENERATOR: it.generator_cpu,
+            "frames": it.received / it.frames,
         }
+
+    goals = [Goal("events", goal, NODE)]
+    if sockets == 1000:
+        goals += [Goal("events", 0.8, NODE_JOINED), Goal("events", 1.0, NATS)]
+    return in_turn(
+        f"fan-out, 1 → {sockets:,} sockets, 200-byte events, backlog {window}",
+        {name: partial(measure, opened) for name, opened in sources.items()},
+        rounds=rounds,
+        columns=[
+            Column("events", "events/s"),
+            Column("frames", "events/frame", ".1f"),
+            _SERVER,
+            _GENERATOR,
+        ],
+        goals=goals,
+        command="python -m tests.benchmarks fanout",
     )
-    hello = orjson.dumps({"type": "auth", "token": stand.key})
-    with program(command, stand.environment, REST) as writer:
-        if first_line(writer) != "ready":
-            raise RuntimeError("the appender did not start")
-        for _ in range(SOCKETS // AT_ONCE):
-            opened = [open_socket(stand.port, SOCKET_PATH, PROTOCOL) for _ in range(AT_ONCE)]
-            for raw in opened:
-                raw.sendall(text_frame(hello) + text_frame(subscribe))
-            for raw in opened:
-                await_text(raw, b'"live"')
-                swarm.add(raw)
-        lines = feed(writer)
-
-        def publish() -> None:
-            lines.write(f"{EVENT}\n")
-            lines.flush()
-
-        return _rounds(swarm, publish, stand.server)
 
 
-def node() -> Measured:
-    """Deliver EVENTS through Node `ws`, one send per socket and event, as it is usually written."""
-    with program(["node", str(PEERS / "fanout_hub.mjs")], {}, SERVER_CORES) as hub:
-        port = int(first_line(hub).split()[1])
-        swarm = Swarm()
-        for _ in range(SOCKETS):
-            swarm.add(open_socket(port, "/", None))
-        with contextlib.closing(open_socket(port, "/publish", None)) as publisher:
-            frame = orjson.dumps(EVENT)
-            return _rounds(swarm, lambda: publisher.sendall(text_frame(frame)), hub.pid)
+def _alone(sources: Mapping[str, Opened], rounds: int, *, events: int, seconds: int) -> Comparison:
+    def one_by_one(load: Load) -> Load:
+        return replace(load, sockets=1000, window=1, events=events, warm=20)
 
+    def steady(load: Load) -> Load:
+        # Events go on where the first shape ended: each source is started anew instead.
+        return replace(load, sockets=1000, rate=20, events=20 * seconds, warm=20)
 
-def _rounds(swarm: Swarm, publish: Callable[[], None], server: int) -> Measured:
-    with _closing(swarm):
-        _deliver(swarm, publish, EVENTS // 10)  # warm
-        cpu, own, start = cpu_seconds(server), time.process_time(), time.monotonic()
-        _deliver(swarm, publish, EVENTS)
-        took = time.monotonic() - start
-        wanted = EVENTS // 10 + EVENTS
-        wrong = [count for count in swarm.counts.values() if count != wanted]
-        if wrong:
-            raise AssertionError(f"{len(wrong)} sockets did not get each event once: {wrong[:3]}")
-        return Measured(
-            per_second=EVENTS * SOCKETS / took,
-            server_cpu=(cpu_seconds(server) - cpu) / took,
-            generator_cpu=(time.process_time() - own) / took,
-        )
+    def measure(opened: Opened) -> Figures:
+        with opened() as source:
+            alone = source.run(one_by_one)
+        with opened() as source:
+            timed = source.run(steady)
+        return {
+            "events": alone.per_server_second,
+            "p50": timed.p50,
+            "p99": timed.p99,
+            GENERATOR: alone.generator_cpu,
+        }
 
-
-def _deliver(swarm: Swarm, publish: Callable[[], None], events: int) -> None:
-    before = swarm.total
-    for sent in range(events):
-        # On average over the sockets; each socket's own count is checked at the end.
-        while swarm.total - before < (sent - BACKLOG + 1) * SOCKETS:
-            swarm.receive(0.05)
-        publish()
-    swarm.receive_until(before + events * SOCKETS, 60)
-
-
-@contextlib.contextmanager
-def _closing(swarm: Swarm) -> Generator[None]:
-    try:
-        yield
-    finally:
-        swarm.close()
+    return in_turn(
+        "fan-out, 1 → 1,000 sockets, every event alone; and 20 events/s",
+        {name: partial(measure, opened) for name, opened in sources.items()},
+        rounds=rounds,
+        columns=[
+            Column("events", "events/CPU second"),
+            Column("p50", "p50 ms at 20/s", ".1f"),
+            Column("p99", "p99 ms at 20/s", ".1f"),
+            _GENERATOR,
+        ],
+        goals=[Goal("events", 1.2, NODE), Goal("p99", 0.7, NODE, most=True)],
+        command="python -m tests.benchmarks fanout",
+    )

@@ -1,96 +1,62 @@
 """Append → socket: milliseconds from handing a chunk to the writer until one socket has it.
 
-Ours appends through the engine in a process of its own; the chunk is durable before it is sent. The
-peer is Node `ws` on LISTEN: one transaction per chunk with an insert and a NOTIFY that carries it.
-Both writers are fed by the same pipe, and the same socket reader takes the time.
+Ours appends through the engine in a process of its own; the chunk is durable before it is sent.
+Hubs have core 0; Postgres or Redis, the writer and the generator share the rest.
 """
 
-import contextlib
-import socket
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
-import orjson
+from tests.benchmarks import sources
+from tests.benchmarks.comparison import GENERATOR, OURS, Column, Comparison, Figures, Goal, in_turn
+from tests.benchmarks.generator import Load
+from tests.benchmarks.sources import Opened
+from tests.benchmarks.stand import Stand
 
-from runwire.wire import PROTOCOL, SOCKET_PATH, JsonObject
-from tests.benchmarks.sockets import Stopwatch, await_text, open_socket, percentile, text_frame
-from tests.benchmarks.stand import PEERS, SERVER_CORES, Stand, feed, first_line, program
-
-SECONDS = 5
-PADDING = "x" * 50
+LISTEN = "node ws on LISTEN"
+REDIS = "redis streams, node ws"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One round, in milliseconds."""
-
-    p50: float
-    p99: float
-
-
-def ours(
-    stand: Stand, per_second: int, writer_for: Callable[[], tuple[str, list[str]]]
-) -> Measured:
-    """Append to one stream of a run, watched by one socket."""
-    run_id, command = writer_for()
-    with (
-        program(command, stand.environment, SERVER_CORES) as writer,
-        contextlib.closing(open_socket(stand.port, SOCKET_PATH, PROTOCOL)) as raw,
-    ):
-        if first_line(writer) != "ready":
-            raise RuntimeError("the appender did not start")
-        subscribe: JsonObject = {
-            "type": "subscribe",
-            "sub": "1",
-            "to": {"run": run_id},
-            "fields": [],
-            "streams": {"*": {"from": "start"}},
-        }
-        raw.sendall(text_frame(orjson.dumps({"type": "auth", "token": stand.key})))
-        raw.sendall(text_frame(orjson.dumps(subscribe)))
-        await_text(raw, b'"live"')
-        return _timed(raw, feed(writer), per_second)
+def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
+    """Measure both rates, as chunks per second over so many streams."""
+    seconds = 3 if short else 8
+    yield _table(stand, rounds, per_second=100, streams=1, seconds=seconds)
+    yield _table(stand, rounds, per_second=2000, streams=50, seconds=seconds)
 
 
-def node(stand: Stand, per_second: int) -> Measured:
-    """The same through Node."""
-    command = ["node", str(PEERS / "listen_hub.mjs"), _node_dsn(stand.dsn)]
-    with program(command, {}, SERVER_CORES) as hub:
-        port = int(first_line(hub).split()[1])
-        with contextlib.closing(open_socket(port, "/", None)) as raw:
-            return _timed(raw, feed(hub), per_second)
+def alternatives(stand: Stand, streams: int) -> dict[str, Opened]:
+    """Return those that one socket can read chunks of."""
+    return {
+        OURS: lambda: sources.served(stand, streams),
+        LISTEN: lambda: sources.node_listen(stand, streams),
+        REDIS: lambda: sources.redis_streams(streams),
+    }
 
 
-def _node_dsn(dsn: str) -> str:
-    """Return the connection string in the form that node-postgres reads unix sockets from."""
-    head, _, host = dsn.partition("?host=")
-    user, _, database = head.removeprefix("postgresql://").partition("@/")
-    return f"socket://{user}@{host.replace('%2F', '/')}/?db={database}" if host else dsn
+def _table(stand: Stand, rounds: int, *, per_second: int, streams: int, seconds: int) -> Comparison:
+    def steady(load: Load) -> Load:
+        return replace(load, rate=per_second, events=per_second * seconds, warm=per_second)
 
+    def measure(opened: Opened) -> Figures:
+        with opened() as source:
+            it = source.run(steady)
+        return {"p50": it.p50, "p99": it.p99, "max": it.max, GENERATOR: it.generator_cpu}
 
-def _timed(raw: socket.socket, lines: IO[str], per_second: int) -> Measured:
-    warm = Stopwatch(raw)
-    _feed(lines, 50, 100)
-    warm.read(50, 30)
-    watch = Stopwatch(raw)
-    events = per_second * SECONDS
-    feeder = threading.Thread(target=_feed, args=(lines, events, per_second))
-    feeder.start()
-    try:
-        watch.read(events, 30)
-    finally:
-        feeder.join()
-    return Measured(percentile(watch.latencies, 0.5), percentile(watch.latencies, 0.99))
-
-
-def _feed(lines: IO[str], events: int, per_second: int) -> None:
-    start = time.monotonic()
-    for number in range(events):
-        wait = start + number / per_second - time.monotonic()
-        if wait > 0:
-            time.sleep(wait)  # the load is so many events a second: here time is what is wanted
-        lines.write(f"{PADDING}~{time.monotonic_ns()}~\n")
-        lines.flush()
+    return in_turn(
+        f"append → socket, {per_second:,} chunks/s over {streams} stream(s), milliseconds",
+        {name: partial(measure, opened) for name, opened in alternatives(stand, streams).items()},
+        rounds=rounds,
+        columns=[
+            Column("p50", "p50", ".2f"),
+            Column("p99", "p99", ".2f"),
+            Column("max", "slowest", ".1f"),
+            Column(GENERATOR, "generator CPU", ".2f"),
+        ],
+        goals=[
+            Goal("p50", 1.5, most=True),
+            Goal("p99", 4.0, most=True),
+            Goal("p99", 1.0, LISTEN, most=True),
+        ],
+        command="python -m tests.benchmarks latency",
+    )

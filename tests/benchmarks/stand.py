@@ -1,38 +1,47 @@
-"""What the benchmarks run on: an embedded Postgres, the server on a core of its own, a key."""
+"""What our figures are measured on: an embedded Postgres, a server on a core of its own, a key."""
 
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import anyio
 import httpx
 
+from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.database import Database
 from runwire_engine.embedded import EmbeddedPostgres
+from runwire_engine.engine import open_engine
 from runwire_engine.environments import Environments, new_key
 from runwire_engine.migrations import migrate
+from runwire_engine.runs import NewRun
+from runwire_engine.settings import EngineSettings
+from tests.benchmarks.cores import REST, SERVER_CORES, cores
+from tests.benchmarks.program import program
 from tests.support.processes import CHECKOUT, free_port
 
-# The server under test has core 0 alone; the generator, the writers and Postgres share the other.
-SERVER_CORES = {0}
-REST = set(range(1, os.cpu_count() or 1)) or {0}
-PEERS = CHECKOUT / "tests" / "benchmarks" / "peers"
+_OWNER = "owner"
+RUNWIRE = str(Path(sys.executable).parent / "runwire")
+# What is measured is the work, not how strangers are let in.
+ADMISSION = {
+    "RUNWIRE_MAX_ENVIRONMENT_CONNECTIONS": "20000",
+    "RUNWIRE_MAX_CONNECTIONS": "20000",
+    "RUNWIRE_CONNECT_RATE": "20000",
+    "RUNWIRE_CONNECT_BURST": "20000",
+}
 
 
 @dataclass(frozen=True)
 class Stand:
     dsn: str
-    port: int
     key: str
     environment_id: int
-    server: int  # process id
+    port: int = 0
+    server: int = 0  # process id
 
     @property
     def url(self) -> str:
@@ -40,7 +49,7 @@ class Stand:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a worker or a client process needs to know."""
+        """What a server, a worker or a client process needs to know."""
         return {
             "RUNWIRE_DATABASE_URL": self.dsn,
             "RUNWIRE_API_URL": self.url,
@@ -48,58 +57,20 @@ class Stand:
             "RUNWIRE_SECRET": "benchmark-benchmark-benchmark-benchmark",
         }
 
+    def new_run(self) -> str:
+        """Queue a run that no worker will take, since it is due in a day: it only owns streams."""
+        return anyio.run(self._new_run)
 
-@contextlib.contextmanager
-def cores(wanted: set[int]) -> Generator[None]:
-    """Run what starts in this block on these cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, wanted & before or before)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextlib.contextmanager
-def program(
-    command: Sequence[str], environment: Mapping[str, str], wanted: set[int]
-) -> Generator[subprocess.Popen[str]]:
-    """Run a program on these cores for the length of a block; its input and output are pipes."""
-    with cores(wanted):
-        process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=CHECKOUT,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-
-
-def first_line(process: subprocess.Popen[str]) -> str:
-    """Return the next line a program prints, without its newline."""
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def feed(process: subprocess.Popen[str]) -> IO[str]:
-    """Return the pipe a program reads."""
-    assert process.stdin is not None
-    return process.stdin
+    async def _new_run(self) -> str:
+        async with open_engine(EngineSettings(database_url=self.dsn), sweeping=False) as engine:
+            await engine.catalogue.announce(self.environment_id, [TaskAnnouncement(_OWNER, _OWNER)])
+            new = NewRun(task=_OWNER, payload=None, delay=86_400.0)
+            return (await engine.runs.trigger(self.environment_id, new)).id
 
 
 @contextlib.contextmanager
 def standing() -> Generator[Stand]:
-    """Start Postgres and the server; both are gone afterwards."""
+    """Start Postgres; it is gone afterwards."""
     folder = CHECKOUT / ".runwire" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as data, cores(REST):
@@ -108,9 +79,7 @@ def standing() -> Generator[Stand]:
         anyio.run(postgres.start)
         try:
             key = new_key()
-            environment_id = anyio.run(_prepare, postgres.dsn, key)
-            with _server(postgres.dsn, key, environment_id) as stand:
-                yield stand
+            yield Stand(postgres.dsn, key, anyio.run(_prepare, postgres.dsn, key))
         finally:
             anyio.run(postgres.stop)
 
@@ -129,12 +98,14 @@ async def _prepare(dsn: str, key: str) -> int:
 
 
 @contextlib.contextmanager
-def _server(dsn: str, key: str, environment_id: int) -> Generator[Stand]:
-    port = free_port()
-    runwire = str(Path(sys.executable).parent / "runwire")
-    stand = Stand(dsn, port, key, environment_id, 0)
-    with program([runwire, "server", "--port", str(port)], stand.environment, SERVER_CORES) as it:
-        stand = Stand(dsn, port, key, environment_id, it.pid)
+def serving(
+    stand: Stand, settings: Mapping[str, str] | None = None, on: set[int] = SERVER_CORES
+) -> Generator[Stand]:
+    """Run `runwire server` on its core, or others, for the length of a block."""
+    stand = replace(stand, port=free_port())
+    environment = {**stand.environment, **ADMISSION, **(settings or {})}
+    command = [RUNWIRE, "server", "--port", str(stand.port)]
+    with program(command, environment, on) as it:
         deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(httpx.TransportError):
@@ -143,10 +114,4 @@ def _server(dsn: str, key: str, environment_id: int) -> Generator[Stand]:
             if it.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the server did not start; run `runwire server` to see why")
             time.sleep(0.05)
-        yield stand
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        yield replace(stand, server=it.pid)

@@ -1,0 +1,59 @@
+"""Append → socket as fast as it goes: chunks delivered per second, at most WINDOW under way."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from tests.benchmarks.comparison import GENERATOR, OURS, Column, Comparison, Figures, Goal, in_turn
+from tests.benchmarks.generator import Load
+from tests.benchmarks.latency import LISTEN, REDIS, alternatives
+from tests.benchmarks.sources import Opened
+from tests.benchmarks.stand import Stand
+
+STREAMS = 50
+# At 100 000 a second 40 ms of them, so that the latency is not only the length of a queue.
+WINDOW = 4096
+# What each gets through in some seconds.
+EVENTS = {OURS: 400_000, LISTEN: 20_000, REDIS: 200_000}
+
+
+def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
+    """Measure it; in short form, with fewer chunks."""
+
+    def measure(name: str, opened: Opened) -> Figures:
+        events = EVENTS[name] // (4 if short else 1)
+
+        def shape(load: Load) -> Load:
+            return replace(load, window=WINDOW, events=events, warm=events // 10)
+
+        with opened() as source:
+            it = source.run(shape)
+        return {
+            "chunks": it.per_second,
+            "p50": it.p50,
+            "p99": it.p99,
+            "server": it.server_cpu,
+            GENERATOR: it.generator_cpu,
+        }
+
+    yield in_turn(
+        f"append → socket, saturated: {STREAMS} streams, at most {WINDOW:,} chunks under way",
+        {
+            name: partial(measure, name, opened)
+            for name, opened in alternatives(stand, STREAMS).items()
+        },
+        rounds=rounds,
+        columns=[
+            Column("chunks", "chunks/s"),
+            Column("p50", "p50 ms", ".1f"),
+            Column("p99", "p99 ms", ".1f"),
+            Column("server", "hub CPU", ".2f"),
+            Column(GENERATOR, "generator CPU", ".2f"),
+        ],
+        goals=[
+            Goal("chunks", 100_000),
+            Goal("p99", 100, most=True),
+            Goal("chunks", 10, REDIS),
+        ],
+        command="python -m tests.benchmarks saturated",
+    )

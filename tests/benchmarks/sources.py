@@ -1,0 +1,151 @@
+"""Where events go in and where they come out, for each alternative: a load to be given its shape.
+
+Ours is end to end: a writer in a process of its own appends each event to a run's stream, it is
+committed to Postgres, and the server pushes it. What a peer does is said at its function.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import orjson
+
+from runwire.wire import PROTOCOL, SOCKET_PATH
+from tests.benchmarks import generator
+from tests.benchmarks.cores import REST, SERVER_CORES
+from tests.benchmarks.environment import nats_server, node, redis_server
+from tests.benchmarks.generator import EVENT_SIZE, Counted, Load
+from tests.benchmarks.program import input_of, next_line, program
+from tests.benchmarks.stand import Stand, serving
+
+
+@dataclass(frozen=True)
+class Source:
+    """One running alternative."""
+
+    load: Load
+    pass_fds: Sequence[int] = ()
+
+    def run(self, shape: Callable[[Load], Load]) -> Counted:
+        """Publish and check events in this shape. Raises CountingError."""
+        return generator.run(shape(self.load), pass_fds=self.pass_fds)
+
+
+# Starts an alternative for the length of a block.
+Opened: TypeAlias = Callable[[], AbstractContextManager[Source]]
+
+
+@contextlib.contextmanager
+def ours(stand: Stand, streams: int = 1) -> Generator[Source]:
+    """Append to streams of a new run, and read all of them through the running server."""
+    run_id = stand.new_run()
+    command = [sys.executable, "-m", "tests.benchmarks.appender", run_id]
+    with program(command, stand.environment, REST) as writer:
+        if next_line(writer) != "ready":
+            raise RuntimeError("the appender did not start")
+        pipe = input_of(writer).fileno()
+        load = Load(
+            port=stand.port,
+            path=SOCKET_PATH,
+            subprotocol=PROTOCOL,
+            hellos=hellos(stand, run_id, streams),
+            streams=streams,
+            ready='"live"',
+            publish=f"fd:{pipe}",
+            suffix="\n",
+            check_seq=True,
+            servers=[stand.server],
+        )
+        yield Source(load, [pipe])
+
+
+@contextlib.contextmanager
+def served(
+    stand: Stand, streams: int = 1, settings: Mapping[str, str] | None = None
+) -> Generator[Source]:
+    """Do the same with a server of its own, under these settings."""
+    with serving(stand, settings) as server, ours(server, streams) as source:
+        yield source
+
+
+def hellos(stand: Stand, run_id: str, streams: int, start: int | str = "start") -> list[str]:
+    """Return what a socket says that reads these streams of a run, and nothing else of it."""
+    subscribe = {
+        "type": "subscribe",
+        "sub": "1",
+        "to": {"run": run_id},
+        "fields": [],
+        "streams": {f"{stream:04}": {"from": start} for stream in range(streams)},
+    }
+    return [orjson.dumps(m).decode() for m in ({"type": "auth", "token": stand.key}, subscribe)]
+
+
+@contextlib.contextmanager
+def node_hub(script: str) -> Generator[Source]:
+    """Publish to a Node hub's memory over a socket of its own; nothing is stored."""
+    with program(node(script), {}, SERVER_CORES) as hub:
+        port = int(next_line(hub).split()[1])
+        load = Load(port=port, publish="ws:/publish", prefix='"', suffix='"', servers=[hub.pid])
+        yield Source(load)
+
+
+@contextlib.contextmanager
+def nats() -> Generator[Source]:
+    """Publish to NATS over TCP, its fastest way in; subscribers use its websocket listener."""
+    hello = 'CONNECT {"verbose":false,"pedantic":false}\r\n'
+    with nats_server() as it:
+        yield Source(
+            Load(
+                port=it.websocket_port,
+                hellos=[f"{hello}SUB e 1\r\nPING\r\n"],
+                ready="PONG",
+                publish=f"tcp:{it.port}",
+                publish_hello=hello,
+                prefix=f"PUB e {EVENT_SIZE}\r\n",
+                suffix="\r\n",
+                servers=[it.pid],
+            )
+        )
+
+
+@contextlib.contextmanager
+def node_listen(stand: Stand, streams: int) -> Generator[Source]:
+    """Append through Node into Postgres, one transaction with a NOTIFY for each chunk."""
+    command = node("listen_hub.mjs", _node_dsn(stand.dsn))
+    with program(command, {}, SERVER_CORES) as hub:
+        port = int(next_line(hub).split()[1])
+        pipe = input_of(hub).fileno()
+        load = Load(
+            port=port, publish=f"fd:{pipe}", suffix="\n", streams=streams, servers=[hub.pid]
+        )
+        yield Source(load, [pipe])
+
+
+def _node_dsn(dsn: str) -> str:
+    """Return the connection string in the form that node-postgres reads unix sockets from."""
+    head, _, host = dsn.partition("?host=")
+    user, _, database = head.removeprefix("postgresql://").partition("@/")
+    return f"socket://{user}@{host.replace('%2F', '/')}/?db={database}" if host else dsn
+
+
+@contextlib.contextmanager
+def redis_streams(streams: int) -> Generator[Source]:
+    """Append with XADD, straight from the generator; a Node hub reads and sends."""
+    with redis_server(REST) as port:
+        command = node("redis_streams_hub.mjs", str(port), str(streams))
+        with program(command, {}, SERVER_CORES) as hub:
+            yield Source(
+                Load(
+                    port=int(next_line(hub).split()[1]),
+                    publish=f"tcp:{port}",
+                    # XADD e:0007 * d "…", in Redis's protocol.
+                    prefix="*5\r\n$4\r\nXADD\r\n$6\r\ne:{s}\r\n$1\r\n*\r\n$1\r\nd\r\n"
+                    f'${EVENT_SIZE + 2}\r\n"',
+                    suffix='"\r\n',
+                    streams=streams,
+                    servers=[hub.pid],
+                )
+            )
