@@ -4,7 +4,7 @@ A stream is known here as long as it has readers. The rings of recent chunks sha
 of the stream which has been quiet for longest is emptied first, and the log has what was in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from runwire_engine.bells import ChunkRow
@@ -25,6 +25,9 @@ class FollowedStreams:
 
     def __init__(self, limits: HubLimits, wants: Wants) -> None:
         self.topics: dict[StreamKey, StreamTopic] = {}
+        # Streams whose cohorts have something to be pushed; `wake` is called when there are.
+        self.moved: dict[StreamTopic, None] = {}
+        self.wake: Callable[[], None] = _nobody
         self._limits = limits
         self._wants = wants
         # In the order of their last chunk.
@@ -44,6 +47,7 @@ class FollowedStreams:
         topic = self.topic(run.topic, key)
         reader = run.stream_reader(topic)
         topic.readers.add(reader)
+        topic.apart.add(reader)
         return reader
 
     def leave(self, reader: StreamReader) -> None:
@@ -55,6 +59,7 @@ class FollowedStreams:
         if not topic.readers and self.topics.get(topic.name) is topic:
             del self.topics[topic.name]
             self._wants.fills.pop(topic.name, None)
+            self.moved.pop(topic, None)
             self._empty(topic)
 
     def names(self) -> list[StreamName]:
@@ -79,8 +84,11 @@ class FollowedStreams:
             self._rings[topic.name] = topic
             self._ring_bytes += topic.bytes - before
             self._limit_rings()
-            for reader in topic.readers:
+            for reader in topic.apart:
                 reader.mark()
+            if topic.cohorts:
+                self.moved[topic] = None
+                self.wake()
         topic.heard(head)
         if topic.is_behind:
             self._wants.fill(topic)
@@ -104,3 +112,7 @@ class FollowedStreams:
         if self._rings.pop(topic.name, None) is not None:
             self._ring_bytes -= topic.bytes
         topic.empty()
+
+
+def _nobody() -> None:
+    """Stand in until a shell listens."""

@@ -6,22 +6,40 @@ from typing import Final
 # Connections that keep up get the same frame within one turn of the loop; a few are enough.
 _KEPT: Final = 16
 _KEPT_BYTES: Final = 64 * 1024
+# The first byte of a websocket frame: the last of its message, which is text.
+_WHOLE_TEXT: Final = 0x81
 
 
 class Frame:
-    """One array of messages, as bytes and, for carriers that want it, as text."""
+    """One array of messages, as bytes and, for carriers that want it, in another form."""
 
-    __slots__ = ("_text", "data")
+    __slots__ = ("_text", "_wire", "data")
 
     def __init__(self, messages: Sequence[bytes]) -> None:
         self.data = b"[" + b",".join(messages) + b"]"
         self._text: str | None = None
+        self._wire: bytes | None = None
 
     @property
     def text(self) -> str:
         if self._text is None:
             self._text = self.data.decode()
         return self._text
+
+    @property
+    def wire(self) -> bytes:
+        """The websocket's own frame around it: whole, of text, not masked."""
+        if self._wire is None:
+            self._wire = _head(len(self.data)) + self.data
+        return self._wire
+
+
+def _head(size: int) -> bytes:
+    if size < 126:
+        return bytes((_WHOLE_TEXT, size))
+    if size < 1 << 16:
+        return bytes((_WHOLE_TEXT, 126)) + size.to_bytes(2)
+    return bytes((_WHOLE_TEXT, 127)) + size.to_bytes(8)
 
 
 class Frames:

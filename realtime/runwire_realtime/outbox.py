@@ -13,6 +13,7 @@ from typing import Protocol
 
 from runwire.wire import CloseCode
 from runwire_realtime.limits import HubLimits
+from runwire_realtime.line import Line
 
 
 class Source(Protocol):
@@ -34,6 +35,8 @@ class Outbox:
     """One connection's lanes; `wake` is called when there may be something to write."""
 
     def __init__(self, wake: Callable[[], None], limits: HubLimits) -> None:
+        # Where frames are handed over at once, if they are.
+        self.line: Line | None = None
         # Why the connection is to be closed, once that is decided.
         self.closing: tuple[int, str] | None = None
         # The same, for when there is nothing left to say.
@@ -89,6 +92,11 @@ class Outbox:
     def is_drained(self) -> bool:
         """Whether everything that could be said has been put into frames."""
         return not self._control and not self._ready and self._carried is None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to say and nothing to be done."""
+        return self.is_drained and self.closing is None and self._ending is None
 
     @property
     def free_slots(self) -> int:

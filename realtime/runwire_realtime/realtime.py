@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequ
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 from starlette.requests import Request
@@ -30,8 +30,11 @@ from runwire_engine.engine import Engine
 from runwire_engine.following import Following
 from runwire_realtime import sse, websocket
 from runwire_realtime.admission import Admission
+from runwire_realtime.asgi_connection import AsgiConnection
 from runwire_realtime.connection import TICK, Authenticate, Connection
 from runwire_realtime.credentials import bearer
+from runwire_realtime.delivery import Delivery
+from runwire_realtime.direct_connection import DirectConnection, socket_of
 from runwire_realtime.errors import ForbiddenError, RefusedError
 from runwire_realtime.feed import Feed, Notifications
 from runwire_realtime.feed_loading import FeedLoading
@@ -42,6 +45,7 @@ from runwire_realtime.reads import Reads
 from runwire_realtime.watchdog import Watchdog
 
 logger = logging.getLogger("runwire.realtime")
+AnyConnection = TypeVar("AnyConnection", bound=Connection)
 
 # Catch-up reads, and the tail, the rows, the heads and the rings beside them.
 _POOL_SIZE: Final = 12
@@ -99,6 +103,7 @@ class Realtime:
         )
         self._loading = FeedLoading(self.hub, following)
         self._frames = Frames()
+        self._delivery = Delivery(self.hub, self._frames)
         self._connections: set[Connection] = set()
         self._admission = Admission(limits, time.monotonic())
         self._running = AsyncExitStack()
@@ -125,7 +130,8 @@ class Realtime:
         try:
             await self._feed.start()
             async with anyio.create_task_group() as tasks:
-                for service in (self._reads.run, self._loading.run, self._feed.run):
+                services = (self._reads, self._loading, self._delivery, self._feed)
+                for service in (each.run for each in services):
                     tasks.start_soon(self._keep, service)
                 tasks.start_soon(self._tick)
                 try:
@@ -201,7 +207,7 @@ class Realtime:
             except RefusedError as error:
                 await websocket.turn_away(socket, error)
                 return
-            with self._connection(is_browser="origin" in socket.headers) as connection:
+            with self._kept(self._websocket_connection(socket)) as connection:
                 await websocket.serve(socket, connection)
 
     async def events_endpoint(self, request: Request) -> sse.EventStream:
@@ -214,13 +220,30 @@ class Realtime:
         if not self.hub.has_room_for(grant, None):
             raise RefusedError(ErrorCode.UNAVAILABLE, "too many connections with this credential")
         asked = await sse.read_requests(request, self._limits)
-        return sse.EventStream(self._connection, token, asked)
+        return sse.EventStream(lambda: self._kept(self._connection()), token, asked)
 
-    @contextmanager
-    def _connection(self, *, is_browser: bool = False) -> Generator[Connection]:
-        connection = Connection(
+    def _websocket_connection(self, socket: WebSocket) -> AsgiConnection | DirectConnection:
+        is_browser = "origin" in socket.headers
+        direct = socket_of(socket.scope)
+        if direct is None:
+            return self._connection(is_browser=is_browser)
+        return DirectConnection(
+            direct,
+            self._delivery,
+            self.hub,
+            self._frames,
+            self._loading,
+            self._authenticate,
+            is_browser=is_browser,
+        )
+
+    def _connection(self, *, is_browser: bool = False) -> AsgiConnection:
+        return AsgiConnection(
             self.hub, self._frames, self._loading, self._authenticate, is_browser=is_browser
         )
+
+    @contextmanager
+    def _kept(self, connection: AnyConnection) -> Generator[AnyConnection]:
         self._connections.add(connection)
         try:
             yield connection

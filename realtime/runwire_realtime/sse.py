@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from runwire.values import decode
 from runwire.wire import ErrorCode, Json, Subscribe
-from runwire_realtime.connection import Connection
+from runwire_realtime.asgi_connection import AsgiConnection
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.event_positions import positions_id, resumed
 from runwire_realtime.frames import Frame
@@ -61,7 +61,7 @@ class EventStream:
 
     def __init__(
         self,
-        connecting: Callable[[], AbstractContextManager[Connection]],
+        connecting: Callable[[], AbstractContextManager[AsgiConnection]],
         token: str,
         asked: Sequence[Subscribe],
     ) -> None:
@@ -73,7 +73,7 @@ class EventStream:
         with self._connecting() as connection:
             await self._serve(connection, receive, send)
 
-    async def _serve(self, connection: Connection, receive: Receive, send: Send) -> None:
+    async def _serve(self, connection: AsgiConnection, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
 
         async def gone() -> None:
@@ -91,7 +91,7 @@ class EventStream:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _event(connection: Connection, frame: Frame) -> bytes:
+def _event(connection: AsgiConnection, frame: Frame) -> bytes:
     follower = connection.subscriber.follower
     id = b"" if follower is None else b"id: " + positions_id(follower) + b"\n"
     return b"".join((id, b"data: ", frame.data, b"\n\n"))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from runwire.wire import EofReason, GapReason, StreamRequest, StreamStart
 from runwire_engine.bells import ChunkRow
 from runwire_realtime import messages
+from runwire_realtime.cohort import Cohort
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.outbox import Outbox
-from runwire_realtime.stream_topic import Chunk, StreamTopic, chunk_of
+from runwire_realtime.stream_topic import Chunk, StreamTopic, chunk_of, of_one_writer
 from runwire_realtime.subscription import is_relative
 from runwire_realtime.wants import Wants
 
@@ -27,8 +28,9 @@ class StreamReader:
         self.topic = topic
         self.run = run
         self.is_queued = False
-        # The seq to be written next; None until it is known where the stream stands.
-        self.next: int | None = None
+        # The seq to be written next, while it stands for itself.
+        self._next: int | None = None
+        self._cohort: Cohort | None = None
         # `eof` was written.
         self.is_over = False
         # Who reads: the subscriptions' names, for gaps.
@@ -50,6 +52,35 @@ class StreamReader:
         self._announced = 0
         self._ended: int | None = None
         self._tells_place = False
+
+    @property
+    def next(self) -> int | None:
+        """The seq to be written next; None until it is known where the stream stands."""
+        return self._next if self._cohort is None else self._cohort.next
+
+    def _move_to(self, place: int) -> None:
+        self.fall_out(place)
+        self._next = place
+
+    def _fall_in(self) -> None:
+        """Go on with all the others that have got everything, where the socket allows it."""
+        if self._cohort is None and self._outbox.line is not None and self._is_in_step:
+            self._cohort = self.topic.fall_in(self, self._outbox.line)
+
+    def fall_out(self, place: int) -> None:
+        """Go on alone, from a place."""
+        if self._cohort is not None:
+            self.topic.fall_out(self, self._cohort)
+            self._cohort, self._next = None, place
+
+    @property
+    def _is_in_step(self) -> bool:
+        """Whether nothing is due but chunks that are still to be written."""
+        topic = self.topic
+        has_news = topic.eof_reason is not None or topic.ended_execution not in (None, self._ended)
+        is_there = self._next == topic.end and self._announced >= len(topic.marks)
+        is_busy = self._tells_place or self._is_reading or self.wants_text or self.is_over
+        return is_there and not has_news and not is_busy
 
     def ask(self, sub: str, request: StreamRequest, *, is_lenient: bool, is_new: bool) -> None:
         """Add a subscription that reads from its own place: the lowest counts.
@@ -81,7 +112,7 @@ class StreamReader:
             # Only the server knows where a relative place is: to resume there, it must be told.
             tells_place = is_relative(start) and self.next == place
             self._tells_place = self._tells_place or tells_place
-        self._outbox.mark(self)
+        self.mark()
 
     def _place(self, start: StreamStart, is_lenient: bool) -> int:
         head = self.topic.head
@@ -101,7 +132,7 @@ class StreamReader:
                 return 0
 
     def _go_to(self, place: int) -> None:
-        self.next = place
+        self._move_to(place)
         self.is_over = self._tells_place = False
         self._ended = None
         self._text_settled = place != 0
@@ -124,12 +155,17 @@ class StreamReader:
 
     def mark(self) -> None:
         """Note that there may be news of the stream."""
+        if self._cohort is not None:
+            self.fall_out(self._cohort.next)
         self._outbox.mark(self)
 
     def close(self) -> None:
         """Read no more."""
         self.is_over = True
+        if self._cohort is not None:
+            self.fall_out(self._cohort.next)
         self.topic.readers.discard(self)
+        self.topic.apart.discard(self)
         for wanted in (self._wants.pages, self._wants.texts):
             if self in wanted:
                 del wanted[self]
@@ -147,9 +183,15 @@ class StreamReader:
         """Return the next message of this stream, if there is one."""
         if self.is_over or self.next is None:
             return None
-        if self.next < self.topic.head:
-            return self._place_told() or self._attempt() or self._chunks(self.next, budget)
-        return self._place_told() or self._attempt() or self._end() or self._eof()
+        message = self._produced(self.next, budget)
+        self._fall_in()
+        return message
+
+    def _produced(self, seq: int, budget: int) -> bytes | None:
+        said = self._place_told() or self._attempt()
+        if seq < self.topic.head:
+            return said or self._chunks(seq, budget)
+        return said or self._end() or self._eof()
 
     def _place_told(self) -> bytes | None:
         """Return a message without chunks, for a client that could not know where it begins."""
@@ -173,7 +215,7 @@ class StreamReader:
         available = self._available(seq, budget)
         if not available:
             return None
-        by_one = _of_one_writer(self._until_mark(available))
+        by_one = of_one_writer(self._until_mark(available))
         self._advance(by_one[-1].seq + 1)
         return self.topic.message(by_one)
 
@@ -248,8 +290,8 @@ class StreamReader:
         return before or list(chunks)
 
     def _advance(self, next_seq: int) -> None:
-        self.next = next_seq
-        while self._page and self._page[0].seq < self.next:
+        self._move_to(next_seq)
+        while self._page and self._page[0].seq < next_seq:
             self._page.popleft()
         if not self._page and not self._is_reading:
             self._release()
@@ -290,7 +332,7 @@ class StreamReader:
             # The log keeps chunks for a while only.
             place = rows[0].seq if rows else self.topic.first
             self._gap(GapReason.RETENTION, place)
-            self.next = place
+            self._move_to(place)
             self._announced = self._marks_before(place)
             self._text_settled = True
         # No further than the ring: whose attempt comes after it is not known yet.
@@ -320,13 +362,6 @@ class StreamReader:
 
 def _is_string(chunk: Chunk) -> bool:
     return chunk.body.startswith(b'"')
-
-
-def _of_one_writer(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
-    for at, chunk in enumerate(chunks):
-        if chunk.by != chunks[0].by:
-            return chunks[:at]
-    return chunks
 
 
 def _within(chunks: Sequence[Chunk] | deque[Chunk], budget: int) -> list[Chunk]:

@@ -15,7 +15,9 @@ from runwire_engine.bells import ChunkRow
 from runwire_engine.followed import StreamHead
 from runwire_engine.placement import AttemptMark
 from runwire_realtime import messages
+from runwire_realtime.cohort import Cohort
 from runwire_realtime.limits import HubLimits
+from runwire_realtime.line import Line
 
 if TYPE_CHECKING:
     from runwire_realtime.stream_reader import StreamReader
@@ -64,6 +66,9 @@ class StreamTopic:
         # Set once nothing will ever follow: then `head` is how many chunks there are.
         self.eof_reason: str | None = None
         self.readers: set[StreamReader] = set()
+        # Those of them that stand for themselves, and the others, by their place.
+        self.apart: set[StreamReader] = set()
+        self.cohorts: list[Cohort] = []
         self.bytes = 0
         self._limits = limits
         self._ring: deque[Chunk] = deque()
@@ -83,8 +88,8 @@ class StreamTopic:
         return self.is_known and self.end < self.head
 
     def learn(self, head: StreamHead) -> bool:
-        """Take what the stream's row says. Return whether it was news."""
-        before = (self.head, self.ended_execution, self.eof_reason, self.is_known)
+        """Take what the stream's row says. Return whether it was news beside chunks to come."""
+        before = self._beside_chunks
         if not self.is_known:
             self.id, self.bucket = head.id, head.bucket
             # The ring begins at now: who wants what came before reads the log.
@@ -94,7 +99,11 @@ class StreamTopic:
             self.marks = head.attempts
             self.ended_execution = head.ended_execution
         self.eof_reason = self.eof_reason or head.eof_reason
-        return before != (self.head, self.ended_execution, self.eof_reason, self.is_known)
+        return before != self._beside_chunks
+
+    @property
+    def _beside_chunks(self) -> tuple[int | None, int, int | None, str | None]:
+        return self.id, len(self.marks), self.ended_execution, self.eof_reason
 
     def close_unwritten(self, reason: str) -> None:
         """Note that the run is final and nobody ever wrote to this stream."""
@@ -162,6 +171,19 @@ class StreamTopic:
             taken.append(chunk)
         return taken
 
+    def stretch(self, seq: int, room: int, budget: int) -> tuple[list[bytes], int]:
+        """Return messages of the ring from a position, as many as fit, and the seq after them."""
+        taken: list[bytes] = []
+        while seq < self.end:
+            by_one = of_one_writer(self.chunks_from(seq, budget))
+            message = self.message(by_one)
+            room -= len(message) + 1
+            if taken and room < 0:
+                break
+            taken.append(message)
+            seq = by_one[-1].seq + 1
+        return taken, seq
+
     def message(self, chunks: Sequence[Chunk]) -> bytes:
         """Return chunks of one writer as a message; encoded once for all who ask for the same."""
         key = (chunks[0].seq, chunks[-1].seq)
@@ -177,3 +199,28 @@ class StreamTopic:
         attempt, writer = chunks[0].by
         head, tail = messages.chunks_around(self.run_id, self.key, attempt, writer)
         return messages.chunks(head, chunks[0].seq, tail, (chunk.body for chunk in chunks))
+
+    def fall_in(self, reader: "StreamReader", line: Line) -> Cohort:
+        """Return the cohort of a reader that has got everything there is."""
+        cohort = next((each for each in self.cohorts if each.has_room), None)
+        if cohort is None:
+            cohort = Cohort(self)
+            self.cohorts.append(cohort)
+        cohort.members[reader] = line
+        self.apart.discard(reader)
+        return cohort
+
+    def fall_out(self, reader: "StreamReader", cohort: Cohort) -> None:
+        """Let a reader stand for itself."""
+        del cohort.members[reader]
+        if not cohort.members:
+            self.cohorts.remove(cohort)
+        self.apart.add(reader)
+
+
+def of_one_writer(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+    """Return the first chunks, up to where somebody else wrote."""
+    for at, chunk in enumerate(chunks):
+        if chunk.by != chunks[0].by:
+            return chunks[:at]
+    return chunks

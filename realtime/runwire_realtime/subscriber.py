@@ -218,7 +218,7 @@ class Subscriber:
 
     def wrote(self, now: float) -> None:
         """Note that a frame left."""
-        self._written_at = now
+        self._written_at = max(self._written_at, now)
 
     def tick(self, now: float, wall: Callable[[], str]) -> None:
         """Do what is due."""

@@ -1,6 +1,7 @@
 """The websocket: `GET /realtime/v1/socket`, subprotocol `runwire.v1`.
 
-Plain ASGI: any server will do. A credential comes in the header, as a subprotocol or in the first
+Plain ASGI, so that any server will do; frames go to the socket directly where the server hands it
+out. A credential comes in the header, as a subprotocol or in the first
 message, never in the URL.
 """
 
@@ -12,7 +13,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from runwire.wire import BEARER_PREFIX, PROTOCOL, CloseCode
 from runwire_realtime.api.answer import refusal
-from runwire_realtime.connection import Connection
+from runwire_realtime.asgi_connection import AsgiConnection
+from runwire_realtime.connection import Closing
+from runwire_realtime.direct_connection import DirectConnection
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.frames import Frame
 from runwire_realtime.origins import may_use_origin, own_origin
@@ -53,7 +56,7 @@ async def refuse(websocket: WebSocket, code: int, reason: str) -> None:
     await websocket.close(code, reason)
 
 
-async def serve(websocket: WebSocket, connection: Connection) -> None:
+async def serve(websocket: WebSocket, connection: AsgiConnection | DirectConnection) -> None:
     """Serve one socket to its end."""
     await websocket.accept(subprotocol=PROTOCOL)
 
@@ -71,7 +74,11 @@ async def serve(websocket: WebSocket, connection: Connection) -> None:
         except WebSocketDisconnect:
             raise ConnectionResetError from None
 
-    closing = await connection.serve(receive, send, token=_token(websocket))
+    closing: Closing | None
+    if isinstance(connection, DirectConnection):
+        closing = await connection.serve(receive, token=_token(websocket))
+    else:
+        closing = await connection.serve(receive, send, token=_token(websocket))
     if closing is None:
         return
     code, reason = closing

@@ -21,7 +21,7 @@ from runwire.wire import (
 )
 from runwire_engine.database import Database
 from runwire_engine.following import Following
-from runwire_realtime.connection import Connection
+from runwire_realtime.asgi_connection import AsgiConnection
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.feed_loading import FeedLoading
 from runwire_realtime.frames import Frame, Frames
@@ -271,7 +271,7 @@ async def test_a_credential_that_ended_on_its_way_ends_the_response() -> None:
 
     hub = Hub(HubLimits())
     loading = FeedLoading(hub, Following(Database("postgresql://nowhere")))
-    connection = Connection(hub, Frames(), loading, authenticate)
+    connection = AsgiConnection(hub, Frames(), loading, authenticate)
     asked = Subscribe.model_validate({"sub": "a", "to": {"runs": {}}})
     closing = await connection.serve(receive, send, token="t", subscribe=[asked])
     assert closing is not None and closing[0] == CloseCode.INVALID_TOKEN
