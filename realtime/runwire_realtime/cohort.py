@@ -41,8 +41,16 @@ class Cohort:
         is_there = self.next == topic.end and self._marks == len(topic.marks)
         return is_there and len(self.members) < MEMBERS
 
-    def push(self, framing: Framing, limits: HubLimits, now: float) -> bool:
-        """Write what is new, as one frame. Return whether there is more."""
+    def push(
+        self,
+        framing: Framing,
+        limits: HubLimits,
+        now: float,
+        gathered: dict[Line, list[bytes]] | None = None,
+    ) -> bool:
+        """Write what is new, as one frame, or add it to what is gathered. Return whether there is
+        more.
+        """
         topic, before = self.topic, self.next
         if before == topic.end:
             return False
@@ -54,11 +62,16 @@ class Cohort:
         frame = framing(parts)
         late: list[StreamReader] = []
         for reader, line in self.members.items():
-            if line.is_free:
-                line.write(frame)
-                line.written_at = now
-            else:
+            if not line.is_free:
                 late.append(reader)
+                continue
+            line.written_at = now
+            if gathered is None:
+                line.write(frame)
+            elif line in gathered:
+                gathered[line].append(frame)
+            else:
+                gathered[line] = [frame]
         self._leave_behind(late, before)
         return self.next < topic.end
 

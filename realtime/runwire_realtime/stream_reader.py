@@ -77,10 +77,15 @@ class StreamReader:
     def _is_in_step(self) -> bool:
         """Whether nothing is due but chunks that are still to be written."""
         topic = self.topic
-        has_news = topic.eof_reason is not None or topic.ended_execution not in (None, self._ended)
         is_there = self._next == topic.end and self._announced >= len(topic.marks)
         is_busy = self._tells_place or self._is_reading or self.wants_text or self.is_over
-        return is_there and not has_news and not is_busy
+        return is_there and not self._has_ended and not is_busy
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether there is an end that was not told yet."""
+        topic = self.topic
+        return topic.eof_reason is not None or topic.ended_execution not in (None, self._ended)
 
     def ask(self, sub: str, request: StreamRequest, *, is_lenient: bool, is_new: bool) -> None:
         """Add a subscription that reads from its own place: the lowest counts.
@@ -175,9 +180,9 @@ class StreamReader:
     @property
     def has_more(self) -> bool:
         topic = self.topic
-        is_behind = self.next is not None and self.next < topic.head
-        has_ended = topic.eof_reason is not None or topic.ended_execution != self._ended
-        return is_behind or has_ended or self._announced < len(topic.marks)
+        # What is known to exist and not in the ring yet is told of when it is.
+        is_behind = self.next is not None and self.next < topic.end
+        return is_behind or self._has_ended or self._announced < len(topic.marks)
 
     def produce(self, budget: int) -> bytes | None:
         """Return the next message of this stream, if there is one."""

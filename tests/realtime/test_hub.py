@@ -52,7 +52,7 @@ class Walk(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(TIGHT)
-        self.clients = [self.world.connect(), self.world.connect()]
+        self.clients = [self.world.connect(), self.world.connect(is_direct=False)]
         self.bells: list[StreamMoved] = []
         self.answers: list[Callable[[], None]] = []
         self.count = 0
@@ -149,6 +149,10 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def load(self) -> None:
         self.world.load()
+
+    @rule()
+    def push(self) -> None:
+        self.world.push()
 
     @rule(which=st.integers(0, 1))
     def write(self, which: int) -> None:

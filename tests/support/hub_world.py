@@ -23,6 +23,7 @@ from runwire_realtime.cursors import FeedCursor, feed_cursor
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.limits import HubLimits
+from runwire_realtime.line import Line
 from runwire_realtime.outbox import Outbox
 from runwire_realtime.run_past import RunPast
 from runwire_realtime.run_topic import RunTopic, Step, step_of
@@ -31,6 +32,7 @@ from runwire_realtime.scope import Grant
 from runwire_realtime.stream_reader import StreamReader
 from runwire_realtime.subscriber import Subscriber
 from runwire_realtime.wants import StreamName
+from tests.support.pushing import joined, push
 
 ENV = 1
 EPOCH = "e0"
@@ -402,6 +404,7 @@ class World:
             ):
                 read()()
             self.load()
+            self.push()
             if not any([client.turn() for client in self.clients]) and self._is_quiet():
                 return
         raise AssertionError("the hub does not come to rest")
@@ -413,8 +416,13 @@ class World:
 
     # Clients
 
-    def connect(self, grant: Grant | None = None) -> "Client":
-        client = Client(self, grant or Grant(ENV, api_key=True), self._loads.append)
+    def push(self) -> None:
+        """Write what is the same for many to those who are free."""
+        push(self.hub, self.now)
+
+    def connect(self, grant: Grant | None = None, *, is_direct: bool = True) -> "Client":
+        grant = grant or Grant(ENV, api_key=True)
+        client = Client(self, grant, self._loads.append, is_direct=is_direct)
         self.clients.append(client)
         return client
 
@@ -449,8 +457,16 @@ class Held:
 class Client:
     """One connection and a client that believes nothing."""
 
-    def __init__(self, world: World, grant: Grant, load: Callable[[FeedMembers], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        grant: Grant,
+        load: Callable[[FeedMembers], None],
+        *,
+        is_direct: bool,
+    ) -> None:
         self.world = world
+        self._is_direct = is_direct
         self._grant, self._load = grant, load
         self._connect()
         self.subscriptions: dict[str, Held] = {}
@@ -466,14 +482,21 @@ class Client:
         self.loose: set[tuple[str, str]] = set()
 
     def _connect(self) -> None:
-        self.outbox = Outbox(lambda: None, self.world.hub.limits)
+        self._line = Line(self._receive)
+        self.outbox = Outbox(self._woken, self.world.hub.limits)
+        if self._is_direct:
+            self.outbox.line = self._line
         self.subscriber = Subscriber(
             self.world.hub, self.outbox, self._load, self.world.now, is_browser=False
         )
         self.subscriber.authenticated(self._grant, self.world.now, 0.0)
 
+    def _woken(self) -> None:
+        self._line.is_free = False
+
     def reconnect(self) -> None:
         """Lose the connection, and go on with another from where this client is."""
+        self._line.is_free = False
         self.subscriber.close()
         self._connect()
         self.has_resumed = True
@@ -530,10 +553,14 @@ class Client:
         frame = self.outbox.frame()
         if frame:
             self.subscriber.wrote(self.world.now)
-        for message in orjson.loads(b"[" + b",".join(frame) + b"]"):
+        self._receive(joined(frame))
+        self._line.is_free = self.outbox.is_idle
+        return bool(frame)
+
+    def _receive(self, frame: bytes) -> None:
+        for message in orjson.loads(frame):
             self.messages.append(message)
             getattr(self, f"_on_{message['type']}")(message)
-        return bool(frame)
 
     def _on_ready(self, message: JsonObject) -> None:
         assert message["epoch"] == self.world.hub.epoch

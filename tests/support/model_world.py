@@ -38,12 +38,14 @@ from runwire_realtime.feed_loading import FeedLoading
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.hub import Hub
 from runwire_realtime.limits import HubLimits
+from runwire_realtime.line import Line
 from runwire_realtime.outbox import Outbox
 from runwire_realtime.reads import Reads
 from runwire_realtime.scope import Grant
 from runwire_realtime.subscriber import Subscriber
 from tests.support.history import Fault, Finding
 from tests.support.protocol_client import ProtocolClient
+from tests.support.pushing import joined, push
 
 T = TypeVar("T")
 TASK = "task"
@@ -266,7 +268,9 @@ class Wire:
         self.client = client
         self._clock = clock
         self._paging = anyio.Lock()
-        self.outbox = Outbox(lambda: None, process.hub.limits)
+        self._line = Line(self._take)
+        self.outbox = Outbox(self._woken, process.hub.limits)
+        self.outbox.line = self._line
         self.subscriber = Subscriber(
             process.hub, self.outbox, self._load, clock.now, is_browser=False
         )
@@ -293,6 +297,7 @@ class Wire:
 
     def turn(self) -> bool:
         """Write one frame, and have the client take it. Return whether there was one."""
+        push(self.process.hub, self._clock.now)
         if self.is_closed:
             return False
         frame = self.outbox.frame()
@@ -304,10 +309,18 @@ class Wire:
             frame = self.outbox.frame()
         if frame:
             self.subscriber.wrote(self._clock.now)
-            self._send(self.client.receive(orjson.loads(b"[" + b",".join(frame) + b"]")))
+            self._take(joined(frame))
+        self._line.is_free = self.outbox.is_idle
         return bool(frame)
 
+    def _take(self, frame: bytes) -> None:
+        self._send(self.client.receive(orjson.loads(frame)))
+
+    def _woken(self) -> None:
+        self._line.is_free = False
+
     def close(self) -> None:
+        self._line.is_free = False
         self.subscriber.close()
 
 
