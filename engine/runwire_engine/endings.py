@@ -5,7 +5,7 @@ After the commit: the bells. A statement of its own ends the streams, because on
 under the run's lock is sure to see a stream that was made while that lock was waited for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from runwire_engine.bells import StreamMoved
@@ -21,10 +21,19 @@ _FORGET_KEYS: Final = FINAL - {RunStatus.COMPLETED, RunStatus.CANCELED}
 class Endings:
     """Collects what one transaction changed: `settle` inside it, `ring` once it is committed."""
 
-    def __init__(self, bell: Doorbell, waits: Waits | None = None) -> None:
-        """Take who wakes those that wait for runs; without, the sweep does it."""
+    def __init__(
+        self,
+        bell: Doorbell,
+        waits: Waits | None = None,
+        canceled: Callable[[], None] | None = None,
+    ) -> None:
+        """Take who wakes those that wait for runs, and who cancels the children of canceled ones.
+
+        Without, the sweep does it.
+        """
         self._bell = bell
         self._waits = waits
+        self._canceled = canceled
         self._changed: list[Row] = []
         self._streams: list[tuple[int, StreamMoved]] = []
 
@@ -56,6 +65,10 @@ class Endings:
             awaited = [row["id"] for row in rows if row["awaited"] and row["status"] in FINAL]
             if awaited and self._waits is not None:
                 self._waits.ended(environment_id, awaited)
+        if self._canceled is not None and any(
+            row["status"] == RunStatus.CANCELED for row in self._changed
+        ):
+            self._canceled()
 
 
 def _names(rows: Sequence[Row]) -> dict[str, object]:

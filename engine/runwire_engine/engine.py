@@ -10,6 +10,7 @@ import anyio
 
 from runwire_engine.alarms import Alarms
 from runwire_engine.batches import Batches
+from runwire_engine.cancellations import Cancellations
 from runwire_engine.catalogue import Catalogue
 from runwire_engine.claims import Claims
 from runwire_engine.database import Database
@@ -51,6 +52,7 @@ class Engine:
     workers: Workers
     waits: Waits
     waitpoints: Waitpoints
+    cancellations: Cancellations
     sweep: Sweep
     schedules: Schedules
     ticks: Ticks
@@ -77,6 +79,7 @@ async def open_engine(
             with passes:
                 async with anyio.create_task_group() as loops:
                     loops.start_soon(engine.waits.run)
+                    loops.start_soon(engine.cancellations.run)
                     if sweeping:
                         loops.start_soon(engine.sweep.run)
                     if ticking:
@@ -92,6 +95,7 @@ async def open_engine(
             finally:
                 engine.sweep.close()
                 engine.waits.close()
+                engine.cancellations.close()
                 engine.ticks.close()
                 await _wind_down(engine)
                 passes.cancel()
@@ -111,7 +115,7 @@ async def _wind_down(engine: Engine) -> None:
         while not engine.bell.idle:  # noqa: ASYNC110 -- once in a process, for milliseconds
             await anyio.sleep(0.005)
     with anyio.move_on_after(_LAST_SWEEP_SECONDS, shield=True):
-        loops = (engine.sweep, engine.waits, engine.ticks)
+        loops = (engine.sweep, engine.waits, engine.cancellations, engine.ticks)
         while not all(loop.idle for loop in loops):  # noqa: ASYNC110 -- as above
             await anyio.sleep(0.005)
 
@@ -121,6 +125,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
     claims = Claims(database, bell)
     waits = Waits(database, bell)
     waitpoints = Waitpoints(database, waits)
+    cancellations = Cancellations(database, bell, waits)
     workers = Workers(
         database,
         bell,
@@ -128,6 +133,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         lease=settings.lease,
         cancel_grace=settings.cancel_grace,
         waits=waits,
+        canceled=cancellations.noted,
     )
     retention = Retention(
         database,
@@ -138,22 +144,24 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         settings=settings,
         database=database,
         bell=bell,
-        runs=Runs(database, bell, waits),
+        runs=Runs(database, bell, cancellations),
         batches=Batches(database, bell),
         catalogue=Catalogue(database, bell),
         queues=Queues(database, bell),
         streams=Streams(database, bell, waits=waits),
         metadata=RunMetadata(database, bell),
         claims=claims,
-        outcomes=Outcomes(database, bell, waits),
+        outcomes=Outcomes(database, bell, waits, cancellations.noted),
         workers=workers,
         waits=waits,
         waitpoints=waitpoints,
+        cancellations=cancellations,
         sweep=Sweep(
             database,
             workers,
             waits,
             waitpoints,
+            cancellations,
             retention,
             Alarms(database, horizon_seconds=settings.horizon_alarm),
             interval=settings.sweep,

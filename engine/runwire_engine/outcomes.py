@@ -8,7 +8,7 @@ Where a cancellation was requested first, the run becomes CANCELED whatever the 
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
@@ -187,10 +187,17 @@ async def record(tx: Transaction, environment_id: int, outcomes: Iterable[Outcom
 class Outcomes:
     """Takes outcomes and answers once they are committed. `run` belongs into a task group."""
 
-    def __init__(self, database: Database, bell: Doorbell, waits: Waits | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        bell: Doorbell,
+        waits: Waits | None = None,
+        canceled: Callable[[], None] | None = None,
+    ) -> None:
         self._database = database
         self._bell = bell
         self._waits = waits
+        self._canceled = canceled
         self._flusher: Flusher[tuple[int, Outcome], Finished] = Flusher(
             "outcomes",
             self._flush,
@@ -244,7 +251,7 @@ class Outcomes:
     ) -> list[Finished | Exception]:
         """Store outcomes in one transaction; each run at most once, the others look again."""
         first = {outcome.run_id: outcome for outcome in reversed(outcomes)}
-        endings = Endings(self._bell, self._waits)
+        endings = Endings(self._bell, self._waits, self._canceled)
         async with self._database.transaction() as tx:
             changed = await record(tx, environment_id, first.values())
             await endings.settle(tx, changed)

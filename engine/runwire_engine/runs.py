@@ -12,10 +12,10 @@ from typing import Final
 
 import anyio
 
+from runwire_engine.cancellations import Cancellations
 from runwire_engine.changes import EventRow
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
-from runwire_engine.endings import Endings
 from runwire_engine.errors import (
     CommitUnknownError,
     DataRefusedError,
@@ -37,7 +37,6 @@ from runwire_engine.triggers import NewRun as NewRun
 from runwire_engine.triggers import Parent as Parent
 from runwire_engine.triggers import TriggerAnswer, Triggering, Wanted, fenced
 from runwire_engine.triggers import TriggerResult as TriggerResult
-from runwire_engine.waits import Waits
 
 MAX_TAGS: Final = 10
 # A run's timeline is read whole; a run with more revisions than this shows its first ones.
@@ -49,10 +48,10 @@ _COMMIT_TRIES: Final = 5
 class Runs:
     """The runs of every environment. `run` belongs into a task group, for `trigger`."""
 
-    def __init__(self, database: Database, bell: Doorbell, waits: Waits | None = None) -> None:
+    def __init__(self, database: Database, bell: Doorbell, cancellations: Cancellations) -> None:
         self._database = database
         self._bell = bell
-        self._waits = waits
+        self._cancellations = cancellations
         self._flushed = 0
         self._flusher: Flusher[tuple[int, Wanted], TriggerResult] = Flusher(
             "triggers",
@@ -127,22 +126,10 @@ class Runs:
     async def cancel(self, environment_id: int, run_id: str) -> RunRow:
         """Cancel a run: at once, or, while it executes, by asking its worker to.
 
-        A run that is over is returned as it is. Raises RunNotFoundError.
+        Its children are canceled after it, and theirs. A run that is over is returned as it is.
+        Raises RunNotFoundError.
         """
-        endings = Endings(self._bell, self._waits)
-        # Also of tries whose COMMIT got no answer: then there is nothing left to change.
-        changed: list[Row] = []
-
-        async def work(tx: Transaction) -> None:
-            rows = await tx.all("runs.cancel", {"environment_id": environment_id, "run_id": run_id})
-            await endings.settle(tx, rows)
-            changed.extend(rows)
-
-        await self._database.surely(work)
-        endings.ring()
-        # Also where its code waits in a worker's memory.
-        if any(row["status"] not in FINAL or row["parked_by"] for row in changed):
-            self._bell.ring_control(environment_id, "cancel", run_id)
+        await self._cancellations.cancel(environment_id, run_id)
         return await self._there(environment_id, run_id)
 
     async def reschedule(self, environment_id: int, run_id: str, delay: datetime | float) -> RunRow:

@@ -13,6 +13,7 @@ from typing import Final
 import anyio
 
 from runwire_engine.alarms import Alarms
+from runwire_engine.cancellations import Cancellations
 from runwire_engine.database import Database
 from runwire_engine.errors import EngineError
 from runwire_engine.queue_groups import match_runs
@@ -66,6 +67,7 @@ class Sweep(Repeating):
         workers: Workers,
         waits: Waits,
         waitpoints: Waitpoints,
+        cancellations: Cancellations,
         retention: Retention,
         alarms: Alarms,
         *,
@@ -77,6 +79,7 @@ class Sweep(Repeating):
         self._workers = workers
         self._waits = waits
         self._waitpoints = waitpoints
+        self._cancellations = cancellations
         self._retention = retention
         self._interval = interval
         self._tidied = -_TIDY_SECONDS
@@ -95,8 +98,12 @@ class Sweep(Repeating):
             swept.append(await self._waitpoints.sweep())
             swept.append(await self._waits.sweep())
 
+        async def cancel() -> None:
+            swept.append(await self._cancellations.sweep())
+
         await self._careful("the sweep", sweep)
         await self._careful("a look at what runs wait for", wake)
+        await self._careful("canceling children", cancel)
         await self._careful("a look at the notification queue", self.alarms.look_at_notifications)
         await self._careful("a look at old transactions", self.alarms.look_at_horizon)
         await self._careful("a look at the statistics", self._refresh_statistics)

@@ -55,9 +55,11 @@ class Workers:
         lease: float,
         cancel_grace: float,
         waits: Waits | None = None,
+        canceled: Callable[[], None] | None = None,
     ) -> None:
         self._database = database
         self._waits = waits
+        self._canceled = canceled
         self._bell = bell
         self._claims = claims
         self._lease = lease
@@ -149,11 +151,11 @@ class Workers:
 
     async def _change(self, work: _Work) -> int:
         """Do work in a transaction and ring for it once it is committed."""
-        endings = Endings(self._bell, self._waits)
+        endings = Endings(self._bell, self._waits, self._canceled)
 
         async def once(tx: Transaction) -> int:
             nonlocal endings
-            endings = Endings(self._bell, self._waits)
+            endings = Endings(self._bell, self._waits, self._canceled)
             return await work(tx, endings)
 
         count = await self._database.surely(once)

@@ -252,6 +252,20 @@ begin
     return made;
 end
 $$;
+CREATE FUNCTION runwire.note_cancel_v1() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if exists (select from runwire.runs r
+                where r.environment_id = new.environment_id and r.parent_id = new.id
+                  and r.finished_at is null) then
+        insert into runwire.cancellations (environment_id, run_id)
+        values (new.environment_id, new.id)
+            on conflict do nothing;
+    end if;
+    return null;
+end
+$$;
 CREATE FUNCTION runwire.note_end_v1() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -317,6 +331,11 @@ CREATE TABLE runwire.batches (
     errors text DEFAULT '[]'::text NOT NULL,
     CONSTRAINT batches_id_check CHECK (((id ~ '^batch_[0-9a-z]+$'::text) AND ((length(id) >= 14) AND (length(id) <= 70)))),
     CONSTRAINT batches_run_count_check CHECK ((run_count >= 0))
+);
+CREATE TABLE runwire.cancellations (
+    environment_id integer NOT NULL,
+    run_id text NOT NULL,
+    created_at timestamp with time zone DEFAULT runwire.now_v1() NOT NULL
 );
 CREATE TABLE runwire.checkpoints (
     environment_id integer NOT NULL,
@@ -661,6 +680,8 @@ ALTER TABLE ONLY runwire.batch_items
     ADD CONSTRAINT batch_items_pkey PRIMARY KEY (environment_id, batch_id, index);
 ALTER TABLE ONLY runwire.batches
     ADD CONSTRAINT batches_pkey PRIMARY KEY (environment_id, id);
+ALTER TABLE ONLY runwire.cancellations
+    ADD CONSTRAINT cancellations_pkey PRIMARY KEY (environment_id, run_id);
 ALTER TABLE ONLY runwire.checkpoints
     ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (environment_id, run_id);
 ALTER TABLE ONLY runwire.closed_days
@@ -722,6 +743,7 @@ ALTER TABLE ONLY runwire.workers
 ALTER TABLE ONLY runwire.writers
     ADD CONSTRAINT writers_pkey PRIMARY KEY (environment_id, target, writer_id);
 CREATE INDEX batch_items_by_run ON runwire.batch_items USING btree (environment_id, run_id);
+CREATE INDEX cancellations_by_age ON runwire.cancellations USING btree (created_at);
 CREATE INDEX debounce_keys_expiring ON runwire.debounce_keys USING btree (expires_at);
 CREATE INDEX idempotency_keys_by_run ON runwire.idempotency_keys USING btree (environment_id, run_id);
 CREATE INDEX idempotency_keys_expiring ON runwire.idempotency_keys USING btree (expires_at);
@@ -738,6 +760,7 @@ CREATE INDEX runs_expiring ON runwire.runs USING btree (expires_at) WHERE ((stat
 CREATE INDEX runs_failed ON runwire.runs USING btree (environment_id, created_at DESC, id DESC) WHERE (status = ANY (ARRAY['CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text]));
 CREATE INDEX runs_held ON runwire.runs USING btree (worker_id) WHERE (status = ANY (ARRAY['DEQUEUED'::text, 'EXECUTING'::text]));
 CREATE INDEX runs_open ON runwire.runs USING btree (environment_id, created_at DESC, id DESC) WHERE (finished_at IS NULL);
+CREATE INDEX runs_open_children ON runwire.runs USING btree (environment_id, parent_id) WHERE ((parent_id IS NOT NULL) AND (finished_at IS NULL));
 CREATE INDEX runs_ready ON runwire.runs USING btree (environment_id, task, sort_at, id) WHERE ((status = 'QUEUED'::text) AND (NOT limited));
 CREATE INDEX runs_ready_limited ON runwire.runs USING btree (environment_id, queue, concurrency_key, sort_at, id) WHERE ((status = 'QUEUED'::text) AND limited);
 CREATE INDEX runs_waking ON runwire.runs USING btree (environment_id, wake_at) WHERE ((status = 'WAITING'::text) AND (wake_at IS NOT NULL));
@@ -756,6 +779,7 @@ CREATE INDEX workers_live ON runwire.workers USING btree (expires_at) WHERE (sto
 CREATE INDEX writers_by_age ON runwire.writers USING btree (updated_at);
 CREATE TRIGGER guard_final BEFORE UPDATE OF output, error, execution, attempt, stream_keys ON runwire.runs FOR EACH ROW WHEN (((old.finished_at IS NOT NULL) AND ((old.output IS DISTINCT FROM new.output) OR (old.error IS DISTINCT FROM new.error) OR (old.execution <> new.execution) OR (old.attempt <> new.attempt) OR (old.stream_keys <> new.stream_keys)))) EXECUTE FUNCTION runwire.guard_final_v1();
 CREATE TRIGGER guard_transition BEFORE UPDATE OF status ON runwire.runs FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (NOT ((old.status = 'QUEUED'::text) AND (new.status = 'EXECUTING'::text))) AND (NOT ((old.status = 'EXECUTING'::text) AND (new.status = 'COMPLETED'::text))))) EXECUTE FUNCTION runwire.guard_transition_v1();
+CREATE TRIGGER note_cancel AFTER UPDATE OF status ON runwire.runs FOR EACH ROW WHEN (((new.status = 'CANCELED'::text) AND (old.finished_at IS NULL))) EXECUTE FUNCTION runwire.note_cancel_v1();
 CREATE TRIGGER note_end AFTER UPDATE OF status ON runwire.runs FOR EACH ROW WHEN ((new.awaited AND (new.finished_at IS NOT NULL) AND (old.finished_at IS NULL))) EXECUTE FUNCTION runwire.note_end_v1();
 ALTER TABLE ONLY runwire.api_keys
     ADD CONSTRAINT api_keys_environment_id_fkey FOREIGN KEY (environment_id) REFERENCES runwire.environments(id);

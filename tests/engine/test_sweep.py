@@ -87,6 +87,7 @@ async def test_the_loop_queues_due_runs_and_goes_on_after_a_failure(
         engine.workers,
         engine.waits,
         engine.waitpoints,
+        engine.cancellations,
         retention,
         engine.sweep.alarms,
         interval=0.05,

@@ -77,7 +77,7 @@ async def test_the_sweep_wakes_whom_a_dead_process_left(engine: Engine, env: int
     await Waits(engine.database, engine.bell).sweep()
     resumed = await there(engine, env, parent.id)
     assert (resumed.status, resumed.attempt) == ("QUEUED", 1)
-    assert await query(engine.database, "select from runwire.wakes") == []
+    assert await query(engine.database, "select 1 from runwire.wakes") == []
 
 
 async def test_the_worker_where_code_waits_comes_first_for_a_second(
@@ -115,7 +115,7 @@ async def test_a_wait_is_dense_in_revisions_and_told(engine: Engine, env: int) -
     kinds = await assert_dense(engine, env, parent.id)
     assert kinds == ["created", "executing", "waiting", "queued", "executing", "final"]
     for table in ("waits", "checkpoints", "wait_targets", "wakes"):
-        assert await query(engine.database, f"select from runwire.{table}") == []
+        assert await query(engine.database, f"select 1 from runwire.{table}") == []
 
 
 async def test_a_run_that_shall_be_canceled_does_not_begin_to_wait(

@@ -147,7 +147,7 @@ async def test_a_cancel_whose_bell_is_lost_is_found_by_looking(bench: Bench) -> 
         await started.wait()
         # As Runs.cancel does it, but without a bell.
         await bench.engine.database.all(
-            "runs.cancel", {"environment_id": bench.env, "run_id": run_id}
+            "cancellations.cancel", {"environment_ids": [bench.env], "ids": [run_id]}
         )
         assert (await bench.until(run_id)).status == "CANCELED"
 

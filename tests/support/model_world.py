@@ -22,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 
 from runwire_engine.batches import Batches
 from runwire_engine.bells import CHANNELS, Payload, StreamMoved, decode, encode
+from runwire_engine.cancellations import Cancellations
 from runwire_engine.catalogue import Catalogue, TaskAnnouncement
 from runwire_engine.claims import Claims
 from runwire_engine.database import Database, Row, Transaction
@@ -345,7 +346,7 @@ class World:
             HubProcess(make_conninfo(dsn, application_name=f"hub{number}"), each, listeners)
             for number, each in enumerate(limits)
         ]
-        self.runs = Runs(self.database, self.bell)
+        self.runs = Runs(self.database, self.bell, Cancellations(self.database, self.bell))
         self.batches = Batches(self.database, self.bell)
         self.streams = Streams(self.database, self.bell)
         self.metadata = RunMetadata(self.database, self.bell)

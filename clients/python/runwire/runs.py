@@ -140,7 +140,10 @@ class Runs:
         return RunList(self._connect, given)
 
     async def cancel(self, run: str | RunHandle[Any]) -> None:
-        """Stop a run. One that executes is told to, and is canceled soon after."""
+        """Stop a run, and its children after it, waited for or not.
+
+        One that executes is told to, and is canceled soon after.
+        """
         await self._connect().http.post(f"/api/v2/runs/{_id(run)}/cancel")
 
     async def reschedule(self, run: str | RunHandle[Any], *, delay: Duration | datetime) -> Run:

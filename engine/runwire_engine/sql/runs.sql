@@ -81,39 +81,6 @@ with clock as materialized (
 )
 select id from changed;
 
--- cancel --
--- Cancels a run at once where no worker holds it, else asks for it, once.
-with clock as (
-    select runwire.now_v1() as now
-), changed as (
-    update runwire.runs r
-       set status = case when r.worker_id is null then 'CANCELED' else r.status end,
-           finished_at = case when r.worker_id is null then clock.now end,
-           error = null,
-           cancel_requested_at = clock.now,
-           revision = r.revision + 1,
-           updated_at = clock.now
-      from clock
-     where r.environment_id = %(environment_id)s and r.id = %(run_id)s
-       and r.finished_at is null
-       and (r.worker_id is null or r.cancel_requested_at is null)
-    returning r.*
-), logged as (
-    insert into runwire.run_events
-           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
-    select bucket, environment_id, id, revision,
-           case when finished_at is null then 'canceling' else 'final' end,
-           concat('{"set":{"status":"', status, '","cancelRequestedAt":"',
-                  runwire.wire_time_v2(cancel_requested_at), '","error":null',
-                  ',"finishedAt":"' || runwire.wire_time_v2(finished_at) || '"', '}}'),
-           updated_at, task, tags, batch_id
-      from changed
-)
-select environment_id, id, status, queue, limited,
-       stream_keys || reserved_stream_keys as stream_keys, idempotency_key, awaited, waited,
-       parked_by
-  from changed;
-
 -- reset_key --
 -- Frees an idempotency key that is held.
 delete from runwire.idempotency_keys
