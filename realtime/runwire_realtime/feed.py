@@ -21,11 +21,16 @@ from runwire_engine.followed import Touched
 from runwire_engine.following import Following
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.reads import Reads
+from runwire_realtime.rotation import Rotation
 from runwire_realtime.run_places import RunPlaces
 from runwire_realtime.run_view import wire_time
 
 logger = logging.getLogger("runwire.feed")
 
+# Followed streams, and batches that may get items, that are looked up at each poll; the bells name
+# those that move, so that only a lost bell waits for its turn.
+_STREAMS_PER_LOOK: Final = 5_000
+_BATCHES_PER_LOOK: Final = 100
 _POLL: Final = 1.0
 _PAUSE: Final = 0.2
 # Told stale within 3 s of the last word from the database. Of the time between two looks no more
@@ -61,6 +66,8 @@ class Feed:
         self._tails_read = 0
         self._tail_read = anyio.Event()
         self._places = RunPlaces(hub, self._following)
+        self._streams = Rotation(hub.streams.names, _STREAMS_PER_LOOK)
+        self._batches = Rotation(hub.batches, _BATCHES_PER_LOOK)
         # The connection was interrupted: it may be another database that answers now.
         self._is_suspicious = False
         # Where the database was when it was last looked at; None: not yet.
@@ -169,7 +176,7 @@ class Feed:
         self._tail_read = anyio.Event()
 
     def _concerns(self, row: EventRow) -> bool:
-        return self._hub.follows(row.environment_id, row.run_id, row.tags, row.batch_id)
+        return self._hub.follows(row.environment_id, row.run_id, row.task, row.tags, row.batch_id)
 
     async def _look_at_place(self) -> None:
         """Find out whether the tail may read on from where it is, and begin anew where not."""
@@ -214,15 +221,24 @@ class Feed:
         while True:
             self._is_suspicious = True
             self._tail_wanted.set()
-            self._scan()
+            self._look_at_streams()
             await self._look_at_batches()
             await self._places.look(self._tails_read)
             await anyio.sleep(_POLL)
 
+    def _look_at_streams(self) -> None:
+        """Look up followed streams: all of them where no bell names those that move."""
+        if self.notifications != "listening":
+            self._scan()
+            return
+        for name in self._streams.take():
+            self._hub.wants.head(*name)
+
     async def _look_at_batches(self) -> None:
         """Look for items of batches that were not complete."""
         limit = self._hub.limits.followed_runs
-        for (environment_id, batch_id), feeds in self._hub.open_batches().items():
+        for environment_id, batch_id in self._batches.take():
+            feeds = self._hub.open_feeds(environment_id, batch_id)
             if not feeds:
                 continue
             try:

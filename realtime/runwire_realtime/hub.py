@@ -69,7 +69,8 @@ class Hub:
         self.stale_since: str | None = None
         self._tag_feeds: dict[tuple[int, str], set[FeedMembers]] = {}
         self._batch_feeds: dict[tuple[int, str], set[FeedMembers]] = {}
-        self._runs_feeds: dict[int, set[FeedMembers]] = {}
+        # By task; None: of every task.
+        self._runs_feeds: dict[tuple[int, str | None], set[FeedMembers]] = {}
         # Feeds that wait for a run's row to decide whether it joins.
         self._candidates: dict[RunKey, set[FeedMembers]] = {}
         # Days whose runs are deleted.
@@ -185,52 +186,63 @@ class Hub:
         self.wants.head(topic.environment_id, topic.run_id, None)
 
     def add_feed(self, feed: FeedMembers) -> None:
-        self._index(feed).add(feed)
-
-    def remove_feed(self, feed: FeedMembers) -> None:
-        self._index(feed).discard(feed)
-        environment_id = feed.follower.environment_id
-        match feed.target:
-            case TagsTarget(tags):
-                _drop_empty(self._tag_feeds, (environment_id, tags[0]))
-            case BatchTarget(batch_id):
-                _drop_empty(self._batch_feeds, (environment_id, batch_id))
-            case RunsTarget():
-                _drop_empty(self._runs_feeds, environment_id)
-
-    def _index(self, feed: FeedMembers) -> set[FeedMembers]:
         environment_id = feed.follower.environment_id
         match feed.target:
             case TagsTarget(tags):
                 # One tag finds it; the others are compared then.
-                return self._tag_feeds.setdefault((environment_id, tags[0]), set())
+                self._tag_feeds.setdefault((environment_id, tags[0]), set()).add(feed)
             case BatchTarget(batch_id):
-                return self._batch_feeds.setdefault((environment_id, batch_id), set())
-            case RunsTarget():
-                return self._runs_feeds.setdefault(environment_id, set())
+                self._batch_feeds.setdefault((environment_id, batch_id), set()).add(feed)
+            case RunsTarget(tasks):
+                for task in tasks or (None,):
+                    self._runs_feeds.setdefault((environment_id, task), set()).add(feed)
+
+    def remove_feed(self, feed: FeedMembers) -> None:
+        environment_id = feed.follower.environment_id
+        match feed.target:
+            case TagsTarget(tags):
+                _drop(self._tag_feeds, (environment_id, tags[0]), feed)
+            case BatchTarget(batch_id):
+                _drop(self._batch_feeds, (environment_id, batch_id), feed)
+            case RunsTarget(tasks):
+                for task in tasks or (None,):
+                    _drop(self._runs_feeds, (environment_id, task), feed)
 
     def feeds(self) -> Iterable[FeedMembers]:
         """Return every feed of every connection."""
-        for index in (self._tag_feeds, self._batch_feeds, self._runs_feeds):
-            for feeds in list(index.values()):
-                yield from list(feeds)
+        found: dict[FeedMembers, None] = {}
+        for feeds in (
+            *self._tag_feeds.values(),
+            *self._batch_feeds.values(),
+            *self._runs_feeds.values(),
+        ):
+            found.update(dict.fromkeys(feeds))
+        return found
 
-    def open_batches(self) -> dict[tuple[int, str], list[FeedMembers]]:
-        """Return the followed batches that may still get items."""
-        return {
-            key: [feed for feed in feeds if not feed.is_sealed and not feed.is_loading]
-            for key, feeds in self._batch_feeds.items()
-        }
+    def batches(self) -> Iterable[tuple[int, str]]:
+        """Name the batches that somebody follows."""
+        return list(self._batch_feeds)
+
+    def open_feeds(self, environment_id: int, batch_id: str) -> list[FeedMembers]:
+        """Return who follows a batch that may still get items."""
+        feeds = self._batch_feeds.get((environment_id, batch_id), ())
+        return [feed for feed in feeds if not feed.is_sealed and not feed.is_loading]
 
     # Events of runs
 
     def follows(
-        self, environment_id: int, run_id: str, tags: Iterable[str], batch_id: str | None
+        self,
+        environment_id: int,
+        run_id: str,
+        task: str,
+        tags: Iterable[str],
+        batch_id: str | None,
     ) -> bool:
         """Say whether an event of this run concerns anybody here."""
         return (
             (environment_id, run_id) in self.runs
-            or environment_id in self._runs_feeds
+            or (environment_id, task) in self._runs_feeds
+            or (environment_id, None) in self._runs_feeds
             or (batch_id is not None and (environment_id, batch_id) in self._batch_feeds)
             or any((environment_id, tag) in self._tag_feeds for tag in tags)
         )
@@ -260,7 +272,8 @@ class Hub:
 
     def _feeds_of(self, event: RunEvent) -> list[FeedMembers]:
         environment_id = event.environment_id
-        found = list(self._runs_feeds.get(environment_id, ()))
+        found = list(self._runs_feeds.get((environment_id, None), ()))
+        found += self._runs_feeds.get((environment_id, event.task), ())
         if event.batch_id is not None:
             found += self._batch_feeds.get((environment_id, event.batch_id), ())
         for tag in event.tags:
@@ -463,8 +476,10 @@ def _reads_streams(topic: RunTopic) -> bool:
     return any(reader.streams.is_wanted for reader in topic.readers)
 
 
-def _drop_empty(index: dict[Key, set[FeedMembers]], key: Key) -> None:
-    if not index.get(key):
+def _drop(index: dict[Key, set[FeedMembers]], key: Key, feed: FeedMembers) -> None:
+    feeds = index.get(key, set())
+    feeds.discard(feed)
+    if not feeds:
         index.pop(key, None)
 
 

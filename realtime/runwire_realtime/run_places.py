@@ -11,6 +11,7 @@ from typing import Final
 from runwire_engine.errors import EngineError
 from runwire_engine.following import Following
 from runwire_realtime.hub import Hub, RunKey
+from runwire_realtime.rotation import Rotation
 
 logger = logging.getLogger("runwire.feed")
 
@@ -24,8 +25,7 @@ class RunPlaces:
     def __init__(self, hub: Hub, following: Following) -> None:
         self._hub = hub
         self._following = following
-        # Runs whose turn has not come in this round.
-        self._round: list[RunKey] = []
+        self._rotation = Rotation(lambda: hub.runs, RUNS_PER_LOOK)
         # Runs that were behind, and how far they are; how often the tail had been read then.
         self._suspects: dict[RunKey, int] = {}
         self._tails_read = 0
@@ -36,9 +36,7 @@ class RunPlaces:
         if self._suspects and tails_read < self._tails_read + 2:
             return
         self._make_up()
-        if not self._round:
-            self._round = list(self._hub.runs)
-        part, self._round = self._round[:RUNS_PER_LOOK], self._round[RUNS_PER_LOOK:]
+        part = self._rotation.take()
         self._tails_read = tails_read
         for environment_id in {key[0] for key in part}:
             ids = [run_id for owner, run_id in part if owner == environment_id]

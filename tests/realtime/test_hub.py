@@ -401,6 +401,20 @@ def test_a_final_run_that_was_let_go_is_told_when_it_leaves() -> None:
     assert client.subscriptions["a"].runs == set(RUNS[1:3])
 
 
+def test_a_feed_of_one_task_is_not_looked_at_for_runs_of_others() -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    client.subscribe("a", {"runs": {"task": ["own", "second"]}})
+    world.settle()
+    hub = world.hub
+    assert [hub.follows(1, RUNS[0], task, (), None) for task in ("own", "second")] == [True, True]
+    assert not hub.follows(1, RUNS[0], "other", (), None)
+    assert [feed.sub for feed in hub.feeds()] == ["a"]
+    client.subscribe("b", {"runs": {}})
+    world.settle()
+    assert hub.follows(1, RUNS[0], "other", (), None)
+
+
 def test_a_run_that_leaves_one_feed_as_it_enters_another_comes_whole() -> None:
     world = World(HubLimits())
     client = world.connect()

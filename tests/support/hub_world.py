@@ -204,7 +204,7 @@ class World:
         events = [
             each
             for each in sorted(fresh, key=lambda e: (e.run_id, e.step.revision))
-            if self.hub.follows(ENV, each.run_id, each.tags, each.batch_id)
+            if self.hub.follows(ENV, each.run_id, each.task, each.tags, each.batch_id)
         ]
         self.hub.apply(events, self._position())
 
