@@ -1,4 +1,6 @@
-"""The child's side of `runwire dev`: a worker reports how its start went and dies with its parent.
+"""The child's side of a process that keeps others: it reports its start and dies with its parent.
+
+Such children are the worker of `runwire dev` and the servers of `runwire server --processes`.
 
 The parent may be killed without a chance to stop anybody. On Linux the kernel then signals the
 child; everywhere the child also looks who its parent is.
@@ -12,9 +14,11 @@ from typing import Final
 
 import anyio
 
-PARENT_VARIABLE: Final = "RUNWIRE_DEV_PARENT"  # the parent's process id
-REPORT_VARIABLE: Final = "RUNWIRE_DEV_REPORT"  # the descriptor to report to
+PARENT_VARIABLE: Final = "RUNWIRE_PARENT"  # the parent's process id
+REPORT_VARIABLE: Final = "RUNWIRE_REPORT"  # the descriptor to report to
 READY: Final = "ready"
+# Set: the port is shared with the parent's other children, and is listened on when it says so.
+SHARES_PORT: Final = "RUNWIRE_SHARES_PORT"
 _LOOK_SECONDS: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -35,6 +39,16 @@ async def until_orphaned() -> None:
     parent = _parent()
     while parent is None or os.getppid() == parent:  # noqa: ASYNC110 (nothing sets an event)
         await anyio.sleep(_LOOK_SECONDS)
+
+
+def shares_port() -> bool:
+    """Say whether this process is one of several servers on one port."""
+    return _parent() is not None and SHARES_PORT in os.environ
+
+
+async def until_told() -> None:
+    """Wait for the parent's word on standard input; its end counts too."""
+    await anyio.wait_readable(sys.stdin.fileno())
 
 
 def report(word: str) -> bool:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from runwire.wire import MAX_CLIENT_FRAME_BYTES
 from runwire_realtime.app import create_app
 from runwire_realtime.errors import StartError
+from runwire_realtime.parent import READY, report, shares_port, until_told
 from runwire_realtime.services import Services
 from runwire_realtime.settings import ServerSettings
 from runwire_realtime.socket_protocol import SocketProtocol
@@ -32,8 +33,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises StartError, in one line, when the port cannot be had."""
+def bind(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """Return a listening socket. Raises StartError, in one line, when the port cannot be had.
+
+    `is_shared`: others may have the same port, and it does not listen yet.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
@@ -42,8 +46,11 @@ def bind(host: str, port: int) -> socket.socket:
         raise StartError(f"cannot listen on {host}: {error.strerror}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)
+        if not is_shared:
+            listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise StartError(
@@ -107,7 +114,8 @@ async def serve(
 
 async def run_server(settings: ServerSettings, say: Callable[[str], None]) -> None:
     """Run one server until SIGINT or SIGTERM. Raises StartError or EngineError, one line each."""
-    listener = bind(settings.host, settings.port)
+    is_one_of_several = shares_port()
+    listener = bind(settings.host, settings.port, is_shared=is_one_of_several)
     stop = anyio.Event()
 
     async def stop_on_signal() -> None:
@@ -119,7 +127,11 @@ async def run_server(settings: ServerSettings, say: Callable[[str], None]) -> No
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with app.router.lifespan_context(app), anyio.create_task_group() as tasks:
                 tasks.start_soon(stop_on_signal)
-                say(f"Runwire answers at http://{settings.host}:{port_of(listener)}")
+                if is_one_of_several:
+                    report(READY)
+                    await until_told()
+                else:
+                    say(f"Runwire answers at http://{settings.host}:{port_of(listener)}")
                 services: Services = app.state.services
                 await serve(
                     app,

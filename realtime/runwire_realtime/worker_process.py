@@ -52,7 +52,7 @@ class WorkerProcess:
             child = await self._spawn()
             began = anyio.current_time()
             try:
-                word = await _read_line(child.report)
+                word = await read_report(child.report)
                 if word == READY:
                     if first:
                         task_status.started()
@@ -116,7 +116,8 @@ class WorkerProcess:
         return changed
 
 
-async def _read_line(descriptor: int) -> str:
+async def read_report(descriptor: int) -> str:
+    """Return the word of a child on its start; empty: it died without one."""
     data = b""
     while b"\n" not in data:
         await anyio.wait_readable(descriptor)

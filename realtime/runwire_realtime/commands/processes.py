@@ -64,15 +64,32 @@ def dev(
 def server(
     port: Annotated[int | None, typer.Option(help="Instead of RUNWIRE_PORT.")] = None,
     host: Annotated[str | None, typer.Option(help="Instead of RUNWIRE_HOST.")] = None,
+    processes: Annotated[
+        int, typer.Option(help="So many servers that share the port: one for each core.", min=1)
+    ] = 1,
 ) -> None:
     """Run the HTTP API, the hub and the dashboard. Any number may run on one database."""
+    from runwire_realtime.parent import die_with_parent, report
     from runwire_realtime.server import run_server
+    from runwire_realtime.server_processes import run_servers
     from runwire_realtime.settings import read_settings
 
+    die_with_parent()
     configure_logging()
     given = {"port": port, "host": host}
     settings = read_settings(**{name: at for name, at in given.items() if at is not None})
-    _run(lambda: run_server(settings, _say))
+    if processes > 1:
+        _run(lambda: run_servers(settings, processes, _say))
+        return
+    try:
+        _run(lambda: run_server(settings, _say))
+    except Exception as error:
+        from runwire_realtime.commands.failure import one_line
+
+        # With several servers the parent shows the line, once.
+        if report(one_line(error) or f"the server failed: {type(error).__name__}"):
+            raise SystemExit(1) from None
+        raise
 
 
 def worker(modules: Modules = None) -> None:
