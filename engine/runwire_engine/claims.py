@@ -4,8 +4,9 @@ One short transaction; task code never runs inside it. Groups of limited queues 
 those first that have had the fewest turns. A later statement, whose snapshot is taken under those
 locks, counts
 what executes in each and picks its next runs: counting in the locking statement would overrun.
-Runs of unlimited queues are picked straight from their index. What was picked is then taken over
-with one revision, one execution and one attempt more, if the worker's lease holds.
+What was picked is then taken over with one revision, one execution and one attempt more, if the
+worker's lease holds; the same statement picks runs of unlimited queues, straight from their index.
+So where nothing waits in groups a claim is one round trip.
 
 Of a queue with very many keys one look takes in a bounded number, the next look those after them.
 Whether a run goes through a group is written on it when it is queued; a run that was queued while
@@ -57,8 +58,6 @@ class _Met:
 
     # Queues and keys of runs that go the wrong way.
     strays: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
-    # False once it is known that nothing waits in groups.
-    others_wait: bool = True
     # Groups that are served, and the turns they have had.
     turns: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
 
@@ -71,6 +70,8 @@ class Claims:
         self._bell = bell
         # Takes turns, so that neither kind of queue starves the other.
         self._limited_first = False
+        # False while nothing waited in groups at the last look.
+        self._others_wait = True
         # Whether the last claim left groups to others that were at them: it is worth looking again.
         self.crowded = False
         # By queue: the key after which the next look goes on; only where there are very many.
@@ -170,26 +171,36 @@ class Claims:
         self._limited_first = not self._limited_first
         self.crowded = False
         met = _Met()
+        is_first = self._limited_first and self._others_wait
+        rows = await self._take(wanted, slots, met, with_groups=is_first)
+        if not is_first and len(rows) < slots and self._others_wait:
+            rows += await self._take(wanted, slots - len(rows), met, with_groups=True)
+        self._others_wait = self._others_wait or bool(met.strays)
+        return rows, met.strays
+
+    async def _take(
+        self, wanted: Mapping[str, object], slots: int, met: _Met, *, with_groups: bool
+    ) -> list[Row]:
+        """Claim runs in one transaction: first those of groups, where these have their turn."""
 
         async def work(tx: Transaction) -> list[Row]:
             met.turns.clear()
-            picks = [self._pick_limited, _pick_unlimited]
-            if not self._limited_first:
-                picks.reverse()
-            ids: list[str] = []
-            for pick in picks:
-                if len(ids) < slots:
-                    ids += await pick(tx, wanted, slots - len(ids), met)
-            if not ids:
-                return []
+            ids = await self._pick_limited(tx, wanted, slots, met) if with_groups else []
             served = {
                 "queues": [queue for queue, _ in met.turns],
                 "keys": [key for _, key in met.turns],
                 "had_turns": list(met.turns.values()),
             }
-            return await tx.last("claims.take", {**wanted, **served, "ids": ids})
+            left = slots - len(ids)
+            unlimited = {"slots": left, "reach": max(_LEAST_REACH, left * _REACH)}
+            names = {**wanted, **served, **unlimited, "ids": ids}
+            # Planning takes as long as claiming ten runs.
+            return await tx.last("claims.take", names, one_plan=True)
 
-        return await self._database.retrying(work), met.strays
+        rows = await self._database.retrying(work, lazy=True)
+        self._others_wait = rows[0]["others_wait"]
+        met.strays.update((queue, "") for queue in rows[0]["unmade_queues"] or ())
+        return [row for row in rows if row["id"] is not None]
 
     async def _put_right(self, environment_id: int, strays: Set[tuple[str, str]]) -> None:
         groups = sorted(strays)
@@ -207,8 +218,6 @@ class Claims:
         slots: int,
         met: _Met,
     ) -> list[str]:
-        if not met.others_wait and not met.strays:
-            return []
         ids: list[str] = []
         for _ in range(_LOOKS):
             before = self._cursors
@@ -271,16 +280,3 @@ async def _pick_of(
         },
     )
     return [row["id"] for row in rows]
-
-
-async def _pick_unlimited(
-    tx: Transaction,
-    wanted: Mapping[str, object],
-    slots: int,
-    met: _Met,
-) -> list[str]:
-    reach = max(_LEAST_REACH, slots * _REACH)
-    rows = await tx.all("claims.pick_unlimited", {**wanted, "slots": slots, "reach": reach})
-    met.strays.update((row["queue"], "") for row in rows if row["is_limited"])
-    met.others_wait = not rows or rows[0]["others_wait"]
-    return [row["id"] for row in rows if not row["is_limited"]]

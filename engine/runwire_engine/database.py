@@ -24,6 +24,7 @@ from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from runwire_engine.arrays import with_arrays
 from runwire_engine.driver_errors import Refusal, translate
 from runwire_engine.errors import (
     CommitUnknownError,
@@ -140,14 +141,19 @@ class Transaction:
         except (psycopg.Error, UnicodeError) as error:
             raise self._translate(error, " + ".join(name for name, _ in steps)) from None
 
-    async def last(self, name: str, parameters: Parameters | None = None) -> list[Row]:
+    async def last(
+        self, name: str, parameters: Parameters | None = None, *, one_plan: bool = False
+    ) -> list[Row]:
         """Run the last statement and COMMIT in one round trip; return its rows.
 
+        `one_plan`: it has one good plan whatever its parameters, so none is made for each call.
         It is committed whatever they are. Raises CommitUnknownError as `Database.transaction`.
         """
         try:
             async with self.connection.pipeline():
                 await self.begin()
+                if one_plan:
+                    await self.connection.execute(statement("database.one_plan"))
                 await self._cursor.execute(statement(name), parameters)
                 await self.connection.execute("commit")
             self._is_over = True
@@ -297,11 +303,13 @@ class Database:
 
         return await _repeated(work)
 
-    async def retrying(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def retrying(
+        self, work: Callable[[Transaction], Awaitable[T]], *, lazy: bool = False
+    ) -> T:
         """Do work in a transaction, again from the start after a deadlock (5 tries in all)."""
 
         async def once() -> T:
-            async with self.transaction() as tx:
+            async with self.transaction(lazy=lazy) as tx:
                 return await work(tx)
 
         return await _repeated(once)
@@ -383,7 +391,7 @@ class Database:
     def _new_pool(self) -> AsyncConnectionPool[AsyncConnection[Row]]:
         return AsyncConnectionPool(
             self.dsn,
-            kwargs={**self._connect_settings(), "row_factory": dict_row},
+            kwargs={**self._connect_settings(), "row_factory": dict_row, "context": with_arrays()},
             connection_class=AsyncConnection[Row],
             min_size=1,
             max_size=self._max_size,

@@ -37,6 +37,10 @@ class Endings:
         self._changed: list[Row] = []
         self._streams: list[tuple[int, StreamMoved]] = []
 
+    def note(self, changed: Sequence[Row]) -> None:
+        """Take changes that entail nothing in the transaction; only `ring` is to tell of them."""
+        self._changed.extend(changed)
+
     async def settle(self, tx: Transaction, changed: Sequence[Row]) -> None:
         """Do what the new statuses entail; rows as `outcomes.record` returns them."""
         self._changed.extend(changed)
@@ -69,6 +73,12 @@ class Endings:
             row["status"] == RunStatus.CANCELED for row in self._changed
         ):
             self._canceled()
+
+
+def entails_nothing(row: Row) -> bool:
+    """Whether a change has nothing more to be done in its transaction; see `outcomes.record`."""
+    keeps_key = row["status"] == RunStatus.COMPLETED or not row["idempotency_key"]
+    return keeps_key and not row["stream_keys"] and not row["waited"]
 
 
 def _names(rows: Sequence[Row]) -> dict[str, object]:

@@ -8,7 +8,7 @@ Where a cancellation was requested first, the run becomes CANCELED whatever the 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
@@ -17,7 +17,7 @@ import orjson
 from runwire.errors import FencedError
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
-from runwire_engine.endings import Endings
+from runwire_engine.endings import Endings, entails_nothing
 from runwire_engine.flusher import Flusher
 from runwire_engine.states import FINAL, RunStatus
 from runwire_engine.waits import Waits
@@ -166,22 +166,26 @@ async def record(tx: Transaction, environment_id: int, outcomes: Iterable[Outcom
 
     What a final status entails besides (see Endings) is the caller's to do in the same transaction.
     """
+    return await tx.all("outcomes.record", _parameters(environment_id, outcomes))
+
+
+def _parameters(
+    environment_id: int, outcomes: Iterable[Outcome], *, alone: bool = False
+) -> dict[str, object]:
     changes = [_change(outcome) for outcome in outcomes]
-    return await tx.all(
-        "outcomes.record",
-        {
-            "environment_id": environment_id,
-            "ids": [change.run_id for change in changes],
-            "executions": [change.execution for change in changes],
-            "statuses": [str(change.status) for change in changes],
-            "outputs": [change.output for change in changes],
-            "output_types": [change.output_type for change in changes],
-            "errors": [change.error for change in changes],
-            "delays": [change.delay for change in changes],
-            "released": [change.released for change in changes],
-            "lost": [change.lost for change in changes],
-        },
-    )
+    return {
+        "alone": alone,
+        "environment_id": environment_id,
+        "ids": [change.run_id for change in changes],
+        "executions": [change.execution for change in changes],
+        "statuses": [str(change.status) for change in changes],
+        "outputs": [change.output for change in changes],
+        "output_types": [change.output_type for change in changes],
+        "errors": [change.error for change in changes],
+        "delays": [change.delay for change in changes],
+        "released": [change.released for change in changes],
+        "lost": [change.lost for change in changes],
+    }
 
 
 class Outcomes:
@@ -198,6 +202,8 @@ class Outcomes:
         self._bell = bell
         self._waits = waits
         self._canceled = canceled
+        # Whether the last outcomes were of runs whose end entails nothing more.
+        self._alone = True
         self._flusher: Flusher[tuple[int, Outcome], Finished] = Flusher(
             "outcomes",
             self._flush,
@@ -249,22 +255,54 @@ class Outcomes:
     async def _store(
         self, environment_id: int, outcomes: Sequence[Outcome]
     ) -> list[Finished | Exception]:
-        """Store outcomes in one transaction; each run at most once, the others look again."""
+        """Store outcomes, each run's at most once; the others look again."""
         first = {outcome.run_id: outcome for outcome in reversed(outcomes)}
-        endings = Endings(self._bell, self._waits, self._canceled)
-        async with self._database.transaction() as tx:
-            changed = await record(tx, environment_id, first.values())
-            await endings.settle(tx, changed)
-            done = {row["id"]: Finished(row["id"], RunStatus(row["status"])) for row in changed}
-            rest = [o for o in outcomes if o.run_id not in done or first[o.run_id] is not o]
-            seen = await _statuses(tx, environment_id, rest)
-        endings.ring()
+        changed = await self._record_alone(environment_id, first) if self._alone else []
+        ended = {row["id"] for row in changed}
+        left = {id: outcome for id, outcome in first.items() if id not in ended}
+        others = [outcome for outcome in outcomes if first[outcome.run_id] is not outcome]
+        seen: Mapping[str, Row] = {}
+        if left or others:
+            more, seen = await self._record_rest(environment_id, left, others)
+            changed += more
+        done = {row["id"]: Finished(row["id"], RunStatus(row["status"])) for row in changed}
         return [
             done[outcome.run_id]
             if outcome.run_id in done and first[outcome.run_id] is outcome
             else _repeated(outcome, seen.get(outcome.run_id))
             for outcome in outcomes
         ]
+
+    async def _record_alone(
+        self, environment_id: int, outcomes: Mapping[str, Outcome]
+    ) -> list[Row]:
+        """Store in one round trip what entails nothing more; return the runs that changed."""
+        async with self._database.transaction(lazy=True) as tx:
+            changed = await tx.last(
+                "outcomes.record", _parameters(environment_id, outcomes.values(), alone=True)
+            )
+        endings = Endings(self._bell, self._waits, self._canceled)
+        endings.note(changed)
+        endings.ring()
+        return changed
+
+    async def _record_rest(
+        self, environment_id: int, outcomes: Mapping[str, Outcome], others: Sequence[Outcome]
+    ) -> tuple[list[Row], Mapping[str, Row]]:
+        """Store outcomes and what they entail; return the runs that changed, and how those stand
+        that did not or that others are of.
+        """
+        endings = Endings(self._bell, self._waits, self._canceled)
+        async with self._database.transaction(lazy=True) as tx:
+            changed = await record(tx, environment_id, outcomes.values()) if outcomes else []
+            await endings.settle(tx, changed)
+            ended = {row["id"] for row in changed}
+            refused = [outcome for id, outcome in outcomes.items() if id not in ended]
+            seen = await _statuses(tx, environment_id, [*refused, *others])
+        endings.ring()
+        if outcomes:
+            self._alone = not changed or any(entails_nothing(row) for row in changed)
+        return changed, seen
 
 
 async def _statuses(

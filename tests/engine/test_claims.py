@@ -25,7 +25,7 @@ from tests.support.postgres import opened_database
 pytestmark = pytest.mark.anyio
 
 WORKERS = ["a", "b", "c", "d"]
-CLAIMING = ["claims.pick_unlimited", "claims.lock_groups", "claims.pick_limited", "claims.take"]
+CLAIMING = ["claims.lock_groups", "claims.pick_limited", "claims.take"]
 
 
 async def make(engine: Engine, env: int, *new: NewRun) -> list[str]:
@@ -450,6 +450,7 @@ def arguments(env: int, ids: list[str]) -> dict[str, object]:
         "delays": none,
         "released": [False] * len(ids),
         "lost": [False] * len(ids),
+        "alone": False,
         "limit": 10,
     }
 

@@ -161,18 +161,18 @@ _CASES: Final[dict[str, list[dict[str, object]]]] = {
     "claims.pick_limited": [
         {"keys": ["key-1"], "limits": [5], "turns": 5, "slots": 10},
     ],
-    "claims.pick_unlimited": [
-        {"reach": 100, "slots": 10},
-        {"tasks": ["task-2"], "reach": 100, "slots": 10},
-    ],
     "claims.take": [
         {
-            "ids": [run("ready", 1), run("ready", 2)],
+            "ids": ids,
+            "tasks": ["task-2"],
             "max_attempts": [3],
             "queues": ["queue-2"],
             "keys": [""],
             "had_turns": [0],
+            "reach": 100,
+            "slots": slots,
         }
+        for ids, slots in (([run("ready", 1), run("ready", 2)], 0), ([], 10))
     ],
     "debounces.claim": [{"tasks": ["task-2"], "keys": ["new"], "ids": [_NEW]}],
     "following.events": [{"after": 1}],
@@ -241,7 +241,9 @@ _CASES: Final[dict[str, list[dict[str, object]]]] = {
             "delays": [None, 3.0],
             "released": [False, False],
             "lost": [False, False],
+            "alone": alone,
         }
+        for alone in (True, False)
     ],
     "queues.declare": [{"limits": [None, 5]}],
     "queues.pause": [{"paused": True}],
@@ -436,6 +438,7 @@ _LEFT_OUT: Final[dict[str, str]] = {
     "changes.adopt_events": _RARE,
     "database.idle_timeout": "a setting",
     "database.is_read_only": "a setting",
+    "database.one_plan": "a setting",
     "doorbell.ring": "reads no table",
     "environments.insert_key": _RARE,
     "environments.restore_key": _RARE,

@@ -161,48 +161,43 @@ select locked.id
           for no key update skip locked) as locked
  order by chosen.turn, chosen.place;
 
--- pick_unlimited --
--- Picks ready runs of unlimited queues, longest waiting first, past those that others are taking.
--- Of a queue that has just got a limit it only says so: its runs are to go through groups now. Says
--- also whether any runs wait in groups.
-with heads as materialized (
+-- take --
+-- Gives runs to a worker whose lease holds: those picked of groups, and up to so many ready runs of
+-- unlimited queues, longest waiting first, past those that others are taking. Of a queue that has just
+-- got a limit it only says so: its runs are to go through groups now. The lock on the worker's row
+-- keeps the sweep away. One row at least: with those queues, and whether any runs wait in groups.
+with clock as materialized (
+    select runwire.now_v1() as now
+), heads as materialized (
     select head.id, head.sort_at
       from unnest(%(tasks)s::text[]) as wanted (task)
      cross join lateral (
            select r.id, r.sort_at
              from runwire.runs r
             where r.environment_id = %(environment_id)s and r.task = wanted.task
-              and r.status = 'QUEUED' and not r.limited
+              and r.status = 'QUEUED' and not r.limited and %(slots)s > 0
             order by r.sort_at, r.id
             limit %(reach)s) as head
      order by head.sort_at, head.id
      limit %(reach)s
-)
-select locked.id, locked.queue, locked.is_limited,
-       exists (select from runwire.runs r
-                where r.environment_id = %(environment_id)s and r.status = 'QUEUED'
-                  and r.limited) as others_wait
-  from heads
- cross join lateral (
-       select r.id, r.queue,
-              exists (select from runwire.queue_groups g
-                       where g.environment_id = %(environment_id)s and g.queue = r.queue
-                         and g.concurrency_key = '') as is_limited
-         from runwire.runs r
-        where r.environment_id = %(environment_id)s and r.id = heads.id
-          and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
-          and not r.limited
-          -- The worker where its code waits comes first, for a second.
-          and (r.parked_by is null or r.parked_by = %(worker_id)s
-               or r.queued_at < runwire.now_v1() - interval '1 second')
-          and (r.expires_at is null or r.expires_at > runwire.now_v1())
-          for no key update skip locked) as locked
- limit %(slots)s;
-
--- take --
--- Gives picked runs to a worker whose lease holds; the lock on its row keeps the sweep away.
-with clock as materialized (
-    select runwire.now_v1() as now
+), picked as materialized (
+    select locked.id, locked.queue, locked.is_limited
+      from heads
+     cross join lateral (
+           select r.id, r.queue,
+                  exists (select from runwire.queue_groups g
+                           where g.environment_id = %(environment_id)s and g.queue = r.queue
+                             and g.concurrency_key = '') as is_limited
+             from runwire.runs r
+            where r.environment_id = %(environment_id)s and r.id = heads.id
+              and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
+              and not r.limited
+              -- The worker where its code waits comes first, for a second.
+              and (r.parked_by is null or r.parked_by = %(worker_id)s
+                   or r.queued_at < runwire.now_v1() - interval '1 second')
+              and (r.expires_at is null or r.expires_at > runwire.now_v1())
+              for no key update skip locked) as locked
+     limit %(slots)s
 ), worker as materialized (
     select w.id, nullif(w.version, '') as version
       from runwire.workers w, clock
@@ -230,7 +225,8 @@ with clock as materialized (
            updated_at = clock.now
       from clock, worker,
            unnest(%(tasks)s::text[], %(max_attempts)s::integer[]) as wanted (task, max_attempts)
-     where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[])
+     where r.environment_id = %(environment_id)s
+       and r.id = any(%(ids)s::text[] || array(select id from picked where not is_limited))
        and r.status || '' = 'QUEUED' and r.task || '' = wanted.task
     returning r.*
 ), served as (
@@ -264,8 +260,12 @@ with clock as materialized (
            updated_at, task, tags, batch_id
       from claimed
 )
-select c.*, m.body as metadata
-  from claimed c
+select look.*, c.*, m.body as metadata
+  from (select (select array_agg(distinct queue) from picked where is_limited) as unmade_queues,
+               exists (select from runwire.runs r
+                        where r.environment_id = %(environment_id)s and r.status = 'QUEUED'
+                          and r.limited) as others_wait) as look
+  left join claimed c on true
   left join lateral (
        select body from runwire.run_metadata m
         where m.environment_id = c.environment_id and m.run_id = c.id

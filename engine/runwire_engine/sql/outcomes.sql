@@ -1,6 +1,7 @@
 -- record --
 -- Ends attempts whose execution still holds its run: a transition, a revision and an event each.
--- A cancellation that was requested before beats whatever the attempt ended with.
+-- A cancellation that was requested before beats whatever the attempt ended with. `alone`: leaves out
+-- whose end entails more than that (see Endings), so that it may be the whole transaction.
 with clock as (
     select runwire.now_v1() as now
 ), given as (
@@ -27,6 +28,9 @@ with clock as (
               and r.execution = g.execution
               -- No partial index: this is a look-up by id.
               and r.status || '' in ('DEQUEUED', 'EXECUTING')
+              and not (%(alone)s and (
+                  r.waited > 0 or r.stream_keys <> '{}' or r.reserved_stream_keys <> '{}'
+                  or (r.idempotency_key is not null and g.status <> 'COMPLETED')))
               for update) as r
 ), changed as (
     update runwire.runs r
