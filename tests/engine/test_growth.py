@@ -54,6 +54,7 @@ _USUAL: Final[dict[str, object]] = {
     "run_ids": _FINISHED,
     "target_id": run("finished"),
     "targets": _FINISHED,
+    "parents": [run("finished")],
     "worker_id": "worker-1",
     "key": run("finished"),
     "keys": _FINISHED,
@@ -110,7 +111,8 @@ outcomes.statuses
 queues.mention queues.apply queues.retrieve queues.page queues.match
 run_metadata.retrieve run_metadata.lock_runs run_metadata.documents
 run_pages.summaries
-runs.retrieve runs.events runs.lock runs.cancel runs.reset_key
+runs.retrieve runs.events runs.lock runs.reset_key
+cancellations.cancel cancellations.take cancellations.drop cancellations.lock_children
 schedules.lock schedules.retrieve schedules.delete schedules.list schedules.undeclare
 streams.lock_runs streams.lock_runs_to_change streams.there streams.lock_free_runs
 streams.of_run

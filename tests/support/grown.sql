@@ -111,3 +111,5 @@ insert into runwire.used_tokens (environment_id, jti, expires_at)
 select 1, 'token-' || n, now() + interval '1 hour' from generate_series(1, %(runs)s) n;
 insert into runwire.api_keys (environment_id, hash, hint)
 select 1, sha256(n::text::bytea), 'tr_dev_sk_' from generate_series(1, %(runs)s / 10) n;
+insert into runwire.cancellations (environment_id, run_id)
+select 2, 'run_finished' || lpad(n::text, 20, '0') from generate_series(1, %(runs)s / 4) n;

@@ -34,16 +34,28 @@ select r.id, r.is_final, r.revision
  limit %(limit)s;
 
 -- open_tagged --
--- Those of them that are not over. The newest are found by their tag; what is older and not over is
--- little, whatever the tag: a hundred thousand runs that are over are not read past.
-with newest as materialized (
+-- Those of them that are not over. Where few runs are, of whatever tag, those are looked through. Else
+-- the newest are found by their tag, and what is older and not over is little: a hundred thousand runs
+-- that are over are not read past.
+with few as materialized (
+    select r.id, r.revision, r.created_at, r.tags
+      from runwire.runs r
+     where r.environment_id = %(environment_id)s and r.finished_at is null
+       and r.created_at >= %(since)s::timestamptz
+     order by r.created_at desc, r.id desc
+     limit %(limit)s
+), newest as materialized (
     select t.run_id, t.created_at
       from runwire.run_tags t
      where t.environment_id = %(environment_id)s and t.tag = %(first)s
        and t.created_at >= %(since)s::timestamptz
      order by t.created_at desc, t.run_id desc
-     limit %(limit)s
+     limit case when (select count(*) from few) >= %(limit)s then %(limit)s else 0 end
 ), found as (
+    select few.id, few.revision, few.created_at
+      from few
+     where few.tags @> %(tags)s::text[]
+     union
     select r.id, r.revision, r.created_at
       from newest
      cross join lateral (
@@ -60,7 +72,8 @@ with newest as materialized (
                and r.created_at <= (select min(created_at) from newest)
                and r.created_at >= %(since)s::timestamptz and r.tags @> %(tags)s::text[]
              order by r.created_at desc, r.id desc
-             limit case when (select count(*) from newest) >= %(limit)s then %(limit)s else 0 end) as older
+             limit case when (select count(*) from newest) >= %(limit)s then %(limit)s else 0 end)
+           as older
 )
 select id, false as is_final, revision
   from found
