@@ -2,13 +2,14 @@
 
 A batch is created with the number of its items, then the items come, in any number of calls that
 may each be repeated: an item is told apart by its index. The last one promised seals the batch. An
-open batch is created without that number, and is sealed when it is told to have ended.
+open batch is created without that number, and is sealed when it is told to have ended. One whose
+client is gone is sealed by the sweep.
 """
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import orjson
@@ -34,6 +35,9 @@ End: TypeAlias = Literal["complete", "aborted"]
 
 # What is told of refused items: enough to see what is wrong with all of them.
 MAX_ERRORS: Final = 100
+# A batch to which nothing was added for so long has lost its client.
+ABANDONED_AFTER: Final = timedelta(hours=1)
+_GIVEN_UP_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,38 @@ class Batches:
 
         await self._database.surely(work)
 
+    async def give_up_abandoned(self) -> bool:
+        """Seal batches whose client is gone with what is in; say whether there are more.
+
+        Such a batch is ABORTED: what was expected next is noted as an error of it, and its
+        idempotency key is free again.
+        """
+        given_up: list[Row] = []
+
+        async def work(tx: Transaction) -> None:
+            given_up[:] = await tx.all(
+                "batches.abandoned",
+                {
+                    "quiet": ABANDONED_AFTER,
+                    "most": MAX_BATCH_ITEMS,
+                    "limit": _GIVEN_UP_AT_ONCE,
+                },
+            )
+            for batch in given_up:
+                name = {"environment_id": batch["environment_id"], "batch_id": batch["id"]}
+                errors = [*_errors(batch["errors"]), _missing(batch["missing"])]
+                noted = {error.index: error for error in reversed(errors)}
+                kept = [noted[index] for index in sorted(noted)[:MAX_ERRORS]]
+                await tx.run("batches.note_errors", {**name, "errors": _text(kept)})
+                await tx.run("batches.end", name)
+                await tx.run("batches.forget_key", name)
+                await tx.run("batches.seal", name)
+
+        await self._database.surely(work)
+        for batch in given_up:
+            self._bell.ring_feed(batch["environment_id"], [batch["id"]])
+        return len(given_up) >= _GIVEN_UP_AT_ONCE
+
     async def retrieve(self, environment_id: int, batch_id: str) -> BatchRow | None:
         """Return a batch, or None when there is none by that id."""
         row = await self._database.one(
@@ -240,6 +276,13 @@ class Batches:
         except DataRefusedError:
             await self._database.run("runs.make_partitions")
             return await self._database.surely(work)
+
+
+def _missing(index: int) -> ItemError:
+    """Return what is noted of a batch whose client is gone: the first item that did not come."""
+    hours = ABANDONED_AFTER // timedelta(hours=1)
+    error = f"neither this item nor another one came for {hours} h, so the batch was given up"
+    return ItemError(index, "", error, "BATCH_ABANDONED")
 
 
 def creation(

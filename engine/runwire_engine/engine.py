@@ -123,6 +123,7 @@ async def _wind_down(engine: Engine) -> None:
 def _compose(settings: EngineSettings, database: Database) -> Engine:
     bell = Doorbell(settings.listen_dsn)
     claims = Claims(database, bell)
+    batches = Batches(database, bell)
     waits = Waits(database, bell)
     waitpoints = Waitpoints(database, waits)
     cancellations = Cancellations(database, bell, waits)
@@ -145,7 +146,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         database=database,
         bell=bell,
         runs=Runs(database, bell, cancellations),
-        batches=Batches(database, bell),
+        batches=batches,
         catalogue=Catalogue(database, bell),
         queues=Queues(database, bell),
         streams=Streams(database, bell, waits=waits),
@@ -159,6 +160,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         sweep=Sweep(
             database,
             workers,
+            batches,
             waits,
             waitpoints,
             cancellations,

@@ -13,6 +13,7 @@ from typing import Final
 import anyio
 
 from runwire_engine.alarms import Alarms
+from runwire_engine.batches import Batches
 from runwire_engine.cancellations import Cancellations
 from runwire_engine.database import Database
 from runwire_engine.errors import EngineError
@@ -65,6 +66,7 @@ class Sweep(Repeating):
         self,
         database: Database,
         workers: Workers,
+        batches: Batches,
         waits: Waits,
         waitpoints: Waitpoints,
         cancellations: Cancellations,
@@ -77,6 +79,7 @@ class Sweep(Repeating):
         self.alarms = alarms
         self._database = database
         self._workers = workers
+        self._batches = batches
         self._waits = waits
         self._waitpoints = waitpoints
         self._cancellations = cancellations
@@ -116,6 +119,7 @@ class Sweep(Repeating):
         """Make partitions ahead, put queues right, delete what served its time."""
         await self._careful("making partitions", self._make_partitions)
         await self._careful("matching queues and limits", self._match_runs)
+        await self._careful("giving up abandoned batches", self._give_up_batches)
         for name, kept in _KEPT.items():
             await self._careful(name, self._deletion(name, kept))
         await self._careful("ending history", self._end_history)
@@ -139,6 +143,10 @@ class Sweep(Repeating):
 
     async def _match_runs(self) -> None:
         if await self._database.retrying(match_runs):
+            self._tidied = -_TIDY_SECONDS
+
+    async def _give_up_batches(self) -> None:
+        if await self._batches.give_up_abandoned():
             self._tidied = -_TIDY_SECONDS
 
     async def _refresh_statistics(self) -> None:

@@ -743,6 +743,7 @@ ALTER TABLE ONLY runwire.workers
 ALTER TABLE ONLY runwire.writers
     ADD CONSTRAINT writers_pkey PRIMARY KEY (environment_id, target, writer_id);
 CREATE INDEX batch_items_by_run ON runwire.batch_items USING btree (environment_id, run_id);
+CREATE INDEX batches_unsealed ON runwire.batches USING btree (updated_at) WHERE (NOT sealed);
 CREATE INDEX cancellations_by_age ON runwire.cancellations USING btree (created_at);
 CREATE INDEX debounce_keys_expiring ON runwire.debounce_keys USING btree (expires_at);
 CREATE INDEX idempotency_keys_by_run ON runwire.idempotency_keys USING btree (environment_id, run_id);

@@ -1,5 +1,7 @@
 """Batches: announced, filled, sealed, and what has become of them."""
 
+from datetime import timedelta
+
 import anyio
 import pytest
 
@@ -233,3 +235,50 @@ async def test_one_creation_that_arrives_many_times_at_once_makes_one_batch(
 
 def _all() -> RunQuery:
     return RunQuery(size=100)
+
+
+async def age(engine: Engine, batch: BatchRow, hours: float) -> None:
+    """Have all that happened to a batch have happened so long ago."""
+    for table, name in (("batches", "id"), ("runs", "batch_id")):
+        await query(
+            engine.database,
+            f"update runwire.{table} set created_at = created_at - %s, updated_at = updated_at - %s"
+            f" where {name} = %s",
+            *(timedelta(hours=hours),) * 2,
+            batch.id,
+        )
+
+
+async def test_a_batch_whose_client_is_gone_is_given_up_with_what_is_in(
+    engine: Engine, env: int
+) -> None:
+    batch = await engine.batches.create(env, 3, idempotency_key="k")
+    await engine.batches.add_items(env, batch.id, items(batch, 0, 2))
+    await age(engine, batch, 0.9)
+    await engine.sweep.tidy()
+    assert (await reread(engine, batch)).status == "PENDING"
+    await age(engine, batch, 0.2)
+    await engine.sweep.tidy()
+    given_up = await reread(engine, batch)
+    assert (given_up.status, given_up.sealed, given_up.run_count) == ("PROCESSING", True, 2)
+    assert [(error.index, error.code) for error in given_up.errors] == [(1, "BATCH_ABANDONED")]
+    for run in await engine.claims.claim(env, "w1", ALL_TASKS, 10):
+        await engine.outcomes.finish(env, Completed(run.id, run.execution, "1"))
+    assert (await reread(engine, batch)).status == "ABORTED"
+    assert not (await engine.batches.create(env, 3, idempotency_key="k")).is_cached
+
+
+async def test_a_batch_is_not_given_up_while_items_come_or_its_run_may_go_on(
+    engine: Engine, env: int
+) -> None:
+    parent = await claimed(engine, env, NewRun("other"))
+    slow = await engine.batches.create(env, None)
+    await age(engine, slow, 2)
+    await engine.batches.add_items(env, slow.id, items(slow, 0))
+    awaited = await engine.batches.create(env, 2, parent=Parent(parent.id, parent.execution))
+    await age(engine, awaited, 2)
+    await engine.sweep.tidy()
+    assert [(await reread(engine, batch)).status for batch in (slow, awaited)] == ["PENDING"] * 2
+    await engine.outcomes.finish(env, Completed(parent.id, parent.execution, "1"))
+    await engine.sweep.tidy()
+    assert (await reread(engine, awaited)).status == "ABORTED"

@@ -85,6 +85,7 @@ async def test_the_loop_queues_due_runs_and_goes_on_after_a_failure(
     sweep = Sweep(
         engine.database,
         engine.workers,
+        engine.batches,
         engine.waits,
         engine.waitpoints,
         engine.cancellations,

@@ -91,6 +91,33 @@ update runwire.batches b
                         where i.environment_id = b.environment_id and i.batch_id = b.id)
 returning b.id;
 
+-- abandoned --
+-- Keeps batches to which nothing was added for so long, a bounded number, past those that others are
+-- at; not those of a run that may go on with them. With the first index that is missing.
+select b.environment_id, b.id, b.errors,
+       (select min(place)
+          from generate_series(0, %(most)s::integer) as place
+         where not exists (select from runwire.batch_items i
+                            where i.environment_id = b.environment_id and i.batch_id = b.id
+                              and i.index = place)) as missing
+  from runwire.batches b
+ where not b.sealed and b.updated_at < runwire.now_v1() - %(quiet)s::interval
+   and not exists (
+       select from runwire.batch_items i
+        cross join lateral (
+              select from runwire.runs r
+               where r.environment_id = i.environment_id and r.id = i.run_id
+                 and r.created_at > runwire.now_v1() - %(quiet)s::interval
+               limit 1) as young
+        where i.environment_id = b.environment_id and i.batch_id = b.id)
+   and not exists (
+       select from runwire.runs r
+        where r.environment_id = b.environment_id and r.id = b.parent_id
+          and r.finished_at is null)
+ order by b.updated_at
+ limit %(limit)s
+   for no key update skip locked;
+
 -- count --
 -- How many items are in.
 select count(*) as items
