@@ -16,6 +16,7 @@ from tests.benchmarks.generator import Load
 from tests.benchmarks.sources import Opened, nats, node_hub, served
 from tests.benchmarks.stand import Stand
 
+PLAIN = "runwire, plain ASGI"
 NODE = "node ws"
 NODE_JOINED = "node, frames joined"
 NATS = "nats websocket"
@@ -35,6 +36,7 @@ def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
 def _sources(stand: Stand) -> Mapping[str, Opened]:
     return {
         OURS: lambda: served(stand),
+        PLAIN: lambda: served(stand, is_plain=True),
         NODE: lambda: node_hub("fanout_hub.mjs"),
         NODE_JOINED: lambda: node_hub("joined_hub.mjs"),
         NATS: nats,
@@ -66,6 +68,7 @@ def _backlog(
     goals = [Goal("events", goal, NODE)]
     if sockets == 1000:
         goals += [Goal("events", 0.8, NODE_JOINED), Goal("events", 1.0, NATS)]
+        goals += [Goal("events", 4, NODE, row=PLAIN)]
     return in_turn(
         f"fan-out, 1 → {sockets:,} sockets, 200-byte events, backlog {window}",
         {name: partial(measure, opened) for name, opened in sources.items()},

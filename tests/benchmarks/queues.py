@@ -1,4 +1,4 @@
-"""The queues that runs are measured against: one script each in `peers/`, one process each.
+"""The queues that runs are measured against, and DBOS's streams: one script each in `peers/`.
 
 A script makes its own tables, does what it is told and prints one line of JSON:
 
@@ -33,22 +33,30 @@ SCRIPTS = {
 def throughput(stand: Stand, name: str, count: int, concurrency: int) -> Figures:
     """Return how many no-op runs a second a peer does. Raises UnavailableError."""
     with _store(stand, name) as url:
-        line = _said(name, url, "throughput", count, concurrency)
+        line = _said(SCRIPTS[name], url, "throughput", count, concurrency)
     return {"runs": float(json.loads(line)["runs"])}
 
 
 def start(stand: Stand, name: str, per_second: int, count: int, concurrency: int) -> Figures:
     """Return how long a peer takes from trigger to start. Raises UnavailableError."""
     with _store(stand, name) as url:
-        line = _said(name, url, "start", per_second, count, concurrency)
+        line = _said(SCRIPTS[name], url, "start", per_second, count, concurrency)
     latencies = json.loads(line)["latencies"]
     if len(latencies) != count:
         raise AssertionError(f"{len(latencies)} of {count} runs")
     return percentiles(latencies)
 
 
-def _said(name: str, url: str, *told: object) -> str:
-    command = python(SCRIPTS[name], url, *map(str, told))
+def stream(stand: Stand, per_second: int, count: int) -> Figures:
+    """Return how long a value takes from DBOS's writer to its reader. Raises UnavailableError."""
+    with database(stand, "peer") as url:
+        line = _said("dbos_stream.py", url, "write", per_second, count)
+    latencies = json.loads(line)["latencies"]
+    return {**percentiles(latencies), "max": max(latencies)}
+
+
+def _said(script: str, url: str, *told: object) -> str:
+    command = python(script, url, *map(str, told))
     with program(command, {}, SERVER_CORES) as it:
         return next_line(it, 90)
 

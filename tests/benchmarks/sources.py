@@ -6,14 +6,14 @@ committed to Postgres, and the server pushes it. What a peer does is said at its
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import orjson
 
-from runwire.wire import PROTOCOL, SOCKET_PATH
+from runwire.wire import PROTOCOL, SOCKET_PATH, JsonObject
 from tests.benchmarks import generator
 from tests.benchmarks.cores import REST, SERVER_CORES
 from tests.benchmarks.environment import nats_server, node, redis_server
@@ -28,6 +28,8 @@ class Source:
 
     load: Load
     pass_fds: Sequence[int] = ()
+    # Ours: which run owns the streams.
+    run_id: str = ""
 
     def run(self, shape: Callable[[Load], Load]) -> Counted:
         """Publish and check events in this shape. Raises CountingError."""
@@ -59,28 +61,27 @@ def ours(stand: Stand, streams: int = 1) -> Generator[Source]:
             check_seq=True,
             servers=[stand.server],
         )
-        yield Source(load, [pipe])
+        yield Source(load, [pipe], run_id)
 
 
 @contextlib.contextmanager
-def served(
-    stand: Stand, streams: int = 1, settings: Mapping[str, str] | None = None
-) -> Generator[Source]:
-    """Do the same with a server of its own, under these settings."""
-    with serving(stand, settings) as server, ours(server, streams) as source:
+def served(stand: Stand, streams: int = 1, *, is_plain: bool = False) -> Generator[Source]:
+    """Do the same with a server of its own."""
+    with serving(stand, is_plain=is_plain) as server, ours(server, streams) as source:
         yield source
 
 
 def hellos(stand: Stand, run_id: str, streams: int, start: int | str = "start") -> list[str]:
     """Return what a socket says that reads these streams of a run, and nothing else of it."""
-    subscribe = {
+    subscribe: JsonObject = {
         "type": "subscribe",
         "sub": "1",
         "to": {"run": run_id},
         "fields": [],
         "streams": {f"{stream:04}": {"from": start} for stream in range(streams)},
     }
-    return [orjson.dumps(m).decode() for m in ({"type": "auth", "token": stand.key}, subscribe)]
+    auth: JsonObject = {"type": "auth", "token": stand.key}
+    return [orjson.dumps(message).decode() for message in (auth, subscribe)]
 
 
 @contextlib.contextmanager

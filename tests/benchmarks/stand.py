@@ -24,8 +24,15 @@ from tests.benchmarks.cores import REST, SERVER_CORES, cores
 from tests.benchmarks.program import program
 from tests.support.processes import CHECKOUT, free_port
 
+# Under which our defaults hold for admission, too.
+AS_IT_COMES = {"RUNWIRE_CONNECT_RATE": "", "RUNWIRE_CONNECT_BURST": ""}
 _OWNER = "owner"
 RUNWIRE = str(Path(sys.executable).parent / "runwire")
+_PLAIN = [
+    *(sys.executable, "-m", "uvicorn", "--factory", "runwire_realtime.mounted:runwire_app"),
+    *("--loop", "uvloop", "--ws", "websockets-sansio", "--ws-per-message-deflate", "false"),
+    *("--no-access-log", "--log-level", "warning"),
+]
 # What is measured is the work, not how strangers are let in.
 ADMISSION = {
     "RUNWIRE_MAX_ENVIRONMENT_CONNECTIONS": "20000",
@@ -99,12 +106,20 @@ async def _prepare(dsn: str, key: str) -> int:
 
 @contextlib.contextmanager
 def serving(
-    stand: Stand, settings: Mapping[str, str] | None = None, on: set[int] = SERVER_CORES
+    stand: Stand,
+    settings: Mapping[str, str] | None = None,
+    *,
+    on: set[int] = SERVER_CORES,
+    is_plain: bool = False,
 ) -> Generator[Stand]:
-    """Run `runwire server` on its core, or others, for the length of a block."""
+    """Run `runwire server` on its core, or others, for the length of a block.
+
+    A plain one is our ASGI application under uvicorn as it comes, as under any other server: it
+    hands no sockets out, so that every frame goes through ASGI.
+    """
     stand = replace(stand, port=free_port())
     environment = {**stand.environment, **ADMISSION, **(settings or {})}
-    command = [RUNWIRE, "server", "--port", str(stand.port)]
+    command = [*(_PLAIN if is_plain else [RUNWIRE, "server"]), "--port", str(stand.port)]
     with program(command, environment, on) as it:
         deadline = time.monotonic() + 30
         while True:

@@ -170,11 +170,11 @@ static void set_timer(int64_t due) {
     timerfd_settime(timer, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
-/* Publish so many events and wait until every socket has each. Returns the most by which an event
- * of a rate was published too late, in nanoseconds. */
-static int64_t deliver(int64_t events, int64_t wanted, int64_t deadline) {
+/* Publish so many events, and wait until so many have come in all. Returns the most by which an
+ * event of a rate was published too late, in nanoseconds. */
+static int64_t deliver(int64_t events, int64_t target, int64_t deadline) {
     int64_t begin = now_ns(), before = totals.events, sent = 0, late = 0;
-    while (totals.events - before < wanted * settings.sockets) {
+    while (totals.events < target) {
         while (sent < events && publisher_free()) {
             if (settings.rate > 0) {
                 int64_t due = begin + (int64_t)((double)sent * 1e9 / settings.rate);
@@ -198,13 +198,16 @@ static int64_t deliver(int64_t events, int64_t wanted, int64_t deadline) {
 
 static void measure(const double *ready) {
     int64_t deadline = started + (int64_t)(settings.seconds * 1e9);
-    if (settings.warm > 0) deliver(settings.warm, settings.warm, deadline);
-    int64_t wanted = settings.events + settings.expect, frames = totals.frames;
-    int64_t before = totals.events;
+    if (settings.warm > 0)
+        deliver(settings.warm, totals.events + settings.warm * settings.sockets, deadline);
+    /* What nobody publishes may have come before the last socket was ready. */
+    int64_t before = settings.expect > 0 ? 0 : totals.events;
+    int64_t frames = settings.expect > 0 ? 0 : totals.frames;
+    int64_t target = before + (int64_t)(settings.events + settings.expect) * settings.sockets;
     if (settings.expect == 0) latencies_clear();
     double own = cpu_own(), servers = cpu_servers();
     int64_t start = now_ns();
-    int64_t late = deliver(settings.events, wanted, deadline);
+    int64_t late = deliver(settings.events, target, deadline);
     double seconds = (double)(now_ns() - start) / 1e9;
     own = cpu_own() - own;
     servers = cpu_servers() - servers;

@@ -33,9 +33,7 @@ def main(url: str, mode: str, *numbers: int) -> None:
             latencies.append((time.monotonic_ns() - at) / 1e6)
 
     DBOS.launch()
-    queue = DBOS.register_queue(
-        "runs", worker_concurrency=concurrency, polling_interval_sec=0.01
-    )
+    queue = DBOS.register_queue("runs", worker_concurrency=concurrency, polling_interval_sec=0.01)
 
     async def throughput() -> None:
         handles = [await queue.enqueue_async(noop) for _ in range(count)]

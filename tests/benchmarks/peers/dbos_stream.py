@@ -1,7 +1,7 @@
 """DBOS: a workflow writes to its stream, a second process reads it; no websocket, in its favour.
 
-At its best here: LISTEN/NOTIFY (its default), the reader woken by it rather than by its poll; values
-written from the workflow itself, which costs one transaction each, not from steps, which cost two.
+At its best here: LISTEN/NOTIFY (its default), the reader woken by it rather than by its poll;
+values written from the workflow itself, which costs less than from a step.
 The reader checks that each number comes once and in order, and takes the time.
 
     dbos_stream.py URL write PER_SECOND COUNT      prints what the reader says
