@@ -94,6 +94,28 @@ async def test_schedules_are_listed_with_their_next_run(browser: Browser, server
         await expect(row).to_contain_text("never")
 
 
+async def test_more_schedules_than_a_page_are_shown_when_asked_for(
+    browser: Browser, server: Server
+) -> None:
+    async with AsyncRunwire(api_url=server.address, access_token=API_KEY) as client:
+        for number in range(110):
+            last = await client.schedules.create(
+                task="drip", cron="0 9 1 1 *", deduplication_key=f"many-{number}"
+            )
+    async with signed_in(browser, server.address) as page:
+        await page.get_by_role("link", name="Schedules").click()
+        await expect(page.locator("tr[data-schedule]")).to_have_count(100)
+        row = page.locator(f"tr[data-schedule={last.id}]")
+        await expect(row).to_have_count(0)
+        await page.get_by_role("button", name="Show more").click()
+        await expect(row).to_be_visible()
+        await expect(page.get_by_role("button", name="Show more")).to_have_count(0)
+        # What it shows stays up to date.
+        async with AsyncRunwire(api_url=server.address, access_token=API_KEY) as client:
+            await client.schedules.deactivate(last.id)
+        await expect(row).to_have_attribute("data-state", "inactive")
+
+
 async def test_the_list_is_live_and_filters(browser: Browser, server: Server) -> None:
     async with signed_in(browser, server.address) as page:
         waiting = await trigger(page, server.address, "patient", "", "first")

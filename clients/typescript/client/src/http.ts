@@ -1,4 +1,4 @@
-/** The HTTP API: trigger, retrieve, list, cancel, replay. */
+/** The HTTP API: trigger, retrieve, list, cancel, replay, input, wait tokens. */
 
 import { backoff } from "./backoff.ts";
 import type { RunStatus } from "./codes.ts";
@@ -117,6 +117,19 @@ export class Http {
   async replay(id: string): Promise<{ id: string }> {
     const path = `/api/v1/runs/${encodeURIComponent(id)}/replay`;
     return (await this.request(path, { method: "POST" })) as { id: string };
+  }
+
+  /** Send a value to an input stream of a run; its repeats are one. */
+  async sendInput(runId: string, stream: string, data: Json): Promise<void> {
+    const path = `/realtime/v1/streams/${encodeURIComponent(runId)}/input/${encodeURIComponent(stream)}`;
+    const headers = { "x-part-id": requestKey() };
+    await this.request(path, { method: "POST", body: { data }, headers });
+  }
+
+  /** Complete a wait token: runs that wait for it go on with the value. The first one counts. */
+  async completeToken(id: string, data: Json = null): Promise<void> {
+    const path = `/api/v1/waitpoints/tokens/${encodeURIComponent(id)}/complete`;
+    await this.request(path, { method: "POST", body: { data } });
   }
 
   /** Any other request. Throws an ApiError, or a RunwireError when the server is not reached. */

@@ -72,3 +72,29 @@ test("a list says its filters in the query and its pages by cursor", async () =>
   expect(query.get("filter[tag]")).toBe("user:1");
   expect(query.get("page[size]")).toBe("50");
 });
+
+test("input is sent once, whatever is repeated", async () => {
+  vi.spyOn(Math, "random").mockReturnValue(0);
+  const { runwire, calls } = client([json({}, 503), json({ ok: true })]);
+  await runwire.sendInput("run_a", "my/answers", { approved: true });
+  expect(calls[0]?.url).toBe("http://test/realtime/v1/streams/run_a/input/my%2Fanswers");
+  expect(calls.map(({ init }) => String(init.body))).toEqual(['{"data":{"approved":true}}', '{"data":{"approved":true}}']);
+  const parts = calls.map(({ init }) => init.headers["x-part-id"]);
+  expect(parts[0]).toMatch(/^[0-9a-f]{32}$/);
+  expect(new Set(parts).size).toBe(1);
+  vi.restoreAllMocks();
+});
+
+test("a wait token is completed with a value or with none", async () => {
+  const { runwire, calls } = client([json({ success: true }), json({ success: true })]);
+  await runwire.completeToken("waitpoint_a", { status: "approved" });
+  await runwire.completeToken("waitpoint_b");
+  expect(calls.map(({ url }) => url)).toEqual([
+    "http://test/api/v1/waitpoints/tokens/waitpoint_a/complete",
+    "http://test/api/v1/waitpoints/tokens/waitpoint_b/complete",
+  ]);
+  expect(calls.map(({ init }) => JSON.parse(String(init.body)))).toEqual([
+    { data: { status: "approved" } },
+    { data: null },
+  ]);
+});

@@ -10,7 +10,7 @@ interface Props {
 }
 
 export function SchedulesPage({ runwire }: Props) {
-  const { schedules, count, error } = useSchedules(runwire);
+  const { schedules, count, error, showMore } = useSchedules(runwire);
   useEffect(() => void (document.title = "Schedules · Runwire"), []);
   return (
     <section className="page schedules" aria-label="Schedules">
@@ -47,9 +47,9 @@ export function SchedulesPage({ runwire }: Props) {
         </div>
       )}
       {schedules && count > schedules.length && (
-        <p className="quiet">
-          {count - schedules.length} more: <code>runwire schedules list</code>
-        </p>
+        <button type="button" className="older" onClick={showMore}>
+          Show more ({count - schedules.length})
+        </button>
       )}
     </section>
   );

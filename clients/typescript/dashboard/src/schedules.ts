@@ -1,7 +1,7 @@
 /** The schedules of the environment, looked at now and then. */
 
 import type { Runwire } from "@runwire/client";
-import { useEffect, useState } from "react";
+import { useCallback, useEffect, useState } from "react";
 
 export interface Schedule {
   readonly id: string;
@@ -24,24 +24,31 @@ export interface Schedules {
   readonly schedules: readonly Schedule[] | null;
   readonly count: number;
   readonly error: string | null;
+  /** Shows another page of them. */
+  readonly showMore: () => void;
+}
+
+interface Page {
+  readonly data: readonly Schedule[];
+  readonly pagination: { readonly count: number };
 }
 
 const REFRESH_MS = 5_000;
-const SHOWN = 100;
+export const PAGE = 100;
 
 export function useSchedules(runwire: Runwire): Schedules {
-  const [state, setState] = useState<Schedules>({ schedules: null, count: 0, error: null });
+  const [state, setState] = useState<Omit<Schedules, "showMore">>({
+    schedules: null,
+    count: 0,
+    error: null,
+  });
+  const [pages, setPages] = useState(1);
+  const showMore = useCallback(() => setPages((shown) => shown + 1), []);
   useEffect(() => {
     let isGone = false;
     const load = () =>
-      runwire.request(`/api/v1/schedules?perPage=${SHOWN}`).then(
-        (answer) => {
-          const { data, pagination } = answer as {
-            data: Schedule[];
-            pagination: { count: number };
-          };
-          if (!isGone) setState({ schedules: data, count: pagination.count, error: null });
-        },
+      loadPages(runwire, pages).then(
+        (loaded) => !isGone && setState({ ...loaded, error: null }),
         (error: Error) => !isGone && setState((was) => ({ ...was, error: error.message })),
       );
     void load();
@@ -50,8 +57,23 @@ export function useSchedules(runwire: Runwire): Schedules {
       isGone = true;
       clearInterval(interval);
     };
-  }, [runwire]);
-  return state;
+  }, [runwire, pages]);
+  return { ...state, showMore };
+}
+
+/** Load the first pages, and how many schedules there are in all. */
+async function loadPages(runwire: Runwire, pages: number) {
+  const byId = new Map<string, Schedule>();
+  let count = 0;
+  for (let page = 1; page <= pages; page += 1) {
+    const answer = await runwire.request(`/api/v1/schedules?perPage=${PAGE}&page=${page}`);
+    const { data, pagination } = answer as Page;
+    // One that moves up between two requests is there twice.
+    for (const schedule of data) byId.set(schedule.id, schedule);
+    count = pagination.count;
+    if (data.length < PAGE) break;
+  }
+  return { schedules: [...byId.values()], count };
 }
 
 /** What a schedule is at, in a word or the sentence that says why it does nothing. */
