@@ -1,7 +1,10 @@
 """Fixtures every test may ask for."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncGenerator, Generator
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
@@ -36,6 +39,19 @@ _LARGE: Final = (
 )
 # What computes in one process, or looks at its tools.
 _SMALL: Final = {f"tests/faults/test_{name}.py" for name in ("history", "model", "mutants")}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Have this session's temporary folders in one of its own.
+
+    Each new session of pytest, as some tests start them, closes the usual place to other users, and
+    where tests run as root Postgres is one.
+    """
+    if not hasattr(config, "workerinput") and config.option.basetemp is None:
+        folder = tempfile.mkdtemp(prefix="runwire-pytest-")
+        config.option.basetemp = folder
+        config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
