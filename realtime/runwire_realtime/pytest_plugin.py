@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -34,7 +36,7 @@ _SERVER: Final = {
 
 
 @pytest.fixture(scope="session")
-def runwire_databases(tmp_path_factory: pytest.TempPathFactory) -> Generator[Databases]:
+def runwire_databases() -> Generator[Databases]:
     """The Postgres of the session: the embedded one, or that of RUNWIRE_TEST_DATABASE_URL."""
     borrowed = os.environ.get(_BORROWED)
     needed = _NEEDED if borrowed else (*_NEEDED, _EMBEDDED)
@@ -51,7 +53,12 @@ def runwire_databases(tmp_path_factory: pytest.TempPathFactory) -> Generator[Dat
         with borrowed_databases(borrowed) as databases:
             yield databases
         return
-    with running_databases(tmp_path_factory.mktemp("runwire")) as databases:
+    # Not among pytest's folders: another session of pytest closes those to other users, and as root
+    # Postgres is one.
+    with (
+        TemporaryDirectory(prefix="runwire-testing-") as folder,
+        running_databases(Path(folder)) as databases,
+    ):
         yield databases
 
 

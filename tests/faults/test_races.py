@@ -62,11 +62,12 @@ async def _deadlocks(bench: Bench) -> int:
 async def test_cancels_over_http_that_race_completions_leave_one_end_and_no_server_error(
     bench: Bench,
 ) -> None:
-    async def short() -> int:
-        # Some are done before they can be canceled, some are not.
-        await anyio.sleep(random.uniform(0, 0.2))
+    async def short(payload: float) -> int:
+        await anyio.sleep(payload)
         return 1
 
+    # Some are done before they can be canceled, some are not: the first and the second surely.
+    sleeps = [0.0, 60.0, *(random.uniform(0, 0.2) for _ in range(AT_ONCE - 2))]
     made = defined(short)
     answers: Counter[int] = Counter()
     statuses: Counter[str] = Counter()
@@ -76,16 +77,20 @@ async def test_cancels_over_http_that_race_completions_leave_one_end_and_no_serv
         bench.worker(made, concurrency=AT_ONCE),
     ):
 
-        async def cancel(run_id: str) -> None:
-            await anyio.sleep(random.uniform(0, 0.1))
+        async def cancel(run_id: str, seconds: float) -> None:
+            if seconds:
+                await anyio.sleep(random.uniform(0, 0.1))
+            else:
+                await bench.until(run_id)
             answers[(await http.post(f"/api/v2/runs/{run_id}/cancel")).status_code] += 1
 
         for _ in range(RACES // AT_ONCE):
-            results = await bench.engine.runs.trigger_many(bench.env, [NewRun(made.id)] * AT_ONCE)
+            new = [NewRun(made.id, str(seconds)) for seconds in sleeps]
+            results = await bench.engine.runs.trigger_many(bench.env, new)
             ids = [result.id for result in results if not isinstance(result, Exception)]
             async with anyio.create_task_group() as cancels:
-                for run_id in ids:
-                    cancels.start_soon(cancel, run_id)
+                for run_id, seconds in zip(ids, sleeps, strict=True):
+                    cancels.start_soon(cancel, run_id, seconds)
             for run_id in ids:
                 row = await bench.until(run_id)
                 statuses[row.status] += 1
