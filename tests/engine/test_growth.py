@@ -142,6 +142,7 @@ _PAGES: Final[list[dict[str, object]]] = [
 ]
 # What is held against growth by other parameters, in each of these ways.
 _CASES: Final[dict[str, list[dict[str, object]]]] = {
+    "batches.abandoned": [{"quiet": timedelta(hours=1), "most": 1000}],
     "batches.claim_key": [{"ttl": 60}],
     "batches.claim_request": [{}],
     "batches.move_request": [{}],
