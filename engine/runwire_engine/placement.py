@@ -145,7 +145,7 @@ class Placement:
         for body in append.bodies:
             stream.written.append(_chunk(stream.next_seq, append, body))
             stream.next_seq += 1
-            stream.bytes += len(body.encode())
+            stream.bytes += _bytes_of(body)
         if own and append.end:
             stream.ended_execution = _lineage(append)
             stream.ended_now = True
@@ -156,7 +156,7 @@ class Placement:
         own = append.writer is None
         if own and append.execution is not None and _lineage(append) < stream.execution:
             return _fenced(append.run_id)
-        size = sum(len(body.encode()) for body in append.bodies)
+        size = sum(map(_bytes_of, append.bodies))
         if stream.bytes + size > self._limit:
             return StreamFullError(append.run_id, append.key, self._limit)
         return None
@@ -167,7 +167,7 @@ def check(append: Append) -> Exception | None:
     refusal = refusal_of(append.key, reserved=append.reserved)
     if refusal is not None:
         return refusal
-    if any(len(body.encode()) > MAX_CHUNK_BYTES for body in append.bodies):
+    if any(map(_is_too_large, append.bodies)):
         return InvalidValueError(
             f"a chunk is at most {MAX_CHUNK_BYTES} bytes of JSON", code="too_large"
         )
@@ -195,6 +195,15 @@ def fencing(appends: Sequence[Append]) -> list[str]:
     ids = {append.run_id for append in appends}
     ids |= {a.writer for a in appends if a.writer is not None and a.execution is not None}
     return sorted(ids)
+
+
+def _is_too_large(body: str) -> bool:
+    # A character is at most four bytes: few bodies are worth encoding.
+    return len(body) * 4 > MAX_CHUNK_BYTES and _bytes_of(body) > MAX_CHUNK_BYTES
+
+
+def _bytes_of(body: str) -> int:
+    return len(body) if body.isascii() else len(body.encode())
 
 
 def _holds(run: RunFence, execution: int) -> bool:
