@@ -16,7 +16,7 @@ each with "scan": 1 instead of what did not fit.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import orjson
 
@@ -37,8 +37,7 @@ MAX_HINT_BYTES: Final = 256 * 1024
 Payload: TypeAlias = tuple[str, str]  # channel, JSON
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRow:
+class ChunkRow(NamedTuple):
     """One stored chunk; `execution` and `attempt` for the run's own, `writer` for a foreign one."""
 
     seq: int

@@ -5,6 +5,7 @@ Reads only, each one statement; what changed as it changes is `changes`' affair.
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from operator import attrgetter
 from typing import Final
 
 import orjson
@@ -217,10 +218,14 @@ class Following:
         )
         pages: dict[int, list[ChunkRow]] = {}
         for row in rows:
-            chunk = ChunkRow(
-                row["seq"], row["execution"], row["attempt"], row["writer"], row["body"]
-            )
-            pages.setdefault(row["stream_id"], []).append(chunk)
+            bodies: list[str] = row["bodies"]
+            seqs: Sequence[int] = row["seqs"] or range(row["seq"], row["seq"] + len(bodies))
+            writer = row["execution"], row["attempt"], row["writer"]
+            page = pages.setdefault(row["stream_id"], [])
+            is_first = not page
+            page += [ChunkRow(seq, *writer, body) for seq, body in zip(seqs, bodies, strict=True)]
+            if not is_first:
+                page.sort(key=attrgetter("seq"))
         return pages
 
     async def text(

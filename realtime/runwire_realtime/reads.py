@@ -31,7 +31,9 @@ Turn: TypeAlias = Callable[[], Awaitable[None]]
 
 _PAUSE: Final = 0.2  # seconds between tries while the database is away
 _HEADS_PER_READ: Final = 500
-_FILLS_PER_READ: Final = 16
+# Streams whose news one statement reads; beyond so many, less of each.
+_FILLS_PER_READ: Final = 64
+_WHOLE_FILLS: Final = 16
 _CHUNKS_PER_PAGE: Final = 1_000
 _EVENTS_PER_PAGE: Final = 200
 
@@ -155,8 +157,8 @@ class Reads:
 
     async def _fill(self, topics: Sequence[StreamTopic]) -> None:
         wanted = [(t.id, t.bucket, t.end) for t in topics if t.id is not None and t.bucket]
-        limits = self._hub.limits
-        pages = await self._following.chunks(wanted, limits.ring_bytes, _CHUNKS_PER_PAGE)
+        room = self._hub.limits.ring_bytes * _WHOLE_FILLS // max(_WHOLE_FILLS, len(wanted))
+        pages = await self._following.chunks(wanted, room, _CHUNKS_PER_PAGE)
         for topic in topics:
             if topic.id is not None and topic.readers:
                 self._hub.streams.filled(topic, pages.get(topic.id, []))

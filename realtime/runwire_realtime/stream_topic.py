@@ -7,9 +7,8 @@ read. Readers hold nothing but a position; who is behind the ring reads the log.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from runwire_engine.bells import ChunkRow
 from runwire_engine.followed import StreamHead
@@ -28,8 +27,7 @@ _ENCODED: Final = 8
 _OVERHEAD: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """One chunk as it is sent."""
 
     seq: int

@@ -214,13 +214,15 @@ select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.attempts, s.ended_executio
    and s.run_id = any(%(run_ids)s::text[]);
 
 -- chunks --
--- A page of each stream from a position: at least one chunk, then as many as fit. The bucket prunes
--- to one partition.
-select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer, page.body
+-- A page of each stream from a position: at least one chunk, then as many as fit; a row for each
+-- writer in it. The bucket prunes to one partition. `seqs` is null where they are without a hole.
+select wanted.stream_id, page.seq, page.seqs, page.execution, page.attempt, page.writer, page.bodies
   from unnest(%(stream_ids)s::bigint[], %(buckets)s::date[], %(from_seqs)s::bigint[])
        as wanted (stream_id, bucket, from_seq)
  cross join lateral (
-      select measured.*
+      select min(seq) as seq, execution, attempt, writer, array_agg(body order by seq) as bodies,
+             case when max(seq) - min(seq) + 1 > count(*) then array_agg(seq order by seq) end
+             as seqs
         from (select first.*, sum(octet_length(body)) over (order by seq) - octet_length(body)
                      as before
                 from (select c.seq, c.execution, c.attempt, c.writer, c.body
@@ -231,7 +233,8 @@ select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer, pa
                          and c.seq < wanted.from_seq + %(limit_chunks)s::bigint
                        order by c.seq
                        limit %(limit_chunks)s) as first) as measured
-       where before < %(limit_bytes)s) as page
+       where before < %(limit_bytes)s
+       group by execution, attempt, writer) as page
  order by wanted.stream_id, page.seq;
 
 -- text --
