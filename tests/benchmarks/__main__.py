@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from tests.benchmarks import fanout, growth, latency, resume, runs, saturated, start
+from tests.benchmarks import fanout, growth, latency, resume, runs, saturated, start, writers
 from tests.benchmarks.comparison import OURS, Comparison, lines, write
 from tests.benchmarks.stand import Stand, standing
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "saturated": saturated.tables,
     "runs": runs.tables,
     "start": start.tables,
+    "writers": writers.tables,
     "resume": resume.tables,
     "growth": growth.tables,
 }
