@@ -279,7 +279,9 @@ class Outcomes:
         """Store in one round trip what entails nothing more; return the runs that changed."""
         async with self._database.transaction(lazy=True) as tx:
             changed = await tx.last(
-                "outcomes.record", _parameters(environment_id, outcomes.values(), alone=True)
+                "outcomes.record",
+                _parameters(environment_id, outcomes.values(), alone=True),
+                one_plan=True,
             )
         endings = Endings(self._bell, self._waits, self._canceled)
         endings.note(changed)

@@ -236,10 +236,10 @@ class Runs:
         """Trigger in one transaction; once more, with its partition, on the first of a new day."""
         work = partial(_trigger, environment_id, wanted, repeated, waits)
         try:
-            answers, made = await self._database.retrying(work)
+            answers, made = await self._database.retrying(work, lazy=True)
         except DataRefusedError:
             await self._database.run("runs.make_partitions")
-            answers, made = await self._database.retrying(work)
+            answers, made = await self._database.retrying(work, lazy=True)
         if made:
             self._bell.ring_work(environment_id, {row["queue"] for row in made})
             self._bell.ring_feed(environment_id, [row["id"] for row in made])
@@ -255,7 +255,8 @@ def _event(row: Row) -> EventRow:
 async def _trigger(
     environment_id: int, wanted: Sequence[Wanted], repeated: bool, waits: bool, tx: Transaction
 ) -> tuple[Sequence[TriggerAnswer], Sequence[Row]]:
-    triggering = Triggering(tx, environment_id, wanted, waits=waits)
+    last = partial(tx.last, one_plan=True)
+    triggering = Triggering(tx, environment_id, wanted, waits=waits, last=last)
     answers = await triggering.run(repeated=repeated)
     return answers, triggering.made
 

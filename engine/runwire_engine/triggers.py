@@ -6,13 +6,13 @@ request keys, tokens, debounce keys, idempotency keys, queues, each sorted), so 
 deadlock.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 
 from runwire.errors import FencedError
-from runwire_engine.database import Row, Statements, Transaction
+from runwire_engine.database import Parameters, Row, Statements, Transaction
 from runwire_engine.debounces import DebouncedTrigger, debounced_runs, hold_keys, shown_payload
 from runwire_engine.debouncing import Debounce, Debounced
 from runwire_engine.errors import (
@@ -104,10 +104,12 @@ class Triggering:
         waits: bool = True,
         is_brief: bool = True,
         tasks: Sequence[Row] | None = None,
+        last: Callable[[str, Parameters], Awaitable[list[Row]]] | None = None,
     ) -> None:
         """Say whether to wait for keys that another transaction is claiming (else their triggers
         are answered with LockHeldError), whether the transaction ends at once, so that it may keep
-        what others need, and what `triggers.tasks` would return, where that is known."""
+        what others need, what `triggers.tasks` would return, where that is known, and what runs a
+        last statement and commits, where the transaction is for these triggers alone."""
         # The runs that were made, with their queues.
         self.made: list[Row] = []
         self._tx = tx
@@ -116,6 +118,7 @@ class Triggering:
         self._waits = waits
         self._is_brief = is_brief
         self._known_tasks = tasks
+        self._last = last
         self._answers: dict[str, TriggerAnswer] = {}
         # Wanted runs that are answered like another one of this transaction, by both ids.
         self._follows: dict[str, str] = {}
@@ -406,7 +409,8 @@ class Triggering:
         if not wanted:
             return
         tags = [(at, tag) for at, w in enumerate(wanted, 1) for tag in dict.fromkeys(w.new.tags)]
-        self.made = await self._tx.all(
+        insert = self._tx.all if self._last is None or self._goes_on() else self._last
+        self.made = await insert(
             "triggers.insert",
             self._with(
                 **_columns(wanted),
@@ -425,6 +429,11 @@ class Triggering:
         )
         for w in wanted:
             self._answers[w.id] = TriggerResult(w.id, is_cached=False)
+
+    def _goes_on(self) -> bool:
+        """Whether something is to be written after the runs themselves."""
+        settles = any(wanted.id in self._answers for wanted in self._requests)
+        return settles or any(wanted.new.batch is not None for wanted in self._wanted)
 
     async def _settle_requests(self) -> None:
         """Correct the keys of calls that led to an earlier run, free those of refused calls."""
