@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from runwire import AsyncRunwire
+from runwire.tasks import registry
 from runwire_engine.database import Database
 from runwire_engine.environments import Environments
 from tests.support.pooler import pooler
@@ -83,6 +84,18 @@ def _group(test: str) -> str:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _own_tasks() -> Generator[None]:
+    """Forget the tasks that were defined within a test: another may use their ids."""
+    before = set(registry())
+    yield
+    defined = list(registry().items())
+    registry().clear()
+    for id, each in defined:
+        if id in before or "<locals>" not in getattr(each.function, "__qualname__", ""):
+            registry().add(each)
 
 
 @pytest.fixture(scope="session")
