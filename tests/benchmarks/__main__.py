@@ -11,7 +11,17 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from tests.benchmarks import fanout, growth, latency, resume, runs, saturated, start, writers
+from tests.benchmarks import (
+    fanout,
+    growth,
+    latency,
+    memory,
+    resume,
+    runs,
+    saturated,
+    start,
+    writers,
+)
 from tests.benchmarks.comparison import OURS, Comparison, lines, write
 from tests.benchmarks.stand import Stand, standing
 
@@ -19,6 +29,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "fanout": fanout.tables,
     "latency": latency.tables,
     "saturated": saturated.tables,
+    "memory": memory.tables,
     "runs": runs.tables,
     "start": start.tables,
     "writers": writers.tables,
