@@ -26,6 +26,20 @@ _RENEW_SECONDS = 30.0
 class Follower:
     """One connection as the hub sees it."""
 
+    # One for each connection, and many of them: no dict beside it.
+    __slots__ = (
+        "_live_since",
+        "feeds",
+        "grant",
+        "hub",
+        "is_restless",
+        "load",
+        "outbox",
+        "readers",
+        "subscriptions",
+        "unsettled",
+    )
+
     def __init__(
         self, hub: "Hub", grant: Grant, outbox: Outbox, load: Callable[[FeedMembers], None]
     ) -> None:

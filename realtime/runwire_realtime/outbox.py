@@ -34,6 +34,21 @@ class Source(Protocol):
 class Outbox:
     """One connection's lanes; `wake` is called when there may be something to write."""
 
+    # One for each connection, and many of them: no dict beside it.
+    __slots__ = (
+        "_carried",
+        "_control",
+        "_control_bytes",
+        "_ending",
+        "_limits",
+        "_ready",
+        "_slots",
+        "_waiting",
+        "_wake",
+        "closing",
+        "line",
+    )
+
     def __init__(self, wake: Callable[[], None], limits: HubLimits) -> None:
         # Where frames are handed over at once, if they are.
         self.line: Line | None = None

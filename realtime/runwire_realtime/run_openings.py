@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 class RunOpenings:
     """Those that have not been told how the run stands, or may have lost it."""
 
+    # One for each connection, and many of them: no dict beside it.
+    __slots__ = (
+        "_follower",
+        "_reader",
+        "_waiting",
+    )
+
     def __init__(self, reader: "RunReader", follower: "Follower") -> None:
         self._reader = reader
         self._follower = follower

@@ -28,6 +28,30 @@ if TYPE_CHECKING:
 class RunReader:
     """Writes one run; `streams` writes its streams."""
 
+    # One for each connection, and many of them: no dict beside it.
+    __slots__ = (
+        "_created",
+        "_expects_every",
+        "_follower",
+        "_has_widened",
+        "_holds_slot",
+        "_is_reading",
+        "_joined",
+        "_may_hold",
+        "_needs_whole",
+        "_openings",
+        "_row",
+        "_skipped_to",
+        "history",
+        "is_every",
+        "is_queued",
+        "streams",
+        "subscriptions",
+        "topic",
+        "view",
+        "written",
+    )
+
     def __init__(self, topic: RunTopic, follower: "Follower") -> None:
         self.topic = topic
         self.is_queued = False

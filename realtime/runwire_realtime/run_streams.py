@@ -34,6 +34,17 @@ _NEW = Entry()
 class RunStreams:
     """Opens a reader for each stream that somebody asked for, by name or by "*"."""
 
+    # One for each connection, and many of them: no dict beside it.
+    __slots__ = (
+        "_asked",
+        "_entries",
+        "_follower",
+        "_listed",
+        "_readers",
+        "_run",
+        "_topic",
+    )
+
     def __init__(self, topic: RunTopic, run: "RunReader", follower: "Follower") -> None:
         self._topic = topic
         self._run = run

@@ -82,6 +82,9 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
+        if message["type"] == "websocket.accept":
+            # The handshake is over; the scope has what is still asked for.
+            del self.request, self.response
         if message["type"] == "websocket.close":
             self.is_deaf = message.get("code") == CloseCode.RATE_LIMITED
             self._tell()

@@ -22,6 +22,31 @@ if TYPE_CHECKING:
 class StreamReader:
     """Reads a stream for all subscriptions of a connection that asked for it."""
 
+    # One for each connection, and many of them: no dict beside it.
+    __slots__ = (
+        "_announced",
+        "_as_text",
+        "_asked",
+        "_cohort",
+        "_ended",
+        "_holds_slot",
+        "_is_reading",
+        "_limits",
+        "_next",
+        "_outbox",
+        "_page",
+        "_tells_place",
+        "_text",
+        "_text_settled",
+        "_text_used",
+        "_wants",
+        "is_over",
+        "is_queued",
+        "run",
+        "subs",
+        "topic",
+    )
+
     def __init__(
         self, topic: StreamTopic, run: "RunReader", outbox: Outbox, wants: Wants, limits: HubLimits
     ) -> None:

@@ -50,6 +50,23 @@ class Phase(StrEnum):
 class Subscriber:
     """The protocol of one connection, whatever carries it."""
 
+    # One for each connection, and many of them: no dict beside it.
+    __slots__ = (
+        "_allowance",
+        "_began",
+        "_expires_at",
+        "_hub",
+        "_is_browser",
+        "_is_restless",
+        "_is_warned",
+        "_limits",
+        "_load",
+        "_written_at",
+        "follower",
+        "outbox",
+        "phase",
+    )
+
     def __init__(
         self,
         hub: Hub,

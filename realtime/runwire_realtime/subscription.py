@@ -54,7 +54,7 @@ def is_relative(start: StreamStart) -> bool:
     return start == "latest" or (isinstance(start, int) and start < 0)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Subscription:
     """What a client asked for under the name `sub`, and its state."""
 
