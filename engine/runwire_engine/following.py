@@ -11,7 +11,7 @@ from typing import Final
 import orjson
 
 from runwire_engine.bells import ChunkRow
-from runwire_engine.changes import is_cut_off, place, read_by_txid
+from runwire_engine.changes import Place, is_cut_off, place, read_by_txid
 from runwire_engine.database import Database, Row
 from runwire_engine.followed import (
     Before,
@@ -158,9 +158,9 @@ class Following:
         rows = await self._database.all("following.creations", names)
         return {row["run_id"]: Touched(1, row["delta"]) for row in rows}
 
-    async def recovery(self) -> str:
-        """Return which life of Postgres this is: see `changes.Place`."""
-        return (await place(self._database)).recovery
+    async def place(self) -> Place:
+        """Return where the database is."""
+        return await place(self._database)
 
     async def is_ahead(self, snapshot: str) -> bool:
         """Say whether a snapshot is from this database's future."""

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runwire.wire import LARGE_VALUE_BYTES, ErrorCode, GapReason
-from runwire_engine.changes import RESUME_LIMIT
+from runwire_engine.changes import RESUME_LIMIT, Place
 from runwire_engine.errors import (
     DatabaseUnavailableError,
     EngineError,
@@ -28,6 +28,7 @@ from runwire_realtime.cursors import FeedCursor, feed_cursor
 from runwire_realtime.feed_members import FeedMembers
 from runwire_realtime.hub import Hub
 from runwire_realtime.run_past import RunPast, logged_steps
+from runwire_realtime.shared_read import SharedRead
 from runwire_realtime.subscription import BatchTarget, RunsTarget, TagsTarget
 
 logger = logging.getLogger("runwire.feeds")
@@ -50,6 +51,7 @@ class FeedLoading:
         self._hub = hub
         self._following = following
         self._limiter = anyio.CapacityLimiter(hub.limits.catch_up_reads)
+        self._place = SharedRead(following.place)
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
@@ -70,7 +72,10 @@ class FeedLoading:
         version = feed.version
         while True:
             try:
-                await _Load(self._hub, self._following, self._limiter, feed, version, turn).run()
+                load = _Load(
+                    self._hub, self._following, self._limiter, self._place, feed, version, turn
+                )
+                await load.run()
             except StartedOverError:
                 return
             except DatabaseUnavailableError:
@@ -90,6 +95,7 @@ class _Load:
         hub: Hub,
         following: Following,
         limiter: anyio.CapacityLimiter,
+        place: SharedRead[Place],
         feed: FeedMembers,
         version: int,
         turn: Turn,
@@ -97,6 +103,7 @@ class _Load:
         self._hub = hub
         self._following = following
         self._limiter = limiter
+        self._place = place
         self._feed = feed
         self._version = version
         self._turn = turn
@@ -147,13 +154,20 @@ class _Load:
             return GapReason.EPOCH_CHANGED
         if cursor.epoch != self._hub.history:
             return None
+        if _is_reached(cursor.snapshot, self._hub.position):
+            return None
         is_ahead = await self._read(self._following.is_ahead(cursor.snapshot))
         # After a crash that the hub has not noticed yet it says nothing either.
         return GapReason.AHEAD if is_ahead and await self._is_current(cursor) else None
 
     async def _is_current(self, cursor: FeedCursor) -> bool:
         """Say whether Postgres still lives the life that a cursor is of."""
-        return cursor.epoch.endswith(await self._read(self._following.recovery()))
+        return cursor.epoch.endswith((await self._placed_now()).recovery)
+
+    async def _placed_now(self) -> Place:
+        place = await self._place.get()
+        self._check()
+        return place
 
     async def _snapshot(self, members: Sequence[Member], position: str) -> None:
         ids = [member.run_id for member in members]
@@ -213,11 +227,12 @@ class _Load:
         except StatementTimeoutError:
             return GapReason.OVERFLOW
         # In this order: a day that is dropped from here on was there to be read.
-        if await self._read(self._following.is_cut_off(cursor.snapshot)):
+        place = await self._placed_now()
+        if place.closed_days and await self._read(self._following.is_cut_off(cursor.snapshot)):
             return GapReason.RETENTION
         if len(touched) > RESUME_LIMIT:
             return GapReason.OVERFLOW
-        if not await self._is_current(cursor):
+        if not cursor.epoch.endswith(place.recovery):
             # Postgres crashed, and the hub has not noticed yet: the cursor may have hidden events.
             self._is_of_this_life = False
             return await self._retold() if feed.wants_every else GapReason.OVERFLOW
@@ -355,6 +370,11 @@ class _Load:
     def _check(self) -> None:
         if self._feed.is_closed or self._feed.version != self._version:
             raise StartedOverError
+
+
+def _is_reached(snapshot: str, position: str) -> bool:
+    """Say whether a snapshot is surely from no later than a position that was read up to."""
+    return int(snapshot.split(":")[1]) <= int(position.split(":")[1])
 
 
 def _refuse(feed: FeedMembers, code: ErrorCode, message: str) -> None:

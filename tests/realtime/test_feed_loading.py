@@ -8,6 +8,7 @@ from typing import Literal
 import anyio
 import pytest
 
+from runwire_engine.changes import Place
 from runwire_engine.database import Database
 from runwire_engine.followed import FollowedRun, Member, Touched
 from runwire_engine.following import Following
@@ -144,8 +145,8 @@ class Read(Following):
     async def creations(self, *_: object, **__: object) -> dict[str, Touched]:
         return {id: Touched(1, events[0][1]) for id, events in self._world.history.items()}
 
-    async def recovery(self) -> str:
-        return AFTER
+    async def place(self) -> Place:
+        return Place("e0", AFTER, "", 0, 0, frozenset())
 
     async def is_ahead(self, snapshot: str) -> bool:
         # The ids of the second life have not come so far.

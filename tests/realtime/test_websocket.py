@@ -1,6 +1,7 @@
 """The websocket as a client sees it: a real server, a real database, raw messages."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -10,6 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from runwire.wire import Json, JsonObject
+from runwire_engine.changes import Place
 from runwire_engine.following import Following
 from runwire_engine.outcomes import Failed
 from runwire_engine.runs import NewRun
@@ -443,10 +445,12 @@ async def test_a_cursor_from_before_a_crash_that_is_not_noticed_yet_is_not_ahead
     # Of transactions whose numbers were lost with the crash.
     lost = ".".join([*cursor.split(".")[:2], "900000000-900000000-"])
 
-    async def recovery(_: Following) -> str:
-        return "another"
+    place = Following.place
 
-    monkeypatch.setattr(Following, "recovery", recovery)
+    async def another_life(following: Following) -> Place:
+        return replace(await place(following), recovery="another")
+
+    monkeypatch.setattr(Following, "place", another_life)
     positions = {run_id: {"text": 2}}
     async with open_socket(stage.url, stage.key) as socket:
         await socket.subscribe(
