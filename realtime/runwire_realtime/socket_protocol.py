@@ -90,7 +90,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self._tell()
 
     async def run_asgi(self) -> None:
-        extensions = cast(dict[str, object], self.scope["extensions"])
+        extensions = cast(dict[str, object], self.scope.setdefault("extensions", {}))
         extensions[EXTENSION] = self
         try:
             await super().run_asgi()
