@@ -29,6 +29,8 @@ logger = logging.getLogger("runwire.worker")
 
 # Seconds after a failed statement until the next try.
 BACK_OFF = (0.1, 5.0)
+# For a claim under way: what it finds is not to be what is released here.
+_CLAIMED_WITHIN = 1.0
 # After the grace of a stop: for functions to unwind, and for outcomes to be committed.
 _UNWIND_WITHIN = 2.0
 _COMMIT_WITHIN = 5.0
@@ -297,6 +299,8 @@ class Tenure:
         """Let tasks finish, then release what is left, and leave."""
         self._stopping = True
         self.wake()
+        with anyio.move_on_after(_CLAIMED_WITHIN):
+            await self._claimed_last.wait()
         self.executor.unwind_parked()
         with anyio.move_on_after(self._grace) as self._grace_scope:
             await self._claimed_last.wait()
