@@ -8,8 +8,10 @@ medians printed; `--short` does with fewer events, for a first look. Figures are
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from tests.benchmarks import (
     fanout,
@@ -38,6 +40,10 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
 }
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
@@ -48,6 +54,8 @@ def main() -> None:
         options.error(
             f"no benchmark {', '.join(sorted(unknown))}: there is {', '.join(BENCHMARKS)}"
         )
+    # Told to end, it ends what it has started, Postgres first of all.
+    signal.signal(signal.SIGTERM, _end)
     ours_failed = False
     for name in told.names or BENCHMARKS:
         with standing() as stand:
