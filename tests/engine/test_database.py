@@ -139,7 +139,8 @@ async def test_a_deadlock_is_tried_again_and_nobody_notices(database: Database) 
             tasks.start_soon(change, 1, 2)
             tasks.start_soon(change, 2, 1)
 
-    assert len(tries) == 3  # one of the two was the deadlock's victim, once
+    # One of the two was the deadlock's victim; again, if it was back before the other had gone on.
+    assert len(tries) >= 3
 
 
 async def test_statements_that_failed_together_leave_their_connection_sound(
