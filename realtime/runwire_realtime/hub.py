@@ -445,14 +445,16 @@ class Hub:
             topic.learn(head)
             if is_final:
                 topic.close_unwritten(reason)
-        for reader in list(run.readers):
-            reader.streams.found([head.key for head in heads])
-            if is_final:
+        keys = [head.key for head in heads]
+        # Who was told before, and finds nothing new, is left in peace: many may come to one run.
+        moved = [each for each in list(run.readers) if each.streams.found(keys) or is_final]
+        if is_final:
+            for reader in moved:
                 reader.streams.close_unwritten(reason)
         run.is_sealed = run.is_sealed or is_final
         for head in heads:
             self.streams.drop_unread(self.streams.topics[*run.key, head.key])
-        for reader in list(run.readers):
+        for reader in moved:
             reader.moved()
 
 

@@ -102,24 +102,30 @@ class RunStreams:
         is_listed = self._topic.is_sealed and self._asked.keys() <= self._listed
         return is_listed and all(reader.is_over for reader in self._readers.values())
 
-    def found(self, keys: Iterable[str]) -> None:
-        """Take the list of streams that the run has now."""
+    def found(self, keys: Iterable[str]) -> bool:
+        """Take the list of streams that the run has now; say whether that was any news."""
+        is_news = not self._asked.keys() <= self._listed
         for key in keys:
-            self._found(key)
+            is_news |= self._found(key)
         self._listed.update(self._asked)
+        return is_news
 
-    def _found(self, key: str) -> None:
+    def _found(self, key: str) -> bool:
         if not self._follower.grant.may_read_stream(key):
-            return
+            return False
+        is_news = False
         for subscription in self._asked.values():
             reader = self._readers.get(key)
             if self._request(subscription, key) is not None and (
                 reader is None or subscription.sub not in reader.subs
             ):
                 self._ask(key, subscription)
+                is_news = True
         reader = self._readers.get(key)
         if reader is not None and reader.next is None and reader.topic.is_known:
             reader.open(is_new=all(map(self._is_new_to, reader.subs)))
+            is_news = True
+        return is_news
 
     def _ask(self, key: str, subscription: Subscription) -> None:
         request = self._request(subscription, key)
