@@ -118,21 +118,20 @@ async def test_it_stays_stale_until_the_streams_have_been_looked_up(
         await socket.subscribe("a", {"run": run_id}, streams={"text": {}})
         await socket.until("live")
         pids = await sessions(stage)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            await socket.until("state", state="stale")
-            async with await AsyncConnection.connect(database_url) as blocker:
-                await blocker.execute("lock table runwire.streams in access exclusive mode")
+        async with await AsyncConnection.connect(database_url) as blocker:
+            # Before they are stopped, as one of them may be looking at the streams just then.
+            await blocker.execute("lock table runwire.streams in access exclusive mode")
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                await socket.until("state", state="stale")
+            finally:
                 for pid in pids:
                     os.kill(pid, signal.SIGCONT)
-                # The tail is read again, and tells of runs; where streams stand cannot be seen.
-                for number in range(2):
-                    await stage.set_metadata(run_id, execution, n=number)
-                    assert of_type(await socket.until("patch", "run"), "state") == []
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+            # The tail is read again, and tells of runs; where streams stand cannot be seen.
+            for number in range(2):
+                await stage.set_metadata(run_id, execution, n=number)
+                assert of_type(await socket.until("patch", "run"), "state") == []
         assert (await socket.until("state"))[-1]["state"] == "live"
 
 

@@ -14,7 +14,7 @@ from runwire.wire import CloseCode
 from runwire_engine.environments import Environments
 from tests.support.parts import SPANS
 from tests.support.postgres import TestServer, opened_database
-from tests.support.processes import Process, free_port, running, until
+from tests.support.processes import Process, free_port, running, until, until_async
 from tests.support.server import SECRET
 from tests.support.sockets import Socket, open_socket
 
@@ -54,8 +54,7 @@ async def test_servers_share_a_port_are_started_again_and_stop_together(
     async with two_servers(dsn, port) as server:
         await server.until_line("2 processes")
         # All of them are up before the first one answers.
-        async with httpx.AsyncClient(trust_env=False) as http:
-            assert (await http.get(f"{url}/readyz")).status_code == 200
+        await until_async(lambda: is_ready(url))
         before = children(server)
         assert len(before) == 2
         async with AsyncExitStack() as stack:
@@ -79,6 +78,15 @@ async def test_servers_share_a_port_are_started_again_and_stop_together(
         assert set(codes) == {CloseCode.GOING_AWAY}
         assert await server.wait() == 0
     postgres.drop_database(dsn)
+
+
+async def is_ready(url: str) -> bool:
+    """Say whether a server answers that it is ready."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        try:
+            return (await http.get(f"{url}/readyz")).status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 async def is_lost(socket: Socket) -> bool:
