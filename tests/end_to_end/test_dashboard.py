@@ -98,10 +98,13 @@ async def test_more_schedules_than_a_page_are_shown_when_asked_for(
     browser: Browser, server: Server
 ) -> None:
     async with AsyncRunwire(api_url=server.address, access_token=API_KEY) as client:
-        for number in range(110):
-            last = await client.schedules.create(
+        created = [
+            await client.schedules.create(
                 task="drip", cron="0 9 1 1 *", deduplication_key=f"many-{number}"
             )
+            for number in range(110)
+        ]
+    last = created[-1]
     async with signed_in(browser, server.address) as page:
         await page.get_by_role("link", name="Schedules").click()
         await expect(page.locator("tr[data-schedule]")).to_have_count(100)

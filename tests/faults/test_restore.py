@@ -110,8 +110,7 @@ class Followers:
 
     def has_tag_cursor(self) -> bool:
         """Say whether the feed by tag has a place; without one it begins anew, with no gap."""
-        told = self._tagged.cursor
-        return told is not None and Progress.parse(told).cursor is not None
+        return Progress.parse(self._tagged.cursor).cursor is not None
 
     def _has_tag_ended(self) -> bool:
         return any(run.gap == "epoch_changed" for run in self.by_tag) and any(
