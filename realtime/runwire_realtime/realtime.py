@@ -130,19 +130,26 @@ class Realtime:
         try:
             await self._feed.start()
             async with anyio.create_task_group() as tasks:
-                services = (self._reads, self._loading, self._delivery, self._feed)
-                for service in (each.run for each in services):
+                for service in (self._reads.run, self._loading.run, self._feed.run):
                     tasks.start_soon(self._keep, service)
                 tasks.start_soon(self._tick)
+                delivering = anyio.CancelScope(shield=True)
+                tasks.start_soon(self._deliver, delivering)
                 try:
                     yield
                 finally:
                     with anyio.CancelScope(shield=True):
                         await self.drain()
+                    delivering.cancel()
                     tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._database.close()
+
+    async def _deliver(self, scope: anyio.CancelScope) -> None:
+        """Write to sockets until the scope is cancelled: who is sent away is told so by this."""
+        with scope:
+            await self._keep(self._delivery.run)
 
     async def _keep(self, service: Callable[[], Awaitable[None]]) -> None:
         """Run a service for ever. When it fails for reasons nobody foresaw, everybody resumes."""

@@ -77,7 +77,9 @@ async def test_a_run_goes_on_in_another_worker_without_doing_anything_twice(benc
     await bench.sql("update runwire.waits set due_at = now() where due_at is not null")
     async with bench.worker(parent, child):
         row = await bench.until(run_id)
-    assert (row.status, row.attempt, row.execution, times) == ("COMPLETED", 1, 3, 2)
+    assert (row.status, row.attempt, times) == ("COMPLETED", 1, 2)
+    # One less where its child had ended before it could wait.
+    assert row.execution in (2, 3)
     assert row.output is not None
     child_id, output, next_seq, attempt = orjson.loads(row.output)
     assert (output, next_seq, attempt) == ("1", 2, 1)
