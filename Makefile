@@ -8,6 +8,8 @@ PYTHON ?= python3
 PORT ?= 8420
 # Most tests wait more than they compute.
 TEST_PROCESSES ?= 4
+# ONCE_MORE=1 runs what failed once more, alone: what passes then is named as FLAKY and fails nothing.
+ONCE_MORE ?=
 
 BIN := .venv/bin
 TYPESCRIPT := clients/typescript
@@ -62,7 +64,7 @@ run: $(PYTHON_READY) $(DASHBOARD) ## Start it all with the examples: make run PO
 	@$(BIN)/runwire dev --port $(PORT) --data .runwire docs.examples.ask docs.examples.import_csv docs.examples.digest_folder
 
 test: setup ## Run every test, Python and TypeScript
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+	$(BIN)/python -m $(if $(ONCE_MORE),tests.once_more,pytest) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 	npm --prefix $(TYPESCRIPT) test
 
 check: setup ## Everything CI runs: style, types, import rules, tests
