@@ -24,9 +24,9 @@ _FILE: Final = "RUNWIRE_RESULTS_FILE"
 MOST: Final = 20
 
 
-@dataclass
+@dataclass(eq=False)
 class Results:
-    """Writes which tests passed and which failed to a file, as a plugin of the session that says it."""
+    """Writes which tests passed and which failed to a file, as a plugin of the session."""
 
     file: Path
     passed: set[str] = field(default_factory=set[str])

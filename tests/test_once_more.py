@@ -25,9 +25,11 @@ def test_broken(): assert False
 
 def _once_more(folder: Path, suite: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "pytest.ini").write_text("[pytest]\n")
-    (folder / "test_it.py").write_text(suite)
+    (folder / "suite").mkdir()
+    (folder / "suite/conftest.py").touch()
+    (folder / "suite/test_it.py").write_text(suite)
     command = [sys.executable, "-m", "tests.once_more", "-p", "no:cacheprovider", *arguments]
-    environment = {"PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {"PYTHONPATH": str(CHECKOUT)}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -38,20 +40,20 @@ def test_a_suite_that_passes_is_run_once(tmp_path: Path) -> None:
     assert ended.returncode == 0 and "alone" not in ended.stdout
 
 
-@pytest.mark.parametrize("options", [(), ("-p", "xdist.plugin", "-n", "2")], ids=["one", "two"])
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one", "two"])
 def test_what_passes_alone_is_named_as_flaky_and_fails_nothing(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     ended = _once_more(tmp_path, SUITE, "-k", "sound or shaky", *options)
     assert ended.returncode == 0, ended.stdout
-    assert "FLAKY test_it.py::test_shaky" in ended.stdout
+    assert "FLAKY suite/test_it.py::test_shaky" in ended.stdout
 
 
 def test_what_fails_twice_fails_the_suite_also_beside_a_flake(tmp_path: Path) -> None:
     ended = _once_more(tmp_path, SUITE)
     assert ended.returncode == 1
-    assert "FLAKY test_it.py::test_shaky" in ended.stdout
-    assert "BROKEN test_it.py::test_broken" in ended.stdout
+    assert "FLAKY suite/test_it.py::test_shaky" in ended.stdout
+    assert "BROKEN suite/test_it.py::test_broken" in ended.stdout
 
 
 FAULTS_OF_ITS_OWN = """
@@ -69,7 +71,7 @@ def test_sound(): pass
     ("suite", "options", "code"),
     [
         (FAULTS_OF_ITS_OWN, (), 2),
-        (FAULTS_OF_ITS_OWN, ("-p", "xdist.plugin", "-n", "1"), 1),
+        (FAULTS_OF_ITS_OWN, ("-n", "1"), 1),
         (SUITE, ("--no-such-option",), 4),
         (SUITE, ("-k", "nothing_is_named_so"), 5),
         (SUITE, ("-k", "shaky or broken", "--maxfail", "1"), 1),
