@@ -9,12 +9,11 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-import anyio
-
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.endings import Endings
 from runwire_engine.errors import EngineError
+from runwire_engine.repeating import WHEN_WOKEN, Repeating
 from runwire_engine.states import FINAL
 from runwire_engine.waits import Waits
 
@@ -26,36 +25,14 @@ _PARENTS_AT_ONCE: Final = 100
 _AGAIN_SECONDS: Final = 1.0
 
 
-class Cancellations:
-    """Cancels runs. `run` belongs into a task group, for their children."""
+class Cancellations(Repeating):
+    """Cancels runs, and, woken, the children of those that became CANCELED."""
 
     def __init__(self, database: Database, bell: Doorbell, waits: Waits | None = None) -> None:
+        super().__init__()
         self._database = database
         self._bell = bell
         self._waits = waits
-        self._wanted = anyio.Event()
-        self._closing = False
-        self.idle = True
-
-    async def run(self) -> None:
-        """Cancel children of canceled runs, until `close`; what is left is the sweep's."""
-        self.idle = False
-        try:
-            while not self._closing:
-                await self._wanted.wait()
-                self._wanted = anyio.Event()
-                await self._cancel_children()
-        finally:
-            self.idle = True
-
-    def close(self) -> None:
-        """Have `run` return after the step it is at."""
-        self._closing = True
-        self._wanted.set()
-
-    def noted(self) -> None:
-        """Look for children to cancel: a run became CANCELED."""
-        self._wanted.set()
 
     async def cancel(self, environment_id: int, run_id: str) -> None:
         """Cancel a run: at once, or, while it executes, by asking its worker to."""
@@ -99,17 +76,19 @@ class Cancellations:
         self._ring(endings, changed)
         return is_more
 
-    async def _cancel_children(self) -> None:
+    async def _step(self) -> float:
+        """Cancel the children that are left; what is not done when it closes is the sweep's."""
         try:
-            while not self._closing and await self.sweep():
+            while not self._closing.is_set() and await self.sweep():
                 pass
         except EngineError as error:
             logger.warning("children could not be canceled and are tried again: %s", error)
-            await anyio.sleep(_AGAIN_SECONDS)
-            self._wanted.set()
+            await self._pause(_AGAIN_SECONDS)
+            return 0.0
+        return WHEN_WOKEN
 
     def _endings(self) -> Endings:
-        return Endings(self._bell, self._waits, self.noted)
+        return Endings(self._bell, self._waits, self.wake)
 
     def _ring(self, endings: Endings, changed: Sequence[Row]) -> None:
         endings.ring()

@@ -134,7 +134,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         lease=settings.lease,
         cancel_grace=settings.cancel_grace,
         waits=waits,
-        canceled=cancellations.noted,
+        canceled=cancellations.wake,
     )
     retention = Retention(
         database,
@@ -152,7 +152,7 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
         streams=Streams(database, bell, waits=waits),
         metadata=RunMetadata(database, bell),
         claims=claims,
-        outcomes=Outcomes(database, bell, waits, cancellations.noted),
+        outcomes=Outcomes(database, bell, waits, cancellations.wake),
         workers=workers,
         waits=waits,
         waitpoints=waitpoints,

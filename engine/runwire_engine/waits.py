@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import anyio
 import orjson
 
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import EngineError
 from runwire_engine.journal import Mark, Place, Step, load_marks
+from runwire_engine.repeating import WHEN_WOKEN, Repeating
 from runwire_engine.triggers import fenced
 
 logger = logging.getLogger("runwire.waits")
@@ -88,41 +88,22 @@ class Journal:
     marks: Mapping[str, Mark]
 
 
-class Waits:
-    """Lets runs wait and go on. `run` belongs into a task group, for the latter."""
+class Waits(Repeating):
+    """Lets runs wait, and, woken, lets those go on that wait for what has ended."""
 
     def __init__(self, database: Database, bell: Doorbell) -> None:
+        super().__init__()
         self._database = database
         self._bell = bell
         # Ended runs and completed waitpoints, in order, that somebody may wait for.
         self._ended: dict[tuple[int, str], None] = {}
-        self._wanted = anyio.Event()
-        self._closing = False
-        self.idle = True
-
-    async def run(self) -> None:
-        """Wake who waits for what has ended, until `close`; what is left is the sweep's."""
-        self.idle = False
-        try:
-            while not self._closing:
-                await self._wanted.wait()
-                self._wanted = anyio.Event()
-                while self._ended and not self._closing:
-                    await self._wake_some()
-        finally:
-            self.idle = True
-
-    def close(self) -> None:
-        """Have `run` return after the step it is at."""
-        self._closing = True
-        self._wanted.set()
 
     def ended(self, environment_id: int, ids: Iterable[str]) -> None:
         """Note runs that are over, or waitpoints that are completed, that somebody waits for."""
         for id in ids:
             if len(self._ended) < _MAX_ENDED:
                 self._ended[environment_id, id] = None
-        self._wanted.set()
+        self.wake()
 
     async def enter(self, environment_id: int, entry: Entry) -> Entered:
         """Write what a run waits for; and make it WAITING, unless one of its waits is over.
@@ -253,16 +234,20 @@ class Waits:
 
     # -------------------------------------------------------------------------------------------
 
-    async def _wake_some(self) -> None:
+    async def _step(self) -> float:
+        """Wake who waits for some of what has ended; what is left at `close` is the sweep's."""
         targets = list(self._ended)[:_AT_ONCE]
+        if not targets:
+            return WHEN_WOKEN
         try:
             await self._wake(targets)
         except EngineError as error:
             logger.warning("who waits could not be woken and is tried again: %s", error)
-            await anyio.sleep(_AGAIN_SECONDS)
-            return
+            await self._pause(_AGAIN_SECONDS)
+            return 0.0
         for target in targets:
             del self._ended[target]
+        return 0.0 if self._ended else WHEN_WOKEN
 
     async def _wake(self, targets: Sequence[tuple[int, str]] | None) -> int:
         """Look at who waits for facts, or for the oldest ones; return how many facts."""
