@@ -51,8 +51,7 @@ class FeedLoading:
         self._hub = hub
         self._following = following
         self._limiter = anyio.CapacityLimiter(hub.limits.catch_up_reads)
-        # Looked up with each read: tests put another one in its place.
-        self._place = SharedRead(lambda: following.place())
+        self._place = SharedRead(following.place)
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:

@@ -82,14 +82,7 @@ def test_nothing_is_pushed_to_a_connection_that_is_to_be_closed() -> None:
 def test_another_execution_is_announced_to_each() -> None:
     world, clients = following(2)
     attempt = world.rows[RUN].attempt
-    world.change(RUN, {"status": "QUEUED"}, status="QUEUED")
-    world.change(
-        RUN,
-        {"status": "EXECUTING"},
-        status="EXECUTING",
-        execution=world.rows[RUN].execution + 1,
-        attempt=attempt,
-    )
+    world.begin_anew(RUN)
     append(world, "b")
     world.push()
     world.settle()

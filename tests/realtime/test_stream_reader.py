@@ -22,19 +22,6 @@ def append(world: World, *bodies: str) -> None:
     world.hub.rang(moved)
 
 
-def begin_anew(world: World) -> None:
-    """Give the run back and execute it again, under the same attempt number."""
-    attempt = world.rows[RUN].attempt
-    world.change(RUN, {"status": "QUEUED"}, status="QUEUED")
-    world.change(
-        RUN,
-        {"status": "EXECUTING"},
-        status="EXECUTING",
-        execution=world.rows[RUN].execution + 1,
-        attempt=attempt,
-    )
-
-
 def read(world: World, start: Json, form: str = "chunks") -> Client:
     client = world.connect()
     client.subscribe("s1", {"run": RUN}, streams={"log": {"from": start, "as": form}})
@@ -64,7 +51,7 @@ def test_a_run_begun_anew_under_the_same_attempt_is_marked() -> None:
     world = begun("a", "b")
     client = read(world, "start")
     assert stream_of(client) == [("chunks", 0, "a", "b")]
-    begin_anew(world)
+    world.begin_anew(RUN)
     append(world, "a", "c")
     world.settle()
     assert stream_of(client) == [("attempt", 2, 1), ("chunks", 2, "a", "c")]
@@ -72,7 +59,7 @@ def test_a_run_begun_anew_under_the_same_attempt_is_marked() -> None:
 
 def test_a_late_reader_of_a_text_has_it_up_to_the_mark_then_the_rest_as_chunks() -> None:
     world = begun("a", "b")
-    begin_anew(world)
+    world.begin_anew(RUN)
     append(world, "a")
     client = read(world, "start", "text")
     assert stream_of(client) == [("text", 2, "ab"), ("attempt", 2, 1), ("chunks", 2, "a")]
@@ -80,7 +67,7 @@ def test_a_late_reader_of_a_text_has_it_up_to_the_mark_then_the_rest_as_chunks()
 
 def test_a_reader_that_resumes_hears_of_the_marks_from_there_on() -> None:
     world = begun("a", "b")
-    begin_anew(world)
+    world.begin_anew(RUN)
     append(world, "a", "c")
     assert stream_of(read(world, 1)) == [
         ("chunks", 1, "b"),
@@ -93,7 +80,7 @@ def test_a_reader_that_resumes_hears_of_the_marks_from_there_on() -> None:
 
 def test_a_mark_is_repeated_for_a_reader_that_comes_in_where_it_is() -> None:
     world = begun("a", "b")
-    begin_anew(world)
+    world.begin_anew(RUN)
     append(world)  # it has begun, and written nothing yet
     client = read(world, "start")
     assert stream_of(client) == [("chunks", 0, "a", "b"), ("attempt", 2, 1)]

@@ -160,6 +160,18 @@ class World:
             changes["attempt"] = columns["attempt"]
         self.change(run_id, changes, **columns)
 
+    def begin_anew(self, run_id: str) -> None:
+        """Give a run back and execute it again, under the same attempt number."""
+        attempt, execution = self.rows[run_id].attempt, self.rows[run_id].execution + 1
+        self.change(run_id, {"status": "QUEUED"}, status="QUEUED")
+        self.change(
+            run_id,
+            {"status": "EXECUTING"},
+            status="EXECUTING",
+            execution=execution,
+            attempt=attempt,
+        )
+
     def append(self, run_id: str, key: str, *bodies: str) -> StreamMoved:
         """Commit chunks, and return the bell that would ring for them."""
         row = self.rows[run_id]
