@@ -1,10 +1,13 @@
 """`make bench`: every figure of the docs, as ratios between alternatives run in turn.
 
-    python -m tests.benchmarks [NAME…] [--rounds N] [--short]
+    python -m tests.benchmarks [NAME…] [--rounds N] [--add] [--short]
+    python -m tests.benchmarks report
 
 Each name is a module beside this one. Rounds are taken in turn, three unless told otherwise, and
-medians printed; `--short` does with fewer events, for a first look. Figures are kept as JSON in
-.runwire/bench. What the peers need is installed by `make bench`; one that is missing is named.
+medians printed; `--add` takes them together with the rounds that are kept, for a machine that is
+quiet only now and then; `--short` does with fewer events, for a first look. Figures are kept as
+JSON in .runwire/bench, and `report` prints what they have to do with the goals. What the peers need
+is installed by `make bench`; one that is missing is named.
 """
 
 import argparse
@@ -18,17 +21,20 @@ from tests.benchmarks import (
     growth,
     latency,
     memory,
+    report,
     resume,
     runs,
     saturated,
     start,
     writers,
 )
-from tests.benchmarks.comparison import OURS, Comparison, lines, write
+from tests.benchmarks.comparison import OURS, Comparison, lines, read, write
 from tests.benchmarks.stand import Stand, standing
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "fanout": fanout.tables,
+    "crowd": fanout.crowd,
+    "alone": fanout.alone,
     "latency": latency.tables,
     "saturated": saturated.tables,
     "memory": memory.tables,
@@ -38,6 +44,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "resume": resume.tables,
     "growth": growth.tables,
 }
+REPORT = "report"
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -46,32 +53,40 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    options.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    options.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*BENCHMARKS, REPORT]))
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--add", action="store_true")
     options.add_argument("--short", action="store_true")
     told = options.parse_args()
-    if unknown := set(told.names) - set(BENCHMARKS):
-        options.error(
-            f"no benchmark {', '.join(sorted(unknown))}: there is {', '.join(BENCHMARKS)}"
-        )
+    names = [*BENCHMARKS, REPORT]
+    if unknown := set(told.names) - set(names):
+        options.error(f"no benchmark {', '.join(sorted(unknown))}: there is {', '.join(names)}")
     # Told to end, it ends what it has started, Postgres first of all.
     signal.signal(signal.SIGTERM, _end)
     ours_failed = False
-    for name in told.names or BENCHMARKS:
+    for name in told.names or names:
+        if name == REPORT:
+            sys.stdout.write("\n".join([*report.lines(BENCHMARKS), ""]))
+            continue
         with standing() as stand:
-            done = run(name, stand, told.rounds, short=told.short)
+            done = run(name, stand, told.rounds, short=told.short, adding=told.add)
         ours_failed |= any(OURS in table.left_out for table in done)
     sys.exit(ours_failed)
 
 
-def run(name: str, stand: Stand, rounds: int, *, short: bool) -> list[Comparison]:
+def run(
+    name: str, stand: Stand, rounds: int, *, short: bool, adding: bool = False
+) -> list[Comparison]:
     """Print the tables of one benchmark, each when it is done, and keep them."""
+    kept = read(name) if adding else {}
     done: list[Comparison] = []
     for table in BENCHMARKS[name](stand, rounds, short=short):
+        if table.title in kept:
+            table.add(kept[table.title]["rounds"])
         sys.stdout.write("\n".join([*lines(table), "", ""]))
         sys.stdout.flush()
         done.append(table)
-        write(name, done)
+        write(name, done, kept)
     return done
 
 

@@ -11,16 +11,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tests.benchmarks.environment import UnavailableError
 from tests.benchmarks.generator import BENCH, LIMIT
 
 Figures: TypeAlias = Mapping[str, float]
 Alternatives: TypeAlias = Mapping[str, Callable[[], Figures]]
+# Tables as they are kept, by title.
+JsonTables: TypeAlias = Mapping[str, Mapping[str, Any]]
 OURS = "runwire"
 # The figure that says how busy the generator was, where there is one.
 GENERATOR = "generator"
+# Figures that a load is told as; `Counted.usage` has them.
+SERVER = "server"
+OTHER_CORES = "other"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,14 @@ class Column:
     figure: str
     title: str
     format: str = ",.0f"
+
+
+# Who was busy: the last columns of a table that a load was measured for.
+USAGE = (
+    Column(SERVER, "server CPU", ".2f"),
+    Column(GENERATOR, "generator CPU", ".2f"),
+    Column(OTHER_CORES, "other cores", ".2f"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,27 @@ class Comparison:
         theirs = self.median(goal.peer, goal.figure)
         return None if not theirs else ours / theirs
 
+    def in_each_round(self, goal: Goal) -> list[float]:
+        """Return the same of each round by itself, which tells what the median is worth."""
+        ours = [figures[goal.figure] for figures in self.rounds.get(goal.row, [])]
+        if goal.peer is None:
+            return ours
+        theirs = [figures[goal.figure] for figures in self.rounds.get(goal.peer, [])]
+        return [one / other for one, other in zip(ours, theirs, strict=False) if other]
+
+    def is_met(self, goal: Goal) -> bool | None:
+        """Tell whether a goal is reached, or None where it was not measured."""
+        value = self.reached(goal)
+        if value is None:
+            return None
+        return value <= goal.bound if goal.most else value >= goal.bound
+
+    def add(self, earlier: Mapping[str, Sequence[Figures]]) -> None:
+        """Put rounds that were measured before in front of these."""
+        for row in [*self.rounds, *self.left_out]:
+            if before := earlier.get(row):
+                self.rounds[row] = [*before, *self.rounds.get(row, [])]
+
 
 def in_turn(
     title: str,
@@ -109,12 +143,12 @@ def in_turn(
 def lines(table: Comparison) -> list[str]:
     """Return a table as it is printed."""
     width = max(map(len, [*table.rounds, ""]))
-    made = [table.title]
+    made = [f"{table.title} ({rounds_of(table)})"]
     head = " ".join(f"{column.title:>18}" for column in table.columns)
     made.append(f"  {'':{width}} {head}")
     made += [f"  {row:{width}} {_cells(table, row)}" for row in table.rounds]
     made += [f"  {name} was not measured: {why}" for name, why in table.left_out.items()]
-    made += [f"  {_goal(table, goal)}" for goal in table.goals]
+    made += [f"  goal: {goal_line(table, goal)}" for goal in table.goals]
     made += [f"  {note}" for note in table.notes]
     if any(map(table.is_limited, table.rounds)):
         made.append(f"  † the generator used {LIMIT:.0%} of its core or more: a lower bound")
@@ -133,46 +167,72 @@ def _cells(table: Comparison, row: str) -> str:
     return " ".join(cells)
 
 
-def _goal(table: Comparison, goal: Goal) -> str:
+def rounds_of(table: Comparison) -> str:
+    """Return how many rounds a table's medians are of."""
+    count = max(map(len, table.rounds.values()), default=0)
+    return f"median of {count} rounds" if count > 1 else f"{count or 'no'} round"
+
+
+def goal_line(table: Comparison, goal: Goal) -> str:
+    """Return a goal, what was measured, and between which rounds' figures that lies."""
     title = next((c.title for c in table.columns if c.figure == goal.figure), goal.figure)
+    unit = " ×" if goal.peer else ""
+    bound = f"{'at most' if goal.most else 'at least'} {goal.bound:,g}{unit}"
+    what = f"{goal.row}, {title}, {bound}" + (f" {goal.peer}" if goal.peer else "")
     value = table.reached(goal)
-    bound = f"{'at most' if goal.most else 'at least'} {goal.bound:,g}"
-    what = f"goal: {goal.row}, {title}, {bound}" + (f" × {goal.peer}" if goal.peer else "")
     if value is None:
         return f"{what}: not measured"
-    met = value <= goal.bound if goal.most else value >= goal.bound
-    return f"{what}: {value:,.2f}{' ×' if goal.peer else ''}, {'reached' if met else 'missed'}"
+    each = table.in_each_round(goal)
+    spread = f" ({min(each):{_digits(value)}} to {max(each):{_digits(value)}})" if each[1:] else ""
+    is_met = "reached" if table.is_met(goal) else "missed"
+    return f"{what}: {value:{_digits(value)}}{unit}{spread}, {is_met}"
 
 
-def write(name: str, tables: Sequence[Comparison]) -> None:
-    """Keep the figures of a benchmark as JSON, in .runwire/bench/NAME.json."""
+def _digits(value: float) -> str:
+    return ",.0f" if value >= 100 else ",.2f"
+
+
+def read(name: str) -> JsonTables:
+    """Return the tables that are kept of a benchmark, by title; none where it never ran."""
+    kept = BENCH / f"{name}.json"
+    if not kept.exists():
+        return {}
+    return {table["title"]: table for table in json.loads(kept.read_text())["tables"]}
+
+
+def write(name: str, tables: Sequence[Comparison], kept: JsonTables | None = None) -> None:
+    """Keep the figures of a benchmark as JSON, in .runwire/bench/NAME.json, beside kept ones."""
     BENCH.mkdir(parents=True, exist_ok=True)
-    made = [
-        {
-            "title": table.title,
-            "command": table.command,
-            "loadAverage": table.load_average,
-            "medians": {
-                row: {column.figure: table.median(row, column.figure) for column in table.columns}
-                for row in table.rounds
-            },
-            "limited": [row for row in table.rounds if table.is_limited(row)],
-            "rounds": table.rounds,
-            "leftOut": table.left_out,
-            "goals": [
-                {
-                    "row": goal.row,
-                    "figure": goal.figure,
-                    "peer": goal.peer,
-                    "bound": goal.bound,
-                    "most": goal.most,
-                    "reached": table.reached(goal),
-                }
-                for goal in table.goals
-            ],
-        }
-        for table in tables
-    ]
+    made = {**(kept or {}), **{table.title: _as_json(table) for table in tables}}
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"benchmark": name, "at": at, "tables": made}, indent=2)
+    text = json.dumps({"benchmark": name, "at": at, "tables": list(made.values())}, indent=2)
     (BENCH / f"{name}.json").write_text(f"{text}\n")
+
+
+def _as_json(table: Comparison) -> Mapping[str, Any]:
+    return {
+        "title": table.title,
+        "command": table.command,
+        "loadAverage": table.load_average,
+        "medians": {
+            row: {column.figure: table.median(row, column.figure) for column in table.columns}
+            for row in table.rounds
+        },
+        "limited": [row for row in table.rounds if table.is_limited(row)],
+        "rounds": table.rounds,
+        "leftOut": table.left_out,
+        "goals": [
+            {
+                "row": goal.row,
+                "figure": goal.figure,
+                "peer": goal.peer,
+                "bound": goal.bound,
+                "most": goal.most,
+                "reached": table.reached(goal),
+                "inEachRound": table.in_each_round(goal),
+                "isMet": table.is_met(goal),
+                "line": goal_line(table, goal),
+            }
+            for goal in table.goals
+        ],
+    }

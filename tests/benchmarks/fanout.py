@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from tests.benchmarks.comparison import GENERATOR, OURS, Column, Comparison, Figures, Goal, in_turn
+from tests.benchmarks.comparison import OURS, USAGE, Column, Comparison, Figures, Goal, in_turn
 from tests.benchmarks.generator import Load
 from tests.benchmarks.sources import Opened, nats, node_hub, served
 from tests.benchmarks.stand import Stand
@@ -20,17 +20,28 @@ PLAIN = "runwire, plain ASGI"
 NODE = "node ws"
 NODE_JOINED = "node, frames joined"
 NATS = "nats websocket"
-_SERVER = Column("server", "server CPU", ".2f")
-_GENERATOR = Column(GENERATOR, "generator CPU", ".2f")
 
 
 def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
-    """Measure all shapes; in short form, with fewer events."""
-    sources = _sources(stand)
+    """Measure 1 000 sockets with a backlog; in short form, with fewer events."""
+    events = 1280 // (4 if short else 1)
+    yield _backlog(
+        _sources(stand), rounds, sockets=1000, window=32, events=events, goal=15, command="fanout"
+    )
+
+
+def crowd(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
+    """Measure 5 000 sockets with a backlog; in short form, with fewer events."""
+    events = 256 // (4 if short else 1)
+    yield _backlog(
+        _sources(stand), rounds, sockets=5000, window=16, events=events, goal=10, command="crowd"
+    )
+
+
+def alone(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
+    """Measure every event alone, and 20 a second; in short form, with fewer events."""
     part = 4 if short else 1
-    yield _backlog(sources, rounds, sockets=1000, window=32, events=1280 // part, goal=15)
-    yield _backlog(sources, rounds, sockets=5000, window=16, events=256 // part, goal=10)
-    yield _alone(sources, rounds, events=400 // part, seconds=8 // part)
+    yield _alone(_sources(stand), rounds, events=400 // part, seconds=8 // part)
 
 
 def _sources(stand: Stand) -> Mapping[str, Opened]:
@@ -51,6 +62,7 @@ def _backlog(
     window: int,
     events: int,
     goal: float,
+    command: str,
 ) -> Comparison:
     def shape(load: Load) -> Load:
         return replace(load, sockets=sockets, window=window, events=events, warm=2 * window)
@@ -58,12 +70,7 @@ def _backlog(
     def measure(opened: Opened) -> Figures:
         with opened() as source:
             it = source.run(shape)
-        return {
-            "events": it.per_second,
-            "server": it.server_cpu,
-            GENERATOR: it.generator_cpu,
-            "frames": it.received / it.frames,
-        }
+        return {"events": it.per_second, "frames": it.received / it.frames, **it.usage}
 
     goals = [Goal("events", goal, NODE)]
     if sockets == 1000:
@@ -73,14 +80,9 @@ def _backlog(
         f"fan-out, 1 → {sockets:,} sockets, 200-byte events, backlog {window}",
         {name: partial(measure, opened) for name, opened in sources.items()},
         rounds=rounds,
-        columns=[
-            Column("events", "events/s"),
-            Column("frames", "events/frame", ".1f"),
-            _SERVER,
-            _GENERATOR,
-        ],
+        columns=[Column("events", "events/s"), Column("frames", "events/frame", ".1f"), *USAGE],
         goals=goals,
-        command="python -m tests.benchmarks fanout",
+        command=f"python -m tests.benchmarks {command}",
     )
 
 
@@ -101,7 +103,7 @@ def _alone(sources: Mapping[str, Opened], rounds: int, *, events: int, seconds: 
             "events": alone.per_server_second,
             "p50": timed.p50,
             "p99": timed.p99,
-            GENERATOR: alone.generator_cpu,
+            **alone.usage,
         }
 
     return in_turn(
@@ -112,8 +114,8 @@ def _alone(sources: Mapping[str, Opened], rounds: int, *, events: int, seconds: 
             Column("events", "events/CPU second"),
             Column("p50", "p50 ms at 20/s", ".1f"),
             Column("p99", "p99 ms at 20/s", ".1f"),
-            _GENERATOR,
+            *USAGE,
         ],
         goals=[Goal("events", 1.2, NODE), Goal("p99", 0.7, NODE, most=True)],
-        command="python -m tests.benchmarks fanout",
+        command="python -m tests.benchmarks alone",
     )

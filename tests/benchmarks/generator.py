@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from tests.benchmarks.cores import REST, cores
+from tests.benchmarks.cores import REST, SERVER_CORES, cores
 from tests.support.processes import CHECKOUT
 
 SOURCES = CHECKOUT / "tests" / "benchmarks" / "load"
@@ -131,6 +131,8 @@ class Counted:
     late: float  # the most by which an event of a rate was published too late
     ready_p50: float  # from opening a batch of sockets until one of them was ready
     ready_max: float
+    bytes: int  # as they came from the sockets, frames' heads included
+    busy: Sequence[float]  # share of each core, whoever used it
 
     @property
     def per_second(self) -> float:
@@ -145,6 +147,29 @@ class Counted:
     def per_server_second(self) -> float:
         """Return events delivered per second of the servers' CPU time."""
         return self.received / max(self.server_cpu_seconds, 0.01)
+
+    @property
+    def other_cores(self) -> float:
+        """Return the share that is used of the cores beside the server's: generator and all else.
+
+        Near 1, with a server that has time left, what feeds the server is what limits a figure.
+        """
+        return max((self.busy[core] for core in REST if core < len(self.busy)), default=0)
+
+    @property
+    def disturbed(self) -> float:
+        """Return the share of the server's core that was used by others of this machine."""
+        return sum(self.busy[core] for core in SERVER_CORES) - self.server_cpu
+
+    @property
+    def usage(self) -> Mapping[str, float]:
+        """Return who was busy, as figures of a table."""
+        return {
+            "server": self.server_cpu,
+            "generator": self.generator_cpu,
+            "other": self.other_cores,
+            "disturbed": self.disturbed,
+        }
 
     @property
     def is_limit(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from tests.benchmarks import queues, sources
-from tests.benchmarks.comparison import GENERATOR, OURS, Column, Comparison, Figures, Goal, in_turn
+from tests.benchmarks.comparison import OURS, USAGE, Column, Comparison, Figures, Goal, in_turn
 from tests.benchmarks.generator import Load
 from tests.benchmarks.sources import Opened
 from tests.benchmarks.stand import Stand
@@ -42,7 +42,7 @@ def _table(stand: Stand, rounds: int, *, per_second: int, streams: int, seconds:
     def measure(opened: Opened) -> Figures:
         with opened() as source:
             it = source.run(steady)
-        return {"p50": it.p50, "p99": it.p99, "max": it.max, GENERATOR: it.generator_cpu}
+        return {"p50": it.p50, "p99": it.p99, "max": it.max, **it.usage}
 
     measured: dict[str, Callable[[], Figures]] = {
         name: partial(measure, opened) for name, opened in alternatives(stand, streams).items()
@@ -64,7 +64,7 @@ def _table(stand: Stand, rounds: int, *, per_second: int, streams: int, seconds:
             Column("p50", "p50", ".2f"),
             Column("p99", "p99", ".2f"),
             Column("max", "slowest", ".1f"),
-            Column(GENERATOR, "generator CPU", ".2f"),
+            *USAGE,
         ],
         goals=goals,
         command="python -m tests.benchmarks latency",

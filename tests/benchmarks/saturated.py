@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from tests.benchmarks.comparison import GENERATOR, OURS, Column, Comparison, Figures, Goal, in_turn
+from tests.benchmarks.comparison import OURS, USAGE, Column, Comparison, Figures, Goal, in_turn
 from tests.benchmarks.generator import Load
 from tests.benchmarks.latency import LISTEN, REDIS, alternatives
 from tests.benchmarks.sources import Opened
@@ -32,8 +32,7 @@ def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
             "chunks": it.per_second,
             "p50": it.p50,
             "p99": it.p99,
-            "server": it.server_cpu,
-            GENERATOR: it.generator_cpu,
+            **it.usage,
         }
 
     yield in_turn(
@@ -47,8 +46,7 @@ def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
             Column("chunks", "chunks/s"),
             Column("p50", "p50 ms", ".1f"),
             Column("p99", "p99 ms", ".1f"),
-            Column("server", "hub CPU", ".2f"),
-            Column(GENERATOR, "generator CPU", ".2f"),
+            *USAGE,
         ],
         goals=[
             Goal("chunks", 100_000),

@@ -132,6 +132,7 @@ void receive(struct connection *it) {
     ssize_t length = recv(it->fd, data, READ_SIZE, MSG_DONTWAIT);
     if (length < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (length <= 0) fail("the server closed socket %d", it->number);
+    totals.bytes += length;
     int64_t now = now_ns();
     size_t text = settings.websocket ? unframe(it, data, (size_t)length) : (size_t)length;
     scan(it, buffer, (size_t)it->carry_length + text, now);

@@ -45,7 +45,7 @@ struct connection {
 
 /* What all subscribers received. Anything but 0 in `missing`, `again`, `wrong_seq` is a fault. */
 struct totals {
-    int64_t events, frames, missing, again, wrong_seq;
+    int64_t events, frames, bytes, missing, again, wrong_seq;
 };
 
 /* connection.c */

@@ -74,6 +74,28 @@ static double cpu_servers(void) {
     return sum;
 }
 
+/* How long each core has been busy and has been there, in ticks. */
+struct core { long long busy, all; };
+enum { CORES = 64 };
+
+static int read_cores(struct core *cores) {
+    char line[512];
+    int count = 0;
+    FILE *file = fopen("/proc/stat", "r");
+    if (file == NULL) fail("cannot read /proc/stat");
+    while (count < CORES && fgets(line, sizeof line, file) != NULL) {
+        long long user, nice, kernel, idle, disk, hard, soft, stolen;
+        if (sscanf(line, "cpu%*d %lld %lld %lld %lld %lld %lld %lld %lld", &user, &nice, &kernel,
+                   &idle, &disk, &hard, &soft, &stolen) != 8)
+            continue; /* the line of all cores together has no number, or it is another subject */
+        cores[count].busy = user + nice + kernel + hard + soft + stolen;
+        cores[count].all = cores[count].busy + idle + disk;
+        count++;
+    }
+    fclose(file);
+    return count;
+}
+
 /* Wait for what comes next, and take it. Returns false once the time is over. */
 static bool turn(int64_t deadline) {
     struct epoll_event events[256];
@@ -203,16 +225,21 @@ static void measure(const double *ready) {
     /* What nobody publishes may have come before the last socket was ready. */
     int64_t before = settings.expect > 0 ? 0 : totals.events;
     int64_t frames = settings.expect > 0 ? 0 : totals.frames;
+    int64_t bytes = settings.expect > 0 ? 0 : totals.bytes;
     int64_t target = before + (int64_t)(settings.events + settings.expect) * settings.sockets;
     if (settings.expect == 0) latencies_clear();
     double own = cpu_own(), servers = cpu_servers();
+    struct core before_cores[CORES], cores[CORES];
+    int core_count = read_cores(before_cores);
     int64_t start = now_ns();
     int64_t late = deliver(settings.events, target, deadline);
     double seconds = (double)(now_ns() - start) / 1e9;
     own = cpu_own() - own;
     servers = cpu_servers() - servers;
+    read_cores(cores);
     int64_t received = totals.events - before;
     frames = totals.frames - frames;
+    bytes = totals.bytes - bytes;
     /* What comes twice may come after the last. */
     int64_t end = now_ns() + settings.linger_ms * 1000000LL;
     while (turn(end)) continue;
@@ -225,11 +252,17 @@ static void measure(const double *ready) {
     printf("{\"received\": %lld, \"frames\": %lld, \"missing\": %lld, \"again\": %lld, "
            "\"wrong_seq\": %lld, \"seconds\": %.6f, \"generator_cpu\": %.4f, "
            "\"server_cpu_seconds\": %.4f, \"p50\": %.4f, \"p99\": %.4f, \"max\": %.4f, "
-           "\"late\": %.4f, \"ready_p50\": %.3f, \"ready_max\": %.3f}\n",
+           "\"late\": %.4f, \"ready_p50\": %.3f, \"ready_max\": %.3f, \"bytes\": %lld, \"busy\": [",
            (long long)received, (long long)frames, (long long)(totals.missing + unfinished),
            (long long)totals.again, (long long)totals.wrong_seq, seconds, own / seconds, servers,
            latencies_share(0.5), latencies_share(0.99), latencies_share(1), (double)late / 1e6,
-           ready[settings.sockets / 2], ready[settings.sockets - 1]);
+           ready[settings.sockets / 2], ready[settings.sockets - 1], (long long)bytes);
+    for (int i = 0; i < core_count; i++) {
+        long long all = cores[i].all - before_cores[i].all;
+        printf("%s%.3f", i > 0 ? ", " : "",
+               all > 0 ? (double)(cores[i].busy - before_cores[i].busy) / (double)all : 0.0);
+    }
+    printf("]}\n");
 }
 
 static void read_options(int count, char **values) {
