@@ -13,6 +13,7 @@ from typing import cast
 import orjson
 from pydantic import ValidationError
 
+from runwire._problems import first_problem
 from runwire.wire import (
     CLIENT_MESSAGE,
     Auth,
@@ -177,15 +178,12 @@ class Subscriber:
         self.outbox.close(CloseCode.MALFORMED, why)
 
     def _answer_malformed(self, body: JsonObject, error: ValidationError) -> None:
-        # Where and what, never the value: it may be a token.
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"][:6])[:80]
         sub: Json = body.get("sub")
         name = sub if isinstance(sub, str) and 1 <= len(sub) <= 64 else None
-        if first["type"] == "union_tag_invalid":
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "union_tag_invalid":
             text = "there is no client message of that type"
         else:
-            text = f"{place or 'message'}: {first['msg']}"
+            text = first_problem(error, at="message")
         if self.follower is None:
             self.refused(ErrorCode.UNAUTHORIZED, "the first message must be auth")
         else:

@@ -8,6 +8,7 @@ from typing import Any, Final, NewType, cast, get_origin
 import orjson
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from runwire._problems import problems
 from runwire.errors import InvalidValueError, TaskError
 from runwire.values import MAX_PAYLOAD_BYTES, encode
 from runwire.wire import JsonObject
@@ -76,9 +77,12 @@ class PayloadSchema:
                 reader.validate_python(value) if isinstance(reader, TypeAdapter) else reader(value)
             )
         except Exception as error:
-            name = "" if isinstance(error, ValidationError) else f"{type(error).__name__}: "
+            if isinstance(error, ValidationError):
+                why = problems(error)
+            else:
+                why = f"{type(error).__name__}: {error}"
             raise InvalidValueError(
-                f"payload does not fit task {self.task!r}: {name}{error}", code="payload_invalid"
+                f"payload does not fit task {self.task!r}: {why}", code="payload_invalid"
             ) from error
 
 
@@ -100,7 +104,7 @@ class OutputSchema:
             return self._adapter.validate_python(output)
         except ValidationError as error:
             raise InvalidValueError(
-                f"output does not fit task {self.task!r}: {error}", code="output_invalid"
+                f"output does not fit task {self.task!r}: {problems(error)}", code="output_invalid"
             ) from error
 
 

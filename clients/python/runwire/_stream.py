@@ -7,6 +7,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from runwire._following import DEADLINE, BlockingChunks, Chunks
 from runwire._pipe import Pipe, SyncPipe
+from runwire._problems import problems
 from runwire._settings import AccessToken
 from runwire._stream_keys import refusal_of
 from runwire._writer import SyncWriter, Writer
@@ -61,7 +62,7 @@ class Typed(Generic[T]):
             return self.adapter.validate_python(value)
         except ValidationError as error:
             raise InvalidValueError(
-                f"a chunk does not fit stream {self.id!r}: {error}", code="chunk_invalid"
+                f"a chunk does not fit stream {self.id!r}: {problems(error)}", code="chunk_invalid"
             ) from error
 
 

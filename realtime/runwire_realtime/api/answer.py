@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from runwire._problems import first_problem
 from runwire.errors import FencedError, InvalidValueError
 from runwire.wire import ErrorCode, Json
 from runwire_engine.errors import (
@@ -78,7 +79,7 @@ def refused_by(error: Exception) -> RefusedError:
         case RefusedError():
             return error
         case ValidationError():
-            return RefusedError(ErrorCode.MALFORMED, _first_problem(error))
+            return RefusedError(ErrorCode.MALFORMED, first_problem(error, at="body"))
         case InvalidValueError():
             large = error.code == "too_large"
             return RefusedError(ErrorCode.TOO_LARGE if large else ErrorCode.MALFORMED, str(error))
@@ -111,11 +112,3 @@ def refused_by(error: Exception) -> RefusedError:
 
 def unauthorized(message: str) -> Response:
     return refusal(UnauthorizedError(message))
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    more = error.error_count() - 1
-    tail = f" (and {more} more)" if more else ""
-    return f"{place or 'body'}: {first['msg']}{tail}"
