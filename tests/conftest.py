@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Generator
 from functools import partial
-from importlib import import_module
 from typing import Any, Final
 
 import pytest
@@ -15,6 +14,9 @@ from runwire import AsyncRunwire
 from runwire.tasks import registry
 from runwire_engine.database import Database
 from runwire_engine.environments import Environments
+from tests.support.bounds import pytest_runtest_protocol as pytest_runtest_protocol
+from tests.support.bounds import pytest_timeout_set_timer as pytest_timeout_set_timer
+from tests.support.groups import Groups
 from tests.support.pooler import pooler
 from tests.support.postgres import ENVIRONMENT, TestServer, opened_database, running_server
 from tests.support.server import TestRealtime, running_realtime
@@ -62,11 +64,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
     """Say which tests one of several processes runs, one after the other."""
-    scheduler: Any = import_module("xdist.scheduler").LoadFileScheduling(config, log)
-    scheduler._split_scope = _group
-    return scheduler
+    return Groups(config, log, _group)
 
 
 def _group(test: str) -> str:

@@ -1,0 +1,92 @@
+"""A test that hangs, or kills its process, costs that test alone: on small suites of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+CONFTEST = """
+from tests.support.groups import Groups
+
+def pytest_xdist_make_scheduler(config, log):
+    return Groups(config, log, lambda test: test.partition("::")[0])
+"""
+
+SUITE = """
+import os
+import pytest
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test(request, letter):
+    with open("began", "a") as file:
+        print(request.node.nodeid, file=file)
+    if letter == "x":
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["x"],
+        ["...x"],
+        ["x..."],
+        ["..", "x", ".", "."],
+        ["..", ".", ".x", "."],
+        [".", ".", ".", "x.", "."],
+        ["..x..", "..x..", "..x..", "x"],
+    ],
+    ids=" ".join,
+)
+def test_each_test_is_run_once_and_only_deadly_ones_fail(tmp_path: Path, files: list[str]) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    for number, letters in enumerate(files):
+        (tmp_path / f"test_{number}.py").write_text(SUITE.replace("LETTERS", repr([*letters])))
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "--no-loadscope-reorder"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    deadly, sound = "".join(files).count("x"), "".join(files).count(".")
+    said = f"{deadly} failed" + (f", {sound} passed" if sound else "")
+    assert f" {said} in" in ended.stdout.splitlines()[-1], ended.stdout
+    began = (tmp_path / "began").read_text().split()
+    assert len(began) == len(set(began)) == deadly + sound
+
+
+CONFTEST_OF_HANGING = """
+import time
+import pytest
+from tests.support.bounds import pytest_runtest_protocol, pytest_timeout_set_timer
+
+@pytest.fixture
+def hanging():
+    yield
+    time.sleep(1000)
+"""
+
+
+def test_what_hangs_after_a_failure_is_ended_with_its_stacks(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 1\n")
+    (tmp_path / "conftest.py").write_text(CONFTEST_OF_HANGING)
+    (tmp_path / "test_it.py").write_text("def test_it(hanging): assert False\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(CHECKOUT), "RUNWIRE_TAKE_DOWN_SECONDS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "test_it.py::test_it does not end" in ended.stderr
+    assert "in hanging" in ended.stderr, ended.stderr
