@@ -34,8 +34,8 @@ class Follower:
             log.follows(run_id, *keys)
         for line in self.lines():
             match line:
-                case {"gap": str(), "run": run}:
-                    log.saw_gap(run)
+                case {"gap": str(reason), "run": run}:
+                    log.saw_gap(run, reason)
                 case {"run": run, "revision": int(revision), "status": status}:
                     log.saw_run(run, revision, status)
                 case {"run": run, "stream": stream, "seq": int(seq), "chunk": value}:

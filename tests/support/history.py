@@ -87,10 +87,13 @@ class Finding:
     stream: str | None = None
     # The seq or revision it is about.
     number: int | None = None
+    # What else is known of it, for whoever looks for the cause.
+    detail: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         where = f"{self.run_id}/{self.stream}" if self.stream else self.run_id
-        return f"{self.client or 'database'}: {self.fault} ({where}, {self.number})"
+        said = f"{self.client or 'database'}: {self.fault} ({where}, {self.number})"
+        return f"{said}: {self.detail}" if self.detail else said
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,8 @@ class ClientLog:
     chunks: dict[Key, list[tuple[int, Any]]] = field(
         default_factory=dict[Key, list[tuple[int, Any]]]
     )
+    # The reasons of the gaps in `runs`, in order.
+    reasons: dict[str, list[str]] = field(default_factory=dict[str, "list[str]"])
     # Where the text so far came in one piece: up to which seq, and the text.
     texts: dict[Key, tuple[int, str]] = field(default_factory=dict[Key, tuple[int, str]])
     # Where another execution's chunks were announced; None: this client does not look.
@@ -197,8 +202,9 @@ class ClientLog:
     def saw_chunk(self, run_id: str, stream: str, seq: int, value: Any) -> None:
         self.chunks.setdefault((run_id, stream), []).append((seq, value))
 
-    def saw_gap(self, run_id: str) -> None:
+    def saw_gap(self, run_id: str, reason: str = "no reason") -> None:
         self.runs.setdefault(run_id, []).append(Break.GAP)
+        self.reasons.setdefault(run_id, []).append(reason)
 
     def left(self, run_id: str) -> None:
         self.runs.setdefault(run_id, []).append(Break.LEFT)
@@ -294,16 +300,19 @@ def _check_seen_run(
     client: ClientLog,
     seen: Sequence[Seen],
 ) -> Iterator[Finding]:
-    def found(fault: Fault, number: int | None) -> Finding:
-        return Finding(fault, run_id, client=client.name, number=number)
+    def found(fault: Fault, number: int | None, detail: str = "") -> Finding:
+        return Finding(fault, run_id, client=client.name, number=number, detail=detail)
 
     last: tuple[int, str] | None = None
+    reasons = iter(client.reasons.get(run_id, ()))
     statuses = _statuses_by_revision(run)
     arrived = {item[0] for item in seen if not isinstance(item, Break)}
     for item in seen:
         if isinstance(item, Break):
             if item is Break.GAP and not client.allows_gaps:
-                yield found(Fault.UNEXPECTED_GAP, None)
+                reason = next(reasons, "no reason")
+                detail = f"{reason}, after {last or 'nothing'}; it saw {_shown(seen)}"
+                yield found(Fault.UNEXPECTED_GAP, None, detail)
             last = None
             continue
         revision, status = item
@@ -320,6 +329,11 @@ def _check_seen_run(
     has_left = seen[-1:] == [Break.LEFT]
     if run is not None and not has_left and not _has_converged(run, last):
         yield found(Fault.NOT_CONVERGED, run.revision)
+
+
+def _shown(seen: Sequence[Seen]) -> str:
+    """Return a run's history on a client in a few words: its revisions and breaks."""
+    return " ".join(str(item.value if isinstance(item, Break) else item[0]) for item in seen[:200])
 
 
 def _faults_between(last: tuple[int, str], item: tuple[int, str]) -> Iterator[Fault]:
