@@ -132,7 +132,7 @@ class Executor:
         """The runs held that execute, with their executions."""
         return {
             run_id: held.attempt.run.execution
-            for run_id, held in self._held.items()
+            for run_id, held in tuple(self._held.items())
             if not (held.parking or held.parked)
         }
 

@@ -80,8 +80,16 @@ class Tenure:
         self._grace = grace
         self._grace_scope: anyio.CancelScope | None = None
 
-    async def run(self, stopping: anyio.Event, registered: Callable[[], None]) -> None:
-        """Work until told to stop, or until the lease is lost."""
+    async def run(
+        self,
+        stopping: anyio.Event,
+        registered: Callable[[], None],
+        claimed_last: Callable[[], None],
+    ) -> None:
+        """Work until told to stop, or until the lease is lost.
+
+        `claimed_last` is called when, told to stop, it executes all that it ever will.
+        """
         lease = await self._register(stopping)
         if lease is None:
             return
@@ -99,7 +107,7 @@ class Tenure:
                 for loop in (self._promote, self._heed, self._reconcile, self._claim):
                     loops.start_soon(loop)
                 await stopping.wait()
-                await self._wind_down()
+                await self._wind_down(claimed_last)
                 self._leaving.set()
                 self._due.set()
                 # Each loop ends between two statements; a stuck one is cut off.
@@ -191,11 +199,19 @@ class Tenure:
         runs = await self._around.engine.claims.claim(
             self._around.environment_id, self.worker_id, self._max_attempts, slots
         )
-        self.executor.start(runs)
         if self._stopping:
+            # Told to stop while it was claiming: none of these was begun.
             for run in runs:
-                self.executor.interrupt(run.id, Interruption.RELEASE)
+                self._give_back(run.id, run.execution)
+        else:
+            self.executor.start(runs)
         return len(runs)
+
+    def _give_back(self, run_id: str, execution: int) -> None:
+        """Have a run queued again that does not execute here."""
+        self._around.engine.outcomes.submit_nowait(
+            self._around.environment_id, Released(run_id, execution)
+        ).add_done_callback(_looked_at)
 
     def _free_slots(self) -> int:
         """Return how many runs may be claimed now.
@@ -284,9 +300,7 @@ class Tenure:
             # Twice in a row: a claim whose answer is on its way looks like this for a moment.
             for run_id in [r for r, e in unknown.items() if strange.get(r) == e]:
                 logger.error("run %s is held but not executed; it is given back", run_id)
-                self._around.engine.outcomes.submit_nowait(
-                    self._around.environment_id, Released(run_id, unknown[run_id])
-                ).add_done_callback(_looked_at)
+                self._give_back(run_id, unknown[run_id])
             strange = unknown
 
     async def _left_within(self, seconds: float) -> bool:
@@ -295,12 +309,13 @@ class Tenure:
             await self._leaving.wait()
         return self._leaving.is_set()
 
-    async def _wind_down(self) -> None:
+    async def _wind_down(self, claimed_last: Callable[[], None]) -> None:
         """Let tasks finish, then release what is left, and leave."""
         self._stopping = True
         self.wake()
         with anyio.move_on_after(_CLAIMED_WITHIN):
             await self._claimed_last.wait()
+        claimed_last()
         self.executor.unwind_parked()
         with anyio.move_on_after(self._grace) as self._grace_scope:
             await self._claimed_last.wait()
@@ -311,6 +326,8 @@ class Tenure:
         self.executor.give_up_all()
         with anyio.move_on_after(_COMMIT_WITHIN):
             await self.executor.idle()
+            # Of runs that were given back without being held as well.
+            await self._around.engine.outcomes.drain()
             await self._leave()
 
     async def _leave(self) -> None:

@@ -73,6 +73,7 @@ class Worker:
         self._threads = Threads(settings.concurrency + _HOOK_THREADS)
         self._variables = outside_of_loops()
         self._started: Future[None] = pending_promise()
+        self._claimed_last: Future[None] = pending_promise()
         self._tenure: Tenure | None = None
         # Of the engine's thread, once it runs. The lock orders `stop` against that moment; a signal
         # handler may call `stop` while it runs.
@@ -122,8 +123,13 @@ class Worker:
                 over = asyncio.wrap_future(ended)
                 await asyncio.wait([over])
                 over.exception()  # raised above, or what ended the start was
+                self._note_claimed_last()
                 self.left_behind = await task_loop.close() + self._threads.busy
             thread.join()
+
+    async def claimed_last(self) -> None:
+        """Wait, after `stop`, until `held` is what still executes, and nothing is added to it."""
+        await arrival(self._claimed_last)
 
     def stop(self, *, grace: float | None = None) -> None:
         """Claim nothing more; let what executes finish for the grace, then release it.
@@ -220,11 +226,15 @@ class Worker:
             grace=self._grace,
         )
         self._tenure = tenure
-        await tenure.run(stopping, self._note_started)
+        await tenure.run(stopping, self._note_started, self._note_claimed_last)
 
     def _note_started(self) -> None:
         if not self._started.done():
             self._started.set_result(None)
+
+    def _note_claimed_last(self) -> None:
+        if not self._claimed_last.done():
+            self._claimed_last.set_result(None)
 
     async def _listen(self, around: Surroundings) -> None:
         dsn = around.engine.settings.listen_dsn

@@ -54,10 +54,16 @@ async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None
         async for _ in signals:
             is_first = not stopping.is_set()
             stopping.set()
-            if is_first and worker.held:
-                within = f"within {settings.grace:g} s, or now at a second signal"
-                say(f"stopping; what still executes is given back {within}")
             worker.stop(grace=None if is_first else 0.0)
+            if is_first:
+                watchers.start_soon(say_what_executes)
+
+    async def say_what_executes() -> None:
+        # Not at once: a claim may be under way.
+        await worker.claimed_last()
+        if worker.held:
+            within = f"within {settings.grace:g} s, or now at a second signal"
+            say(f"stopping; what still executes is given back {within}")
 
     async def stop_as_orphan() -> None:
         await until_orphaned()

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 import anyio
+import psycopg
 import pytest
 
 from runwire import _context
@@ -140,6 +141,42 @@ async def test_a_claim_whose_answer_is_lost_is_executed_once(
         row = await bench.finished(made)
     assert proxy.commits_cut == 1
     assert (row.status, row.execution, seen) == ("COMPLETED", 1, [1, 1])
+
+
+async def test_what_a_claim_brings_after_the_stop_is_given_back_unbegun(bench: Bench) -> None:
+    began: list[str] = []
+
+    def stubborn() -> None:
+        began.append(here().ctx.run.id)
+
+    made = defined(stubborn)
+    calm = {"lease": WAIT, "heartbeat": WAIT, "sweep": NEVER}
+    async with (
+        bench.worker(made, grace=WAIT, **calm) as worker,
+        await psycopg.AsyncConnection.connect(bench.database_url) as other,
+    ):
+        # A claim waits for this lock of its worker.
+        await other.execute("select from runwire.workers for update")
+        run_id = await bench.start(made)
+        await _somebody_waits_for_a_lock(bench)
+        worker.stop()
+        await worker.claimed_last()
+        assert not worker.held
+        await other.rollback()
+        with anyio.fail_after(WAIT):
+            while (row := await bench.row(run_id)).execution == 0 or row.status == "EXECUTING":
+                await anyio.sleep(0.01)  # polls the database
+    assert (row.status, row.attempt, row.execution, began) == ("QUEUED", 0, 1, [])
+
+
+async def _somebody_waits_for_a_lock(bench: Bench) -> None:
+    waiting = (
+        "select 1 from pg_stat_activity"
+        " where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    with anyio.fail_after(WAIT):
+        while not await query(bench.engine.database, waiting):
+            await anyio.sleep(0.01)  # polls the database
 
 
 @pytest.mark.parametrize("after", [True, False])

@@ -1,6 +1,5 @@
 """`runwire worker` ends when it is told to, whatever its tasks think of that."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from runwire import task
 
 @task(id="swallows")
 async def swallows() -> None:
+    print("the task began")
     while True:
         try:
             await asyncio.sleep(3600)
@@ -25,6 +25,7 @@ async def swallows() -> None:
 
 @task(id="blocks")
 def blocks() -> None:
+    print("the task began")
     time.sleep(3600)
 """
 
@@ -45,12 +46,11 @@ async def test_a_task_that_ignores_its_end_does_not_keep_the_process(
         worker_on(database_url, str(tmp_path / "stubborn.py"), environment=grace) as worker,
     ):
         run_id = await bench.start(made)
-        await bench.until(run_id, "EXECUTING")
+        await worker.until_line("the task began")
         worker.interrupt()
         await worker.until_line("at a second signal")
         assert worker.exit_code is None  # it has ten minutes
         worker.interrupt()
-        began = time.monotonic()
+        # Within the minute that it is waited for, where there are ten.
         assert await worker.wait() == 0
-        assert time.monotonic() - began < 10
         assert (await bench.row(run_id)).status == "QUEUED"  # given back
