@@ -19,14 +19,8 @@ from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import BatchNotFoundError, DataRefusedError, UnknownTaskError
 from runwire_engine.ids import new_batch_id, new_run_id
-from runwire_engine.triggers import (
-    DEFAULT_IDEMPOTENCY_TTL,
-    NewRun,
-    Parent,
-    Triggering,
-    Wanted,
-    hold_parent,
-)
+from runwire_engine.triggers import Triggering, hold_parent
+from runwire_engine.wanted_runs import DEFAULT_IDEMPOTENCY_TTL, NewRun, Parent, Wanted
 
 T = TypeVar("T")
 

@@ -65,8 +65,10 @@ class _Met:
 class Claims:
     """Hands ready runs to workers, and makes due runs ready."""
 
-    def __init__(self, database: Database, bell: Doorbell) -> None:
+    def __init__(self, database: Database, bell: Doorbell, hot: Database | None = None) -> None:
+        """Take the database, and one that keeps its plans, for the statement of every claim."""
         self._database = database
+        self._hot = hot or database
         self._bell = bell
         # Takes turns, so that neither kind of queue starves the other.
         self._limited_first = False
@@ -185,19 +187,14 @@ class Claims:
 
         async def work(tx: Transaction) -> list[Row]:
             met.turns.clear()
-            ids = await self._pick_limited(tx, wanted, slots, met) if with_groups else []
-            served = {
-                "queues": [queue for queue, _ in met.turns],
-                "keys": [key for _, key in met.turns],
-                "had_turns": list(met.turns.values()),
-            }
-            left = slots - len(ids)
-            unlimited = {"slots": left, "reach": max(_LEAST_REACH, left * _REACH)}
-            names = {**wanted, **served, **unlimited, "ids": ids}
+            ids = await self._pick_limited(tx, wanted, slots, met)
             # Planning takes as long as claiming ten runs.
-            return await tx.last("claims.take", names, one_plan=True)
+            return await tx.last("claims.take", _taken(wanted, slots, ids, met), one_plan=True)
 
-        rows = await self._database.retrying(work, lazy=True)
+        if with_groups:
+            rows = await self._database.retrying(work, lazy=True)
+        else:
+            rows = await self._hot.all("claims.take", _taken(wanted, slots, [], met))
         self._others_wait = rows[0]["others_wait"]
         met.strays.update((queue, "") for queue in rows[0]["unmade_queues"] or ())
         return [row for row in rows if row["id"] is not None]
@@ -263,6 +260,21 @@ class Claims:
         )
         met.strays.update(zip(look["unmade_queues"] or (), look["unmade_keys"] or (), strict=True))
         return [row for row in rows if row["queue"] is not None], look["open_groups"]
+
+
+def _taken(
+    wanted: Mapping[str, object], slots: int, ids: Sequence[str], met: _Met
+) -> dict[str, object]:
+    left = slots - len(ids)
+    return {
+        **wanted,
+        "ids": ids,
+        "slots": left,
+        "reach": max(_LEAST_REACH, left * _REACH),
+        "queues": [queue for queue, _ in met.turns],
+        "keys": [key for _, key in met.turns],
+        "had_turns": list(met.turns.values()),
+    }
 
 
 async def _pick_of(

@@ -208,8 +208,12 @@ class Database:
         transaction_timeout: str = "30s",
         wait_seconds: float = 10.0,
         connected: Callable[[Transaction], Awaitable[None]] | None = None,
+        keeps_plans: bool = False,
     ) -> None:
+        """Say whether its statements have one good plan each, whatever their parameters: then each
+        connection plans a statement once, and not anew for each call."""
         self.dsn = dsn
+        self._keeps_plans = keeps_plans
         # Looks at each new connection, before anybody gets it.
         self._connected = connected
         self._max_size = max_size
@@ -386,6 +390,9 @@ class Database:
         options = self._options
         if self._server_version >= _BOUNDS_TRANSACTIONS:
             options += f" -c transaction_timeout={self._transaction_timeout}"
+        if self._keeps_plans:
+            settings["prepare_threshold"] = 0
+            options += " -c plan_cache_mode=force_generic_plan"
         return {**settings, "options": options}
 
     def _new_pool(self) -> AsyncConnectionPool[AsyncConnection[Row]]:

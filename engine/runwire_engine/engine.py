@@ -29,6 +29,8 @@ from runwire_engine.waitpoints import Waitpoints
 from runwire_engine.waits import Waits
 from runwire_engine.workers import Workers
 
+# For claims, outcomes and triggers, of which one statement each is under way.
+_HOT_CONNECTIONS: Final = 3
 # How long the end waits for what was handed in; and for the last bells, which only save a poll.
 _DRAIN_SECONDS: Final = 5.0
 _LAST_BELLS_SECONDS: Final = 0.2
@@ -40,6 +42,8 @@ _LAST_SWEEP_SECONDS: Final = 1.0
 class Engine:
     settings: EngineSettings
     database: Database
+    # Connections that keep their plans, for what every run needs.
+    hot: Database
     bell: Doorbell
     runs: Runs
     batches: Batches
@@ -68,9 +72,13 @@ async def open_engine(
     Raises DatabaseUnavailableError when Postgres does not answer.
     """
     database = Database(settings.database_url, max_size=settings.pool_size)
+    hot = Database(
+        settings.database_url, max_size=_HOT_CONNECTIONS, name="runwire-hot", keeps_plans=True
+    )
     await database.open()
     try:
-        engine = _compose(settings, database)
+        await hot.open()
+        engine = _compose(settings, database, hot)
         flushers = (engine.runs, engine.streams, engine.metadata, engine.outcomes)
         # The sweep and the ticks end by themselves, between two statements.
         passes = anyio.CancelScope(shield=True)
@@ -102,6 +110,7 @@ async def open_engine(
                 tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
+            await hot.close()
             await database.close()
 
 
@@ -120,9 +129,9 @@ async def _wind_down(engine: Engine) -> None:
             await anyio.sleep(0.005)
 
 
-def _compose(settings: EngineSettings, database: Database) -> Engine:
+def _compose(settings: EngineSettings, database: Database, hot: Database) -> Engine:
     bell = Doorbell(settings.listen_dsn)
-    claims = Claims(database, bell)
+    claims = Claims(database, bell, hot)
     batches = Batches(database, bell)
     waits = Waits(database, bell)
     waitpoints = Waitpoints(database, waits)
@@ -144,15 +153,16 @@ def _compose(settings: EngineSettings, database: Database) -> Engine:
     return Engine(
         settings=settings,
         database=database,
+        hot=hot,
         bell=bell,
-        runs=Runs(database, bell, cancellations),
+        runs=Runs(database, bell, cancellations, hot),
         batches=batches,
         catalogue=Catalogue(database, bell),
         queues=Queues(database, bell),
         streams=Streams(database, bell, waits=waits),
         metadata=RunMetadata(database, bell),
         claims=claims,
-        outcomes=Outcomes(database, bell, waits, cancellations.wake),
+        outcomes=Outcomes(database, bell, waits, cancellations.wake, hot),
         workers=workers,
         waits=waits,
         waitpoints=waitpoints,

@@ -13,7 +13,7 @@ from runwire.errors import InvalidValueError
 from runwire.requests import MAX_TAGS, QueueOption, TriggerOptions
 from runwire.values import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, check_text, decode, encode
 from runwire_engine.debouncing import Debounce
-from runwire_engine.triggers import DEFAULT_IDEMPOTENCY_TTL, NewRun, Parent
+from runwire_engine.wanted_runs import DEFAULT_IDEMPOTENCY_TTL, NewRun, Parent
 
 PAYLOAD_TYPES: Final = ("application/json", "application/super+json", "text/plain")
 # A year: longer is a mistake in the unit, and beyond some centuries Postgres has no time for it.

@@ -197,8 +197,12 @@ class Outcomes:
         bell: Doorbell,
         waits: Waits | None = None,
         canceled: Callable[[], None] | None = None,
+        hot: Database | None = None,
     ) -> None:
+        """Take who is told of what ended, and a database that keeps its plans, for the statement
+        of every flush."""
         self._database = database
+        self._hot = hot or database
         self._bell = bell
         self._waits = waits
         self._canceled = canceled
@@ -277,12 +281,9 @@ class Outcomes:
         self, environment_id: int, outcomes: Mapping[str, Outcome]
     ) -> list[Row]:
         """Store in one round trip what entails nothing more; return the runs that changed."""
-        async with self._database.transaction(lazy=True) as tx:
-            changed = await tx.last(
-                "outcomes.record",
-                _parameters(environment_id, outcomes.values(), alone=True),
-                one_plan=True,
-            )
+        changed = await self._hot.all(
+            "outcomes.record", _parameters(environment_id, outcomes.values(), alone=True)
+        )
         endings = Endings(self._bell, self._waits, self._canceled)
         endings.note(changed)
         endings.ring()

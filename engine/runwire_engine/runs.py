@@ -23,6 +23,7 @@ from runwire_engine.errors import (
     NotDelayedError,
     RunFinalError,
     RunNotFoundError,
+    StatementError,
     TooManyTagsError,
 )
 from runwire_engine.flusher import RETRY_FOR, Flusher
@@ -33,10 +34,11 @@ from runwire_engine.run_pages import read_page
 from runwire_engine.run_row import RunRow as RunRow
 from runwire_engine.run_row import run_row
 from runwire_engine.states import FINAL
-from runwire_engine.triggers import NewRun as NewRun
-from runwire_engine.triggers import Parent as Parent
-from runwire_engine.triggers import TriggerAnswer, Triggering, Wanted, fenced
-from runwire_engine.triggers import TriggerResult as TriggerResult
+from runwire_engine.triggers import Triggering, fenced
+from runwire_engine.wanted_runs import NewRun as NewRun
+from runwire_engine.wanted_runs import Parent as Parent
+from runwire_engine.wanted_runs import TriggerAnswer, Wanted, plain_columns
+from runwire_engine.wanted_runs import TriggerResult as TriggerResult
 
 MAX_TAGS: Final = 10
 # A run's timeline is read whole; a run with more revisions than this shows its first ones.
@@ -48,8 +50,17 @@ _COMMIT_TRIES: Final = 5
 class Runs:
     """The runs of every environment. `run` belongs into a task group, for `trigger`."""
 
-    def __init__(self, database: Database, bell: Doorbell, cancellations: Cancellations) -> None:
+    def __init__(
+        self,
+        database: Database,
+        bell: Doorbell,
+        cancellations: Cancellations,
+        hot: Database | None = None,
+    ) -> None:
+        """Take who cancels, and a database that keeps its plans, for the statement of every
+        trigger."""
         self._database = database
+        self._hot = hot or database
         self._bell = bell
         self._cancellations = cancellations
         self._flushed = 0
@@ -233,32 +244,67 @@ class Runs:
     async def _store(
         self, environment_id: int, wanted: Sequence[Wanted], *, repeated: bool, waits: bool = True
     ) -> Sequence[TriggerAnswer]:
-        """Trigger in one transaction; once more, with its partition, on the first of a new day."""
-        work = partial(_trigger, environment_id, wanted, repeated, waits)
+        """Trigger runs; once more, with their partition, on the first of a new day."""
+
+        async def store() -> Sequence[TriggerAnswer]:
+            if repeated or not all(each.new.is_plain for each in wanted):
+                return await self._trigger(environment_id, wanted, repeated, waits)
+            return await self._trigger_plain(environment_id, wanted, waits)
+
         try:
-            answers, made = await self._database.retrying(work, lazy=True)
+            return await store()
         except DataRefusedError:
             await self._database.run("runs.make_partitions")
-            answers, made = await self._database.retrying(work, lazy=True)
+            return await store()
+
+    async def _trigger_plain(
+        self, environment_id: int, wanted: Sequence[Wanted], waits: bool
+    ) -> Sequence[TriggerAnswer]:
+        """Trigger by one statement; in a second transaction those whose task nobody knows, or whose
+        call was made before.
+        """
+        made = await self._hot.all(
+            "triggers.insert", {"environment_id": environment_id, **plain_columns(wanted)}
+        )
+        self._ring(environment_id, made)
+        answers: dict[str, TriggerAnswer] = {
+            row["id"]: TriggerResult(row["id"], is_cached=False) for row in made
+        }
+        left = [each for each in wanted if each.id not in answers]
+        if left:
+            try:
+                others = await self._trigger(environment_id, left, False, waits)
+            except StatementError as error:
+                # Not for those that are made, and would be made again.
+                others = [error] * len(left)
+            answers.update((each.id, other) for each, other in zip(left, others, strict=True))
+        return [answers[each.id] for each in wanted]
+
+    async def _trigger(
+        self, environment_id: int, wanted: Sequence[Wanted], repeated: bool, waits: bool
+    ) -> Sequence[TriggerAnswer]:
+        """Trigger in one transaction, whatever is asked for beside."""
+
+        async def work(tx: Transaction) -> tuple[Sequence[TriggerAnswer], Sequence[Row]]:
+            last = partial(tx.last, one_plan=True)
+            triggering = Triggering(tx, environment_id, wanted, waits=waits, last=last)
+            answers = await triggering.run(repeated=repeated)
+            return answers, triggering.made
+
+        answers, made = await self._database.retrying(work, lazy=True)
+        self._ring(environment_id, made)
+        return answers
+
+    def _ring(self, environment_id: int, made: Sequence[Row]) -> None:
         if made:
             self._bell.ring_work(environment_id, {row["queue"] for row in made})
             self._bell.ring_feed(environment_id, [row["id"] for row in made])
-        return answers
 
 
 def _event(row: Row) -> EventRow:
     values = dict(row)
     values["tags"] = tuple(row["tags"])
     return EventRow(**values)
-
-
-async def _trigger(
-    environment_id: int, wanted: Sequence[Wanted], repeated: bool, waits: bool, tx: Transaction
-) -> tuple[Sequence[TriggerAnswer], Sequence[Row]]:
-    last = partial(tx.last, one_plan=True)
-    triggering = Triggering(tx, environment_id, wanted, waits=waits, last=last)
-    answers = await triggering.run(repeated=repeated)
-    return answers, triggering.made
 
 
 async def _add_tags(

@@ -7,14 +7,14 @@ deadlock.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final
 
 from runwire.errors import FencedError
 from runwire_engine.database import Parameters, Row, Statements, Transaction
 from runwire_engine.debounces import DebouncedTrigger, debounced_runs, hold_keys, shown_payload
-from runwire_engine.debouncing import Debounce, Debounced
+from runwire_engine.debouncing import Debounced
 from runwire_engine.errors import (
     LockHeldError,
     StatementError,
@@ -22,74 +22,15 @@ from runwire_engine.errors import (
     UnknownTaskError,
 )
 from runwire_engine.queue_groups import declare_queues, mention_queues
+from runwire_engine.wanted_runs import NewRun as NewRun
+from runwire_engine.wanted_runs import Parent as Parent
+from runwire_engine.wanted_runs import TriggerAnswer as TriggerAnswer
+from runwire_engine.wanted_runs import TriggerResult as TriggerResult
+from runwire_engine.wanted_runs import Wanted as Wanted
+from runwire_engine.wanted_runs import columns, number_or_none
 
-DEFAULT_IDEMPOTENCY_TTL: Final = 30 * 86_400.0
 # How often a key is claimed anew that a failing run freed between the claim and the look at it.
 _KEY_TRIES: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """The run that triggers, and the execution of it that does; refused once it lost its run."""
-
-    run_id: str
-    execution: int
-
-
-@dataclass(frozen=True, slots=True)
-class NewRun:
-    """A run that is wanted. Bodies are JSON text; spans are seconds."""
-
-    task: str
-    payload: str | None = None
-    payload_type: str = "application/json"
-    # None: the task's own.
-    queue: str | None = None
-    # Becomes the limit that code says for the queue, for everybody.
-    concurrency_limit: int | None = None
-    concurrency_key: str = ""
-    tags: tuple[str, ...] = ()
-    metadata: str | None = None
-    delay_until: datetime | None = None
-    delay: float | None = None
-    # Instead of a delay: one run for all triggers of a key that come while it waits.
-    debounce: Debounce | None = None
-    # Counted from when the run is due; None: the task's own.
-    ttl: float | None = None
-    max_attempts: int | None = None
-    max_duration: float | None = None
-    # Seconds by which the run goes ahead of others.
-    priority: float = 0.0
-    idempotency_key: str | None = None
-    idempotency_ttl: float = DEFAULT_IDEMPOTENCY_TTL
-    # Names the call, so that the call may be repeated.
-    request_key: str | None = None
-    # The id of a one-time token that pays for the run, and when it expires.
-    one_time_jti: tuple[str, datetime] | None = None
-    parent: Parent | None = None
-    batch: tuple[str, int] | None = None
-    is_test: bool = False
-    # Its parent waits for it.
-    awaited: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TriggerResult:
-    """The run that a trigger led to; `is_cached`: a key led to the one of an earlier trigger."""
-
-    id: str
-    is_cached: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A run that is wanted, and the id it gets unless a key leads to an earlier one."""
-
-    id: str
-    new: NewRun
-
-
-TriggerAnswer: TypeAlias = TriggerResult | Exception
 
 
 class Triggering:
@@ -359,7 +300,7 @@ class Triggering:
                 metadata=given.metadata,
                 tags=list(given.tags) or None,
                 max_attempts=given.max_attempts,
-                max_duration=_number(given.max_duration),
+                max_duration=number_or_none(given.max_duration),
                 idempotency_key=key,
             ),
         )
@@ -408,24 +349,18 @@ class Triggering:
         wanted = self._open
         if not wanted:
             return
-        tags = [(at, tag) for at, w in enumerate(wanted, 1) for tag in dict.fromkeys(w.new.tags)]
         insert = self._tx.all if self._last is None or self._goes_on() else self._last
+        roots = [self._root(w) for w in wanted]
         self.made = await insert(
             "triggers.insert",
-            self._with(
-                **_columns(wanted),
-                makes_groups=self._is_brief,
-                queues=[self._queue(w) for w in wanted],
-                root_ids=[self._root(w)[0] for w in wanted],
-                depths=[self._root(w)[1] for w in wanted],
-                ttls=[_number(w.new.ttl or self._tasks[w.new.task]["ttl"]) for w in wanted],
-                max_durations=[
-                    _number(w.new.max_duration or self._tasks[w.new.task]["max_duration"])
-                    for w in wanted
-                ],
-                tag_places=[at for at, _ in tags],
-                tags=[tag for _, tag in tags],
-            ),
+            {
+                **columns(wanted),
+                **self._with(
+                    makes_groups=self._is_brief,
+                    root_ids=[root for root, _ in roots],
+                    depths=[depth for _, depth in roots],
+                ),
+            },
         )
         for w in wanted:
             self._answers[w.id] = TriggerResult(w.id, is_cached=False)
@@ -497,32 +432,6 @@ def _debounced(first: NewRun, source: NewRun | None, delay: float) -> NewRun:
         max_attempts=last.max_attempts or first.max_attempts,
         max_duration=last.max_duration or first.max_duration,
     )
-
-
-def _columns(wanted: Sequence[Wanted]) -> dict[str, object]:
-    new = [w.new for w in wanted]
-    return {
-        "ids": [w.id for w in wanted],
-        "tasks": [n.task for n in new],
-        "payloads": [n.payload for n in new],
-        "payload_types": [n.payload_type for n in new],
-        "metadata": [n.metadata for n in new],
-        "concurrency_keys": [n.concurrency_key for n in new],
-        "delays_until": [n.delay_until for n in new],
-        "delays": [_number(n.delay) for n in new],
-        "max_attempts": [n.max_attempts for n in new],
-        "priorities": [float(n.priority) for n in new],
-        "idempotency_keys": [n.idempotency_key for n in new],
-        "parent_ids": [n.parent.run_id if n.parent else None for n in new],
-        "batch_ids": [n.batch[0] if n.batch else None for n in new],
-        "are_tests": [n.is_test for n in new],
-        "awaited": [n.awaited for n in new],
-    }
-
-
-def _number(value: float | None) -> float | None:
-    """Return a float even of an int: an array for Postgres has members of one type."""
-    return None if value is None else float(value)
 
 
 def _same_number(rows: Sequence[Row], asked: Iterable[object], what: str) -> None:

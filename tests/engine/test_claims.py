@@ -14,6 +14,7 @@ from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.claims import Claims
 from runwire_engine.database import Database, Row
 from runwire_engine.engine import Engine, open_engine
+from runwire_engine.errors import CommitUnknownError
 from runwire_engine.outcomes import Completed, Failed
 from runwire_engine.runs import NewRun, TriggerResult
 from runwire_engine.settings import EngineSettings
@@ -382,7 +383,7 @@ async def test_a_claim_whose_answer_was_lost_is_handed_out_by_the_next(
             first = await claimed(behind, env)
             second = await triggered(behind, env)
             proxy.cut_next_commit(after=after)
-            with pytest.raises(Exception, match="COMMIT"):
+            with pytest.raises(CommitUnknownError):
                 await behind.claims.claim(env, "w1", ALL_TASKS, 10)
             (run,) = await behind.claims.claim(env, "w1", ALL_TASKS, 10)
             assert (run.id, run.execution) == (second, 1)

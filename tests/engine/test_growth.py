@@ -340,6 +340,7 @@ _CASES: Final[dict[str, list[dict[str, object]]]] = {
             "max_durations": [None],
             "priorities": [0.0],
             "idempotency_keys": [None],
+            "request_keys": ["e"],
             "parent_ids": [None],
             "root_ids": [None],
             "depths": [0],

@@ -293,6 +293,7 @@ class FaultProxy:
         commits = reader.commits_in(data)
         if is_question:
             link.from_server.bare_bytes = link.from_client.bare_answers
+            link.from_server.lone_writes = link.from_client.lone_writes
         if commits and self._cut_commit == ("before" if is_question else "after"):
             self._cut_commit = None
             self.commits_cut += 1

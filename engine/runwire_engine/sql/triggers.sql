@@ -115,54 +115,73 @@ select wanted.task, wanted.key, k.run_id
         limit 1) as k;
 
 -- insert --
--- Makes runs: DELAYED where they wait for a time, else QUEUED.
-with given as (
-    select g.*, tagged.tags
+-- Makes runs of tasks that were announced: DELAYED where they wait for a time, else QUEUED. Of those
+-- with a request key, only whose key nobody has used yet; waits for whoever is using it.
+with clock as materialized (
+    select coalesce(%(now)s::timestamptz, runwire.now_v1()) as now
+), given as materialized (
+    select g.*, tagged.tags, tasks.queue as task_queue, tasks.ttl as task_ttl,
+           tasks.max_duration as task_max_duration
       from unnest(%(ids)s::text[], %(tasks)s::text[], %(queues)s::text[],
                   %(concurrency_keys)s::text[], %(payloads)s::text[], %(payload_types)s::text[],
                   %(metadata)s::text[], %(delays_until)s::timestamptz[],
                   %(delays)s::double precision[], %(ttls)s::double precision[],
                   %(max_attempts)s::integer[], %(max_durations)s::double precision[],
                   %(priorities)s::double precision[], %(idempotency_keys)s::text[],
+                  %(request_keys)s::text[],
                   %(parent_ids)s::text[], %(root_ids)s::text[], %(depths)s::integer[],
                   %(batch_ids)s::text[], %(are_tests)s::boolean[], %(awaited)s::boolean[])
            with ordinality
            as g (id, task, queue, concurrency_key, payload, payload_type, metadata, delay_until,
-                 delay, ttl, max_attempts, max_duration, priority, idempotency_key, parent_id,
-                 root_id, depth, batch_id, is_test, awaited, place)
+                 delay, ttl, max_attempts, max_duration, priority, idempotency_key, request_key,
+                 parent_id, root_id, depth, batch_id, is_test, awaited, place)
+     cross join lateral (
+           select t.queue, t.ttl, t.max_duration
+             from runwire.tasks t
+            where t.environment_id = %(environment_id)s and t.id = g.task
+            limit 1) as tasks
       left join (
           select t.place, array_agg(t.tag order by t.position) as tags
             from unnest(%(tag_places)s::bigint[], %(tags)s::text[]) with ordinality
                  as t (place, tag, position)
            group by t.place
       ) as tagged on tagged.place = g.place
+), claimed as (
+    insert into runwire.request_keys (environment_id, operation, key, target_id, created_at)
+    select %(environment_id)s, 'trigger', given.request_key, given.id, clock.now
+      from given, clock
+     where given.request_key is not null
+     order by given.request_key
+        on conflict do nothing
+    returning target_id
 ), timed as (
-    select given.*, greatest(
-               coalesce(delay_until, %(now)s::timestamptz + make_interval(secs => delay)),
-               %(now)s::timestamptz) as due
-      from given
+    select given.*, clock.now, greatest(
+               coalesce(delay_until, clock.now + make_interval(secs => delay)), clock.now) as due
+      from given, clock
+     where given.request_key is null or given.id in (select target_id from claimed)
 ), made as (
     insert into runwire.runs
            (environment_id, id, bucket, task, status, queue, concurrency_key, limited, sort_at,
             priority, payload, payload_type, tags, parent_id, root_id, depth, batch_id,
             idempotency_key, is_test, max_attempts, max_duration, ttl, expires_at, delayed_until,
             created_at, updated_at, queued_at, awaited)
-    select %(environment_id)s, t.id, (%(now)s::timestamptz at time zone 'UTC')::date, t.task,
-           case when t.due > %(now)s then 'DELAYED' else 'QUEUED' end,
-           t.queue, t.concurrency_key, q.queue is not null,
-           coalesce(t.due, %(now)s) - make_interval(secs => t.priority), t.priority,
+    select %(environment_id)s, t.id, (t.now at time zone 'UTC')::date, t.task,
+           case when t.due > t.now then 'DELAYED' else 'QUEUED' end,
+           coalesce(t.queue, t.task_queue), t.concurrency_key, q.queue is not null,
+           coalesce(t.due, t.now) - make_interval(secs => t.priority), t.priority,
            t.payload, t.payload_type, coalesce(t.tags, '{}'), t.parent_id,
            t.root_id, t.depth, t.batch_id,
-           t.idempotency_key, t.is_test, t.max_attempts, t.max_duration, t.ttl,
-           coalesce(t.due, %(now)s) + make_interval(secs => t.ttl),
-           case when t.due > %(now)s then t.due end,
-           %(now)s, %(now)s, case when t.due > %(now)s then null else %(now)s::timestamptz end,
+           t.idempotency_key, t.is_test, t.max_attempts,
+           coalesce(t.max_duration, t.task_max_duration), coalesce(t.ttl, t.task_ttl),
+           coalesce(t.due, t.now) + make_interval(secs => coalesce(t.ttl, t.task_ttl)),
+           case when t.due > t.now then t.due end,
+           t.now, t.now, case when t.due > t.now then null else t.now end,
            t.awaited
       from timed t
       left join lateral (
            select g.queue
              from runwire.queue_groups g
-            where g.environment_id = %(environment_id)s and g.queue = t.queue
+            where g.environment_id = %(environment_id)s and g.queue = coalesce(t.queue, t.task_queue)
               and g.concurrency_key = ''
             limit 1) as q on true
         on conflict do nothing
