@@ -36,6 +36,19 @@ TICK: Final = 0.25
 class Connection(ABC):
     """Drives one subscriber."""
 
+    # Many of them: no dict beside it, where a carrier needs none.
+    __slots__ = (
+        "_authenticate",
+        "_due_at",
+        "_frames",
+        "_limits",
+        "_loading",
+        "_paging",
+        "_room",
+        "outbox",
+        "subscriber",
+    )
+
     def __init__(
         self,
         hub: Hub,

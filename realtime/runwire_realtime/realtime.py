@@ -34,7 +34,7 @@ from runwire_realtime.asgi_connection import AsgiConnection
 from runwire_realtime.connection import TICK, Authenticate, Connection
 from runwire_realtime.credentials import bearer
 from runwire_realtime.delivery import Delivery
-from runwire_realtime.direct_connection import DirectConnection, socket_of
+from runwire_realtime.direct_connection import DirectConnection, Handover, handover_of
 from runwire_realtime.errors import ForbiddenError, RefusedError
 from runwire_realtime.feed import Feed, Notifications
 from runwire_realtime.feed_loading import FeedLoading
@@ -214,7 +214,12 @@ class Realtime:
             except RefusedError as error:
                 await websocket.turn_away(socket, error)
                 return
-            with self._kept(self._websocket_connection(socket)) as connection:
+            await websocket.accept(socket)
+            if (handover := handover_of(socket.scope)) is not None:
+                self._take_over(handover, socket)
+                return
+            is_browser = "origin" in socket.headers
+            with self._kept(self._connection(is_browser=is_browser)) as connection:
                 await websocket.serve(socket, connection)
 
     async def events_endpoint(self, request: Request) -> sse.EventStream:
@@ -229,20 +234,23 @@ class Realtime:
         asked = await sse.read_requests(request, self._limits)
         return sse.EventStream(lambda: self._kept(self._connection()), token, asked)
 
-    def _websocket_connection(self, socket: WebSocket) -> AsgiConnection | DirectConnection:
-        is_browser = "origin" in socket.headers
-        direct = socket_of(socket.scope)
-        if direct is None:
-            return self._connection(is_browser=is_browser)
-        return DirectConnection(
-            direct,
+    def _take_over(self, handover: Handover, request: WebSocket) -> None:
+        """Serve an accepted websocket from here, until it is closed or lost."""
+        socket = handover.hand_over()
+        if socket is None:
+            return
+        connection = DirectConnection(
+            socket,
             self._delivery,
             self.hub,
             self._frames,
             self._loading,
             self._authenticate,
-            is_browser=is_browser,
+            self._connections.discard,
+            token=websocket.token_of(request),
+            is_browser="origin" in request.headers,
         )
+        self._connections.add(connection)
 
     def _connection(self, *, is_browser: bool = False) -> AsgiConnection:
         return AsgiConnection(

@@ -14,16 +14,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from runwire.wire import BEARER_PREFIX, PROTOCOL, CloseCode
 from runwire_realtime.api.answer import refusal
 from runwire_realtime.asgi_connection import AsgiConnection
-from runwire_realtime.connection import Closing
-from runwire_realtime.direct_connection import DirectConnection
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.frames import Frame
 from runwire_realtime.origins import may_use_origin, own_origin
+from runwire_realtime.owned_socket import MAX_REASON
 
 # For the close frame to leave, also when the client comes back from a pause.
 _CLOSE_SECONDS: Final = 10.0
-# A close frame has room for 123 bytes.
-_MAX_REASON: Final = 100
 _HTTP: Final = {"ws": "http", "wss": "https"}
 
 
@@ -56,9 +53,13 @@ async def refuse(websocket: WebSocket, code: int, reason: str) -> None:
     await websocket.close(code, reason)
 
 
-async def serve(websocket: WebSocket, connection: AsgiConnection | DirectConnection) -> None:
-    """Serve one socket to its end."""
+async def accept(websocket: WebSocket) -> None:
+    """Accept a websocket that speaks our protocol."""
     await websocket.accept(subprotocol=PROTOCOL)
+
+
+async def serve(websocket: WebSocket, connection: AsgiConnection) -> None:
+    """Serve one accepted socket to its end."""
 
     async def receive() -> str | bytes | None:
         message = await websocket.receive()
@@ -74,22 +75,19 @@ async def serve(websocket: WebSocket, connection: AsgiConnection | DirectConnect
         except WebSocketDisconnect:
             raise ConnectionResetError from None
 
-    closing: Closing | None
-    if isinstance(connection, DirectConnection):
-        closing = await connection.serve(receive, token=_token(websocket))
-    else:
-        closing = await connection.serve(receive, send, token=_token(websocket))
+    closing = await connection.serve(receive, send, token=token_of(websocket))
     if closing is None:
         return
     code, reason = closing
     with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
         try:
-            await websocket.close(code, reason[:_MAX_REASON])
+            await websocket.close(code, reason[:MAX_REASON])
         except (WebSocketDisconnect, OSError, RuntimeError):
             return  # the client was faster
 
 
-def _token(websocket: WebSocket) -> str | None:
+def token_of(websocket: WebSocket) -> str | None:
+    """Return the credential that came with the request, if one did."""
     scheme, _, credential = websocket.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credential.strip():
         return credential.strip()

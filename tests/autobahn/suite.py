@@ -10,8 +10,11 @@ import anyio
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from runwire._websocket import dial
+from runwire_realtime.direct_connection import handover_of
+from runwire_realtime.owned_socket import OwnedSocket
 from runwire_realtime.server import bind, port_of, serve
 from tests.autobahn.cases import EXCLUDED
 from tests.autobahn.installation import AUTOBAHN, INTERPRETER
@@ -65,12 +68,33 @@ async def _wstest(
         yield process
 
 
+class _Echo:
+    """Owns a socket that was handed over, as connections of the hub do."""
+
+    def __init__(self, socket: OwnedSocket) -> None:
+        self._socket = socket
+
+    def received(self, message: str | bytes) -> None:
+        payload = message.encode() if isinstance(message, str) else message
+        opcode = Opcode.TEXT if isinstance(message, str) else Opcode.BINARY
+        self._socket.write_frame(Frame(opcode, payload).serialize(mask=False))
+
+    def changed(self) -> None:
+        """Write on all the same: the suite reads."""
+
+    def gone(self) -> None:
+        """Keep nothing."""
+
+
 async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
     """Send every message back, as ASGI applications do."""
     if scope["type"] != "websocket":
         return
     await receive()
     await send({"type": "websocket.accept"})
+    if (handover := handover_of(scope)) is not None and (socket := handover.hand_over()):
+        socket.give_to(_Echo(socket))
+        return
     while True:
         message = await receive()
         if message["type"] != "websocket.receive":

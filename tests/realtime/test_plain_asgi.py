@@ -12,7 +12,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from runwire.wire import SOCKET_PATH, CloseCode, JsonObject
-from runwire_realtime.direct_connection import socket_of
+from runwire_realtime.direct_connection import handover_of
 from runwire_realtime.server import bind, port_of
 from tests.support.sockets import Socket, chunks_of, of_type, open_socket
 from tests.support.stage import Stage
@@ -25,7 +25,7 @@ async def plain_server(stage: Stage) -> AsyncGenerator[str]:
     """Serve the stage's hub with uvicorn as it comes."""
 
     async def endpoint(websocket: WebSocket) -> None:
-        assert socket_of(websocket.scope) is None
+        assert handover_of(websocket.scope) is None
         await stage.server.services.realtime.websocket_endpoint(websocket)
 
     app = Starlette(routes=[WebSocketRoute(SOCKET_PATH, endpoint)])
