@@ -285,7 +285,8 @@ class RunReader:
             or self._joined
             or self._is_blocked
         )
-        return not is_waiting and 0 < self.written >= self.topic.revision
+        is_told = 0 < self.written >= self.topic.revision
+        return not is_waiting and is_told and self.streams.are_placed
 
     def _next(self) -> bytes | None:
         if not self.subscriptions:

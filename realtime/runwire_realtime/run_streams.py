@@ -102,6 +102,15 @@ class RunStreams:
         is_listed = self._topic.is_sealed and self._asked.keys() <= self._listed
         return is_listed and all(reader.is_over for reader in self._readers.values())
 
+    @property
+    def are_placed(self) -> bool:
+        """Whether everybody who begins inside of a stream was told where that is.
+
+        Resumed before, it would begin at 0.
+        """
+        asked = self._asked.items()
+        return not any(each.begins_inside and sub not in self._listed for sub, each in asked)
+
     def found(self, keys: Iterable[str]) -> bool:
         """Take the list of streams that the run has now; say whether that was any news."""
         is_news = not self._asked.keys() <= self._listed

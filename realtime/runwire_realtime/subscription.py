@@ -98,6 +98,11 @@ class Subscription:
         return any(is_relative(request.start) for request in self.streams.values())
 
     @property
+    def begins_inside(self) -> bool:
+        """Whether it reads a stream from anywhere but its beginning."""
+        return any(request.start not in (0, "start") for request in self.streams.values())
+
+    @property
     def is_feed(self) -> bool:
         return not isinstance(self.target, RunTarget)
 

@@ -596,6 +596,25 @@ def test_a_run_that_leaves_a_feed_and_comes_back_is_read_on_from_where_it_was() 
         assert client.chunks[run_id, "text"] == ["new"]
 
 
+@pytest.mark.parametrize("start", ["latest", -1, 1])
+def test_a_feed_has_no_cursor_before_it_is_known_where_its_streams_begin(start: str | int) -> None:
+    world = World(HubLimits())
+    client = world.connect()
+    world.create(RUNS[0], ("x",))
+    world.status(RUNS[0], "EXECUTING")
+    world.append(RUNS[0], "log", '"unread"')
+    world.now += 10
+    client.subscribe("a", {"tags": ["x"]}, streams={"*": {"from": start}})
+    world.load()
+    while client.turn():
+        pass  # all that can be said; the list of the run's streams is still being read
+    held = client.subscriptions["a"]
+    assert held.is_live and held.cursor is None
+    world.settle()
+    client.turn()
+    assert held.cursor is not None
+
+
 def test_a_run_that_joins_after_a_resume_is_read_on_from_where_its_client_is() -> None:
     world = World(HubLimits())
     client = world.connect()
