@@ -21,6 +21,7 @@ from runwire_realtime.run_past import RunPast
 from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_streams import Entry
 from runwire_realtime.run_topic import RunTopic
+from runwire_realtime.run_view import is_final
 from runwire_realtime.subscription import (
     BatchTarget,
     FeedTarget,
@@ -66,6 +67,8 @@ class FeedMembers:
         self._created: dict[str, JsonObject] = {}
         # Runs that join once the feeds have been resumed that want each revision of them.
         self._postponed: set[str] = set()
+        # The snapshot holds runs whose streams have to be read before there is a cursor.
+        self._has_unread = False
         # Runs that the snapshot left out and that join afterwards; members, maybe, from before it.
         self._skipped: set[str] = set()
         # Runs that the client may hold and that join after the resume; of which revision on it has
@@ -337,6 +340,7 @@ class FeedMembers:
 
     def keep(self, run_ids: Collection[str]) -> None:
         """Let go of the runs that a snapshot does not hold, where events were missed."""
+        self._has_unread = False
         for run_id in self.members.difference(run_ids):
             self.open_runs.discard(run_id)
             self._remove(run_id)
@@ -361,14 +365,24 @@ class FeedMembers:
             if size + len(document) > room and documents:
                 self._say_page(documents, None, more=True)
                 documents, size = [], 0
+            self._has_unread = self._has_unread or self._is_read_once(run)
             documents.append(document)
             size += len(document) + 1
             reader.holds(run.row.revision)
             self._catch_up(reader.topic)
-        # A position from which nothing is missing: not while some are still to join, or while the
-        # streams of final runs are still to be read. Then a cursor follows when all is written.
-        is_behind = bool(self._skipped or self.subscription.streams)
+        # A position from which nothing is missing: not while some are still to join, or have
+        # streams that a resume would not read. Then a cursor follows when all is written.
+        is_behind = bool(self._skipped) or self._has_unread
         self._say_page(documents, None if is_behind else cursor, more=more)
+
+    def _is_read_once(self, run: FollowedRun) -> bool:
+        """Say whether a client that is lost before it has a run's streams would not get them.
+
+        A resume reads those of open runs and of runs that have changed, from where the client is,
+        and from seq 0 where it is nowhere.
+        """
+        wanted = self.subscription
+        return bool(wanted.streams) and (is_final(run.row.status) or wanted.begins_inside)
 
     def _would_skip(self, run: FollowedRun) -> bool:
         """Say whether telling this state would skip what somebody else here wants of the run.

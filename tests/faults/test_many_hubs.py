@@ -247,6 +247,9 @@ async def test_hubs_restarted_one_after_another_cost_nobody_an_event(
             Follower("by tag", "latest", False, await fleet.program(front.port, *FOLLOW_TAG)),
             Follower("with streams", "every", True, await fleet.program(front.port, *FOLLOW_ALL)),
         ]
+        # A feed in `every` that is lost before its first cursor begins anew, and says so: a gap.
+        for follower in by_tag:
+            await follower.process.until_line('"live"')
         seconds = str(6 * ROUNDS)
         triggers = await fleet.program(front.port, "trigger_mixed", str(runs), seconds, tag)
         by_id = await fleet.program(

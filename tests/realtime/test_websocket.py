@@ -852,3 +852,45 @@ async def test_a_feed_that_lost_its_socket_before_its_first_cursor_says_so_in_ev
         told = await socket.until("live")
     assert [each["reason"] for each in of_type(told, "gap")] == ["overflow"] * (mode == "every")
     assert of_type(told, "snapshot")[0]["runs"][0]["status"] == "COMPLETED"
+
+
+async def test_a_feed_of_open_runs_can_be_resumed_from_its_snapshot_with_all_its_streams(
+    stage: Stage,
+) -> None:
+    run_id = await stage.trigger("sea")
+    execution = await stage.start(run_id)
+    await stage.append(run_id, execution, 1, 2)
+    asked: dict[str, Any] = {"mode": "every", "streams": {"*": {"from": "start", "as": "chunks"}}}
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["sea"]}, **asked)
+        snapshot = (await socket.until("snapshot"))[-1]
+    began = snapshot["runs"][0]["revision"]
+    await stage.append(run_id, execution, 3)
+    await stage.complete(run_id, execution)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe(
+            "a", {"tags": ["sea"]}, positions={}, cursor=snapshot["cursor"], whole=True, **asked
+        )
+        await socket.until("eof")
+        if not of_type(socket.messages, "patch"):
+            await socket.until("patch")
+        told = socket.messages
+    assert not of_type(told, "gap") and not of_type(told, "snapshot")
+    chunks = [chunk for each in of_type(told, "chunks") for chunk in each["data"]]
+    assert chunks == [1, 2, 3]
+    assert of_type(told, "patch")[0]["from"] == began
+
+
+@pytest.mark.parametrize(("start", "is_over"), [("start", True), ("latest", False), (-5, False)])
+async def test_a_feed_whose_streams_a_resume_would_not_read_has_no_cursor_until_they_are_read(
+    stage: Stage, start: object, is_over: bool
+) -> None:
+    run_id = await stage.trigger("sea")
+    execution = await stage.start(run_id)
+    await stage.append(run_id, execution, 1)
+    if is_over:
+        await stage.complete(run_id, execution)
+    async with open_socket(stage.url, stage.key) as socket:
+        await socket.subscribe("a", {"tags": ["sea"]}, streams={"*": {"from": start}})
+        assert (await socket.until("snapshot"))[-1].get("cursor") is None
+        assert (await socket.until("cursor", sub="a"))[-1]["cursor"]

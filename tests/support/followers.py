@@ -41,7 +41,7 @@ class Follower:
                 case {"run": run, "stream": stream, "seq": int(seq), "chunk": value}:
                     log.saw_chunk(run, stream, seq, value)
                 case _:
-                    assert "done" in line, line
+                    assert "done" in line or "live" in line, line
         return log
 
     def last_states(self) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Follow runs and print everything seen as JSON lines: a state or a chunk each.
+"""Follow runs and print everything seen as JSON lines: a state or a chunk each, and "live".
 
     python follow.py MODE tag TAG              all runs with a tag, without streams
     python follow.py MODE tag-streams TAG      the same with all their streams
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from runwire import Run, runs
+from runwire._following import Events, Updates
 from runwire.wire import Mode
 
 
@@ -39,20 +40,32 @@ def say_run(run: Run) -> None:
     )
 
 
+async def say_live(followed: Updates | Events) -> None:
+    """Print once that the server has told what there is."""
+    while followed.state != "live":
+        await asyncio.sleep(0.01)
+    say(live=True)
+
+
 async def follow_tag(tag: str, mode: Mode) -> None:
     """Print the states of all runs with a tag."""
-    async for run in runs.subscribe_to_runs_with_tag(tag, mode=mode, deadline=120):
-        say_run(run)
+    followed = runs.subscribe_to_runs_with_tag(tag, mode=mode, deadline=120)
+    async with asyncio.TaskGroup() as beside:
+        beside.create_task(say_live(followed))
+        async for run in followed:
+            say_run(run)
 
 
 async def follow_tag_with_streams(tag: str, mode: Mode) -> None:
     """Print the states and the chunks of all runs with a tag."""
     followed = runs.subscribe_to_runs_with_tag(tag, mode=mode, deadline=120).with_streams()
-    async for event in followed:
-        if event.type == "run":
-            say_run(event.run)
-        else:
-            say(chunk=event.chunk, run=event.run.id, stream=event.type, seq=event.seq)
+    async with asyncio.TaskGroup() as beside:
+        beside.create_task(say_live(followed))
+        async for event in followed:
+            if event.type == "run":
+                say_run(event.run)
+            else:
+                say(chunk=event.chunk, run=event.run.id, stream=event.type, seq=event.seq)
 
 
 async def follow_run(run_id: str, mode: Mode) -> None:
