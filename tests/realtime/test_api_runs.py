@@ -258,6 +258,14 @@ async def test_filters_choose(http: httpx.AsyncClient, name: str, value: str, co
     assert len(answer.json()["data"]) == count
 
 
+async def test_a_time_that_a_run_told_includes_the_run(http: httpx.AsyncClient) -> None:
+    run = await _trigger(http)
+    created = (await http.get(f"/api/v3/runs/{run}")).json()["createdAt"]
+    for end in ("from", "to"):
+        listed = await http.get("/api/v1/runs", params={f"filter[createdAt][{end}]": created})
+        assert [each["id"] for each in listed.json()["data"]] == [run], end
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -166,7 +166,7 @@ def _wanted(query: RunsQuery) -> RunQuery:
         tag=_values(query.tag, "filter[tag]"),
         batch=query.batch,
         created_from=_from(query),
-        created_to=None if query.created_to is None else _time(query.created_to, "to"),
+        created_to=_to(query),
         size=query.size,
         after=query.after,
         before=query.before,
@@ -187,6 +187,14 @@ def _from(query: RunsQuery) -> datetime | None:
             raise _refused("filter[createdAt][period] is at most ten years")
         return datetime.now(UTC) - timedelta(seconds=span)
     return None if query.created_from is None else _time(query.created_from, "from")
+
+
+def _to(query: RunsQuery) -> datetime | None:
+    """Return the end of what is wanted, with the whole of its millisecond: runs tell no less."""
+    if query.created_to is None:
+        return None
+    to = _time(query.created_to, "to")
+    return to if to.microsecond % 1000 else to + timedelta(microseconds=999)
 
 
 def _time(text: str, end: str) -> datetime:

@@ -14,7 +14,7 @@ export function Header({ runwire, page, onSignOut }: Props) {
     <header className="top">
       <a className="brand" href={runsLink()}>
         <Mark />
-        Runwire
+        <span className="brand-name">Runwire</span>
       </a>
       <nav>
         <a href={runsLink()} aria-current={page === "runs" ? "page" : undefined}>

@@ -53,6 +53,8 @@ export class RunList {
   readonly #rows = new Map<string, Run>();
   #updates: Updates | null = null;
   #rest: Omit<RunListState, "runs"> = EMPTY;
+  /** Where the page of older runs that was read last ends; null before the first. */
+  #older: string | null = null;
 
   constructor(runwire: Runwire, filter: RunsFilter) {
     this.#runwire = runwire;
@@ -69,11 +71,10 @@ export class RunList {
     });
     updates.on("freshness", ({ freshness }) => {
       const isLive = freshness === "live";
-      this.#changed({
-        freshness,
-        ...(isLive && { error: null }),
-        ...(isLive && !this.#rest.isLoaded && { isLoaded: true, hasOlder: this.#rows.size >= 20 }),
-      });
+      const isFirst = isLive && !this.#rest.isLoaded;
+      this.#changed({ freshness, ...(isLive && { error: null, isLoaded: true }) });
+      // A feed does not go back for ever: whether there are older runs is another question.
+      if (isFirst) void this.loadOlder();
     });
     updates.on("error", (error) => this.#changed({ error: error.message, isLoaded: true }));
   }
@@ -93,13 +94,13 @@ export class RunList {
         ...(status && { status: status.split(",") as RunStatus[] }),
         ...(task && { task: [task] }),
         ...(tag && { tag: [tag] }),
-        ...(last && { createdTo: last.createdAt }),
+        ...(this.#older ? { after: this.#older } : last && { createdTo: last.createdAt }),
         size: PAGE,
       });
-      const before = this.#rows.size;
+      this.#older = page.next;
       for (const run of page.runs) this.#take(run);
-      const isFull = this.#rows.size >= MAX_ROWS || this.#rows.size === before;
-      this.#changed({ isLoadingOlder: false, hasOlder: !isFull && page.next !== null });
+      const hasOlder = this.#rows.size < MAX_ROWS && page.next !== null;
+      this.#changed({ isLoadingOlder: false, hasOlder });
     } catch (error) {
       const message = error instanceof RunwireError ? error.message : String(error);
       this.#changed({ isLoadingOlder: false, error: message });

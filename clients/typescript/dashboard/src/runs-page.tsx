@@ -35,6 +35,7 @@ export function RunsPage({ runwire, filter }: Props) {
   const rows = useRef<HTMLUListElement>(null);
   useShortcuts({ j: () => step(rows.current, 1), k: () => step(rows.current, -1) });
   const isFiltered = Boolean(status || task || tag);
+  const isSettled = isLoaded && !isLoadingOlder;
 
   return (
     <section className="page runs" aria-label="Runs">
@@ -56,8 +57,8 @@ export function RunsPage({ runwire, filter }: Props) {
           <RunRow key={run.id} run={run} />
         ))}
       </ul>
-      {!isLoaded && !runs.length && <p className="empty">Loading…</p>}
-      {isLoaded && !runs.length && <Nothing isFiltered={isFiltered} />}
+      {!isSettled && !runs.length && <p className="empty">Loading…</p>}
+      {isSettled && !runs.length && <Nothing isFiltered={isFiltered} />}
       {hasOlder && (
         <button
           type="button"

@@ -24,6 +24,7 @@ interface Entry {
 const EVERY_MS = 1_000;
 const LONG = 200;
 const LONG_EVERY_MS = 5_000;
+const LONGEST_DETAIL = 200;
 
 export function Timeline({ run, runwire }: { run: Run; runwire: Runwire }) {
   const moments = useMoments(run, runwire);
@@ -138,13 +139,20 @@ function detailOf(set: JsonObject, attempt: number | null): string {
   const failed = typeof error === "object" && error && !Array.isArray(error) ? error : null;
   return [
     attempt !== null && attempt > 0 ? `attempt ${attempt}` : "",
-    textOf(failed?.["message"]).slice(0, 200),
+    firstLine(textOf(failed?.["message"])),
     Array.isArray(realtimeStreams) ? realtimeStreams.map(textOf).join(", ") : "",
     Array.isArray(tags) ? tags.map(textOf).join(", ") : "",
     textOf(delayedUntil) && `until ${clockText(textOf(delayedUntil))}`,
   ]
     .filter(Boolean)
     .join(" · ");
+}
+
+/** The page shows the whole error elsewhere. */
+function firstLine(text: string): string {
+  const [line = ""] = text.split("\n");
+  const cut = line.length > LONGEST_DETAIL ? line.slice(0, LONGEST_DETAIL) : line;
+  return cut.length < text.trimEnd().length ? `${cut.trimEnd()}…` : cut;
 }
 
 function sinceText(first: Entry | undefined, entry: Entry): string {

@@ -1,5 +1,5 @@
 import type { Json, Runwire, TriggerOptions } from "@runwire/client";
-import { type KeyboardEvent, useEffect, useId, useState } from "react";
+import { type KeyboardEvent, useEffect, useId, useRef, useState } from "react";
 
 import { go, runLink, triggerLink } from "./route.ts";
 import { fieldsOf, skeletonOf } from "./skeleton.ts";
@@ -14,6 +14,8 @@ export function TriggerPage({ runwire, chosen }: Props) {
   const { tasks, error } = useTasks(runwire);
   useEffect(() => void (document.title = "New run · Runwire"), []);
   const task = tasks?.find(({ id }) => id === chosen) ?? (chosen ? null : tasks?.[0]) ?? null;
+  const list = useRef<HTMLElement>(null);
+  useEffect(() => scrollTo(list.current), [task?.id]);
 
   return (
     <section className="page trigger" aria-label="New run">
@@ -35,7 +37,7 @@ export function TriggerPage({ runwire, chosen }: Props) {
       )}
       <div className="trigger-columns">
         {tasks && tasks.length > 0 && (
-          <nav className="task-list" aria-label="Tasks">
+          <nav className="task-list" aria-label="Tasks" ref={list}>
             {tasks.map((each) => (
               <a
                 key={each.id}
@@ -156,6 +158,17 @@ function TriggerForm({ runwire, task }: { runwire: Runwire; task: Task }) {
       </div>
     </form>
   );
+}
+
+/** Show the chosen task in its list, and leave the page where it is. */
+function scrollTo(list: HTMLElement | null): void {
+  const chosen = list?.querySelector<HTMLElement>("[aria-current]");
+  if (!list || !chosen) return;
+  const [top, bottom] = [chosen.offsetTop - list.offsetTop, chosen.offsetHeight];
+  if (top < list.scrollTop) list.scrollTop = top;
+  else if (top + bottom > list.scrollTop + list.clientHeight) {
+    list.scrollTop = top + bottom - list.clientHeight;
+  }
 }
 
 type Parsed = { isValid: true; value: Json | undefined } | { isValid: false; problem: string };
