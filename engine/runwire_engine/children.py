@@ -17,8 +17,8 @@ from runwire_engine.journal import Place, Step, key_of
 from runwire_engine.new_runs import new_run
 from runwire_engine.patience import patiently
 from runwire_engine.states import RunStatus
-from runwire_engine.triggers import NewRun, Parent
 from runwire_engine.waits import RunResult
+from runwire_engine.wanted_runs import NewRun, Parent
 
 # Mints a token that reads one run ("run", id) or one batch ("batch", id) of an environment, one
 # that completes one wait token ("waitpoint", id), or the address that does ("callback", id).

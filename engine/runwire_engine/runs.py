@@ -35,10 +35,13 @@ from runwire_engine.run_row import RunRow as RunRow
 from runwire_engine.run_row import run_row
 from runwire_engine.states import FINAL
 from runwire_engine.triggers import Triggering, fenced
-from runwire_engine.wanted_runs import NewRun as NewRun
-from runwire_engine.wanted_runs import Parent as Parent
-from runwire_engine.wanted_runs import TriggerAnswer, Wanted, plain_columns
-from runwire_engine.wanted_runs import TriggerResult as TriggerResult
+from runwire_engine.wanted_runs import (
+    NewRun,
+    TriggerAnswer,
+    TriggerResult,
+    Wanted,
+    plain_columns,
+)
 
 MAX_TAGS: Final = 10
 # A run's timeline is read whole; a run with more revisions than this shows its first ones.

@@ -25,7 +25,8 @@ from runwire_engine.errors import DatabaseUnavailableError, DataRefusedError, En
 from runwire_engine.ids import new_run_id
 from runwire_engine.repeating import Repeating
 from runwire_engine.schedules import ScheduleRow, schedule_row
-from runwire_engine.triggers import NewRun, Triggering, Wanted
+from runwire_engine.triggers import Triggering
+from runwire_engine.wanted_runs import NewRun, Wanted
 
 logger = logging.getLogger("runwire.ticks")
 

@@ -27,13 +27,8 @@ from runwire_engine.database import Parameters, Row, Statements
 from runwire_engine.ids import new_batch_id, new_run_id
 from runwire_engine.new_runs import new_run
 from runwire_engine.statements import statement
-from runwire_engine.triggers import (
-    NewRun,
-    Parent,
-    Triggering,
-    TriggerResult,
-    Wanted,
-)
+from runwire_engine.triggers import Triggering
+from runwire_engine.wanted_runs import NewRun, Parent, TriggerResult, Wanted
 
 T = TypeVar("T")
 

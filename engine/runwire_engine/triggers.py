@@ -22,12 +22,15 @@ from runwire_engine.errors import (
     UnknownTaskError,
 )
 from runwire_engine.queue_groups import declare_queues, mention_queues
-from runwire_engine.wanted_runs import NewRun as NewRun
-from runwire_engine.wanted_runs import Parent as Parent
-from runwire_engine.wanted_runs import TriggerAnswer as TriggerAnswer
-from runwire_engine.wanted_runs import TriggerResult as TriggerResult
-from runwire_engine.wanted_runs import Wanted as Wanted
-from runwire_engine.wanted_runs import columns, number_or_none
+from runwire_engine.wanted_runs import (
+    NewRun,
+    Parent,
+    TriggerAnswer,
+    TriggerResult,
+    Wanted,
+    columns,
+    number_or_none,
+)
 
 # How often a key is claimed anew that a failing run freed between the claim and the look at it.
 _KEY_TRIES: Final = 5

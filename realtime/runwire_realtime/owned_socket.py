@@ -26,9 +26,9 @@ from websockets.protocol import Protocol as Parser
 from runwire.wire import CloseCode
 
 # For the peer to take what it was given before, also when it comes back from a pause.
-_CLOSE_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 10.0
 # For a close frame to leave, and its answer to come, on a slow link.
-_FAREWELL_SECONDS: Final = 5.0
+FAREWELL_SECONDS: Final = 5.0
 # A close frame has room for 123 bytes.
 MAX_REASON: Final = 100
 _MASK: Final = 4
@@ -150,7 +150,7 @@ class OwnedSocket(asyncio.Protocol):
         parser.send_close(code, reason[:MAX_REASON])
         self._farewell = b"".join(parser.data_to_send())
         if self._is_full:
-            self._end_in(_CLOSE_SECONDS)
+            self._end_in(CLOSE_SECONDS)
         else:
             self._say_farewell()
 
@@ -205,7 +205,8 @@ class OwnedSocket(asyncio.Protocol):
         frames = cast(list[Frame], parser.events_received())
         self._answer(b"".join(parser.data_to_send()))
         if parser.parser_exc is not None:
-            self._broken()
+            # What came was no websocket.
+            self._finish()
             return
         for frame in frames:
             self._unparsed -= _size_of(frame)
@@ -219,8 +220,7 @@ class OwnedSocket(asyncio.Protocol):
         """Close it: the server stops."""
         if not self._is_over:
             self._fail(Code.SERVICE_RESTART, "")
-        self._transport.close()
-        self._end_in(_FAREWELL_SECONDS)
+        self._finish()
 
     # Frames of the peer
 
@@ -231,10 +231,7 @@ class OwnedSocket(asyncio.Protocol):
             self._ping, self._beats = None, 0
         elif frame.opcode is Opcode.CLOSE:
             # The parser has answered it, if it is not an answer itself.
-            self._is_over = True
-            self._transport.close()
-            self._end_in(_FAREWELL_SECONDS)
-            self._part()
+            self._finish()
 
     def _data(self, frame: Frame) -> None:
         if frame.opcode is not Opcode.CONT:
@@ -254,7 +251,7 @@ class OwnedSocket(asyncio.Protocol):
             text = message.decode()
         except UnicodeDecodeError:
             self._fail(Code.INVALID_DATA, "")
-            self._broken()
+            self._finish()
             return
         self._owner.received(text)
 
@@ -286,11 +283,11 @@ class OwnedSocket(asyncio.Protocol):
             self._transport.write(b"".join(parser.data_to_send()))
         self._part()
 
-    def _broken(self) -> None:
-        """Close it: what came was no websocket."""
+    def _finish(self) -> None:
+        """Close the transport once what it holds was taken, or after a while."""
         self._is_over = True
         self._transport.close()
-        self._end_in(_FAREWELL_SECONDS)
+        self._end_in(FAREWELL_SECONDS)
         self._part()
 
     def _say_farewell(self) -> None:
@@ -298,7 +295,7 @@ class OwnedSocket(asyncio.Protocol):
         self._transport.write(farewell)
         # Its answer is to be heard.
         self.resume_reading()
-        self._end_in(_FAREWELL_SECONDS)
+        self._end_in(FAREWELL_SECONDS)
         self._part()
 
     def _end_in(self, seconds: float) -> None:

@@ -8,16 +8,13 @@ been taken, which may be never.
 
 from functools import cache
 from math import ceil
-from typing import Final, cast
+from typing import cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from runwire_realtime.connection import TICK
 from runwire_realtime.direct_connection import EXTENSION
-from runwire_realtime.owned_socket import Keepalive, OwnedSocket
-
-# For a close frame to leave, and its answer to come, on a slow link.
-_FAREWELL_SECONDS: Final = 5.0
+from runwire_realtime.owned_socket import FAREWELL_SECONDS, Keepalive, OwnedSocket
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
@@ -60,7 +57,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             # Else both would hold each other until the collector comes.
             del extensions[EXTENSION]
             if not self._is_handed_over:
-                self.loop.call_later(_FAREWELL_SECONDS, self.transport.abort)
+                self.loop.call_later(FAREWELL_SECONDS, self.transport.abort)
 
 
 @cache

@@ -17,10 +17,8 @@ from runwire_realtime.asgi_connection import AsgiConnection
 from runwire_realtime.errors import RefusedError
 from runwire_realtime.frames import Frame
 from runwire_realtime.origins import may_use_origin, own_origin
-from runwire_realtime.owned_socket import MAX_REASON
+from runwire_realtime.owned_socket import CLOSE_SECONDS, MAX_REASON
 
-# For the close frame to leave, also when the client comes back from a pause.
-_CLOSE_SECONDS: Final = 10.0
 _HTTP: Final = {"ws": "http", "wss": "https"}
 
 
@@ -79,7 +77,7 @@ async def serve(websocket: WebSocket, connection: AsgiConnection) -> None:
     if closing is None:
         return
     code, reason = closing
-    with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+    with anyio.move_on_after(CLOSE_SECONDS, shield=True):
         try:
             await websocket.close(code, reason[:MAX_REASON])
         except (WebSocketDisconnect, OSError, RuntimeError):

@@ -22,8 +22,8 @@ from runwire_engine.ids import new_worker_id
 from runwire_engine.outcomes import Completed
 from runwire_engine.placement import Append
 from runwire_engine.run_pages import RunQuery, read_page
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.rotation import Rotation
 from runwire_realtime.run_places import RUNS_PER_LOOK

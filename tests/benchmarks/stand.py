@@ -18,8 +18,8 @@ from runwire_engine.embedded import EmbeddedPostgres
 from runwire_engine.engine import open_engine
 from runwire_engine.environments import Environments, new_key
 from runwire_engine.migrations import migrate
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun
 from tests.benchmarks.cores import REST, SERVER_CORES, cores
 from tests.benchmarks.program import program
 from tests.support.processes import CHECKOUT, free_port

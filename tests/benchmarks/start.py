@@ -12,8 +12,8 @@ import anyio
 
 from runwire import AsyncRunwire
 from runwire_engine.engine import open_engine
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun
 from tests.benchmarks import queues, worker
 from tests.benchmarks.comparison import OURS, Column, Comparison, Figures, Goal, in_turn
 from tests.benchmarks.cores import REST, SERVER_CORES

@@ -9,8 +9,8 @@ import anyio
 import psycopg
 
 from runwire_engine.engine import open_engine
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun
 from tests.benchmarks.program import program
 from tests.benchmarks.stand import RUNWIRE, Stand
 

@@ -18,8 +18,8 @@ from psycopg import AsyncConnection, sql
 
 from runwire_engine.engine import open_engine
 from runwire_engine.ids import new_run_id
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun
 from tests.benchmarks.comparison import OURS, Column, Comparison, Figures, Goal, in_turn
 from tests.benchmarks.stand import Stand, serving
 

@@ -26,7 +26,7 @@ from runwire.batch import BatchItem
 from runwire.errors import NotFoundError
 from runwire.tasks import AnyTask
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.triggers import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.faultproxy import FaultProxy, fault_proxy
 from tests.support.history import ClientLog, Fault, check, read_ledger
 from tests.support.server import TestRealtime, running_realtime

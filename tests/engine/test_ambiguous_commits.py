@@ -18,11 +18,10 @@ from runwire_engine.engine import Engine, open_engine
 from runwire_engine.errors import EngineError
 from runwire_engine.outcomes import Completed, Finished
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.states import RunStatus
 from runwire_engine.streams import Append, AppendAnswer
-from runwire_engine.triggers import Parent
+from runwire_engine.wanted_runs import NewRun, Parent
 from tests.support.engines import ALL_TASKS, assert_dense, claimed, query, there, triggered
 from tests.support.faultproxy import FaultProxy, fault_proxy
 from tests.support.history import check, read_ledger

@@ -9,8 +9,9 @@ from runwire_engine.batches import BatchProgress, BatchRow
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.errors import BatchNotFoundError, DataRefusedError, UnknownTaskError
 from runwire_engine.outcomes import Completed, Failed
-from runwire_engine.runs import NewRun, Parent, RunQuery
+from runwire_engine.runs import RunQuery
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun, Parent
 from tests.support.engines import ALL_TASKS, claimed, query, there, triggered
 from tests.support.faultproxy import fault_proxy
 

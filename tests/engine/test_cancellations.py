@@ -9,9 +9,9 @@ from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.journal import Step
 from runwire_engine.outcomes import Canceled, Completed
-from runwire_engine.runs import NewRun, Parent, TriggerResult
 from runwire_engine.settings import EngineSettings
 from runwire_engine.waits import Entry
+from runwire_engine.wanted_runs import NewRun, Parent, TriggerResult
 from tests.support.engines import (
     ALL_TASKS,
     assert_dense,

@@ -4,7 +4,7 @@ import pytest
 
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.engine import Engine
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import ALL_TASKS, query, there, triggered
 
 pytestmark = pytest.mark.anyio

@@ -16,9 +16,9 @@ from runwire_engine.database import Database, Row
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.errors import CommitUnknownError
 from runwire_engine.outcomes import Completed, Failed
-from runwire_engine.runs import NewRun, TriggerResult
 from runwire_engine.settings import EngineSettings
 from runwire_engine.statements import statement
+from runwire_engine.wanted_runs import NewRun, TriggerResult
 from tests.support.engines import ALL_TASKS, assert_dense, claimed, query, there, triggered
 from tests.support.faultproxy import fault_proxy
 from tests.support.postgres import opened_database

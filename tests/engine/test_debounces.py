@@ -10,8 +10,8 @@ from runwire_engine.debounces import hold_keys, shown_payload
 from runwire_engine.debouncing import Debounce
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.outcomes import Failed
-from runwire_engine.runs import NewRun, TriggerResult
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun, TriggerResult
 from tests.support.engines import ALL_TASKS, assert_dense, query, there
 from tests.support.faultproxy import fault_proxy
 

@@ -10,8 +10,8 @@ from runwire_engine.engine import open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.flusher import FlusherClosedError
 from runwire_engine.outcomes import Completed
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import ALL_TASKS
 
 pytestmark = pytest.mark.anyio

@@ -11,8 +11,8 @@ from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
 from runwire_engine.outcomes import Completed, Failed, Released
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.runs import NewRun, Parent
 from runwire_engine.streams import Append
+from runwire_engine.wanted_runs import NewRun, Parent
 from tests.support.engines import ALL_TASKS, claimed, query
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ from runwire.errors import InvalidValueError
 from runwire.requests import DebounceOption, TriggerOptions
 from runwire_engine.debouncing import Debounce
 from runwire_engine.new_runs import check_payload, new_run
-from runwire_engine.triggers import Parent
+from runwire_engine.wanted_runs import Parent
 
 
 def debounce(delay: str | float, max_delay: str | None = None) -> DebounceOption:

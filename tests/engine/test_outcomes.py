@@ -19,10 +19,10 @@ from runwire_engine.outcomes import (
     Released,
     TimedOut,
 )
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.states import FINAL, RunStatus
 from runwire_engine.streams import Append
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import ALL_TASKS, assert_dense, claimed, query, there, triggered
 from tests.support.faultproxy import fault_proxy
 

@@ -9,7 +9,7 @@ from runwire_engine.doorbell import Listener
 from runwire_engine.engine import Engine
 from runwire_engine.errors import NoOverrideError, QueueNotFoundError
 from runwire_engine.outcomes import Completed
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import ALL_TASKS, query, there, triggered
 
 pytestmark = pytest.mark.anyio

@@ -18,9 +18,9 @@ from runwire_engine.engine import Engine, open_engine
 from runwire_engine.errors import TransitionRefusedError
 from runwire_engine.retention import Retention
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.states import RunStatus
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import query, triggered
 from tests.support.factories import make_event, make_run, make_stream
 from tests.support.postgres import opened_database

@@ -12,9 +12,8 @@ from runwire_engine.environments import Environments
 from runwire_engine.errors import StatementError
 from runwire_engine.outcomes import Completed, Failed, Released
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.runs import NewRun
 from runwire_engine.streams import Append
-from runwire_engine.triggers import Parent
+from runwire_engine.wanted_runs import NewRun, Parent
 from runwire_engine.workers import Swept
 from tests.support.engines import ALL_TASKS, assert_dense, claimed, query, there, triggered
 

@@ -9,8 +9,8 @@ from runwire.errors import InvalidValueError
 from runwire.wire import Json
 from runwire_engine.engine import Engine
 from runwire_engine.run_pages import RunQuery
-from runwire_engine.runs import NewRun, TriggerResult
 from runwire_engine.statements import statement
+from runwire_engine.wanted_runs import NewRun, TriggerResult
 from tests.support.engines import ALL_TASKS, query, there
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ from runwire_engine.errors import (
     RunNotFoundError,
 )
 from runwire_engine.outcomes import Failed
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import (
     ALL_TASKS,
     assert_dense,

@@ -14,7 +14,8 @@ from runwire._context import Runtime
 from runwire.errors import FencedError, InvalidValueError, NotInRunError
 from runwire.requests import BatchItem, TriggerOptions
 from runwire_engine.outcomes import Canceled
-from runwire_engine.runs import NewRun, Parent, RunQuery
+from runwire_engine.runs import RunQuery
+from runwire_engine.wanted_runs import NewRun, Parent
 from tests.support.working import Bench, defined, error_of, opened_bench
 
 pytestmark = pytest.mark.anyio

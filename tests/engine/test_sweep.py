@@ -8,9 +8,9 @@ import pytest
 
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.retention import Retention
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.sweep import Sweep
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import ALL_TASKS, query, triggered, until_status
 
 pytestmark = pytest.mark.anyio

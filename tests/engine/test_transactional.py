@@ -31,8 +31,9 @@ from runwire.batch import BatchItem
 from runwire.tasks import RunHandle
 from runwire_engine.engine import Engine
 from runwire_engine.new_runs import new_run
-from runwire_engine.runs import NewRun, RunQuery, TriggerResult
+from runwire_engine.runs import RunQuery
 from runwire_engine.states import RunStatus
+from runwire_engine.wanted_runs import NewRun, TriggerResult
 from tests.support.engines import ALL_TASKS, assert_dense, query, there
 from tests.support.working import Bench, opened_bench
 

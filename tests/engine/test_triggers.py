@@ -10,8 +10,8 @@ from runwire.errors import FencedError
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.errors import DataRefusedError, TokenUsedError, UnknownTaskError
 from runwire_engine.outcomes import Canceled, Completed, Failed, Outcome
-from runwire_engine.runs import NewRun, Parent, TriggerResult
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun, Parent, TriggerResult
 from tests.support.engines import assert_dense, claimed, query, there, triggered
 from tests.support.faultproxy import fault_proxy
 

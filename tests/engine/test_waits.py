@@ -11,8 +11,8 @@ from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
 from runwire_engine.journal import Step
 from runwire_engine.outcomes import Completed
-from runwire_engine.runs import NewRun, Parent
 from runwire_engine.waits import Entered, Entry, Waits
+from runwire_engine.wanted_runs import NewRun, Parent
 from tests.support.engines import (
     ALL_TASKS,
     assert_dense,

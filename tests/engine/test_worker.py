@@ -18,8 +18,8 @@ from runwire.tasks import AnyTask
 from runwire_engine import executor
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.outcomes import Canceled
-from runwire_engine.runs import NewRun
 from runwire_engine.verdicts import Interruption
+from runwire_engine.wanted_runs import NewRun
 from runwire_engine.worker import Worker
 from tests.support.working import (
     WAIT,

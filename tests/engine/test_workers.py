@@ -8,8 +8,8 @@ from runwire.errors import FencedError
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.engine import Engine
 from runwire_engine.outcomes import Completed
-from runwire_engine.runs import NewRun
 from runwire_engine.streams import Append
+from runwire_engine.wanted_runs import NewRun
 from runwire_engine.workers import Swept
 from tests.support.engines import (
     ALL_TASKS,

@@ -18,7 +18,7 @@ from anyio.abc import TaskStatus
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from runwire.wire import Json, JsonObject
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import query
 from tests.support.faultproxy import fault_proxy
 from tests.support.processes import free_port, running, until

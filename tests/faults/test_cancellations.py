@@ -11,8 +11,8 @@ import pytest
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.engine import open_engine
 from runwire_engine.outcomes import Canceled
-from runwire_engine.runs import NewRun, Parent
 from runwire_engine.settings import EngineSettings
+from runwire_engine.wanted_runs import NewRun, Parent
 from tests.support.engines import claimed, query
 from tests.support.processes import running
 

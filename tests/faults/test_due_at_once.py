@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from runwire_engine.catalogue import TaskAnnouncement
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import query
 from tests.support.parts import worker_on
 from tests.support.working import Bench, opened_bench

@@ -17,7 +17,7 @@ import pytest
 
 from runwire.tasks import AnyTask, task
 from runwire_engine.catalogue import TaskAnnouncement
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import query
 from tests.support.fairness import Execution, by_key, most_at_once, widest_difference
 from tests.support.parts import worker_on

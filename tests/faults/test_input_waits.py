@@ -13,8 +13,8 @@ import pytest
 
 from runwire._stream_keys import input_key
 from runwire_engine.catalogue import TaskAnnouncement
-from runwire_engine.runs import NewRun
 from runwire_engine.streams import Append
+from runwire_engine.wanted_runs import NewRun
 from tests.support.history import check, read_ledger
 from tests.support.parts import worker_on
 from tests.support.processes import until_async

@@ -36,10 +36,10 @@ from runwire_engine.endings import Endings
 from runwire_engine.errors import EngineError, RunFinalError
 from runwire_engine.outcomes import Canceled, Completed, Failed, Outcome, Released, record
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.runs import NewRun
 from runwire_engine.states import FINAL
 from runwire_engine.streams import Append
-from runwire_engine.triggers import Triggering, Wanted
+from runwire_engine.triggers import Triggering
+from runwire_engine.wanted_runs import NewRun, Wanted
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.scope import Grant
 from tests.support.history import Fault, Finding, Ledger, check, read_ledger

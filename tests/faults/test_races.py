@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from runwire_engine.catalogue import TaskAnnouncement
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import query
 from tests.support.history import check, read_ledger
 from tests.support.parts import worker_on

@@ -11,7 +11,7 @@ import pytest
 from runwire_engine.embedded import EmbeddedPostgres
 from runwire_engine.errors import EngineError
 from runwire_engine.migrations import migrate
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.processes import until
 from tests.support.server import TestRealtime, running_realtime
 from tests.support.sockets import open_socket

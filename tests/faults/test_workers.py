@@ -16,7 +16,7 @@ import pytest
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.environments import Environments
 from runwire_engine.errors import EngineError
-from runwire_engine.runs import NewRun, Parent
+from runwire_engine.wanted_runs import NewRun, Parent
 from tests.support.faultproxy import fault_proxy
 from tests.support.history import check, read_ledger
 from tests.support.parts import SPANS, own_postgres, server_on, worker_on

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from runwire.wire import MAX_FRAME_BYTES, Json, JsonObject
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from runwire_realtime.limits import HubLimits
 from tests.support.engines import query
 from tests.support.hub_world import World

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from runwire_engine.changes import EventRow
 from runwire_engine.database import Database
 from runwire_engine.following import Following
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from runwire_realtime.feed import Feed
 from runwire_realtime.hub import Hub
 from runwire_realtime.limits import HubLimits

@@ -13,7 +13,7 @@ from runwire_engine.database import Database
 from runwire_engine.followed import FollowedRun, Member, Touched
 from runwire_engine.following import Following
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from runwire_realtime.feed_loading import FeedLoading
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.run_view import is_final

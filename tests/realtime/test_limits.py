@@ -9,7 +9,7 @@ from websockets.exceptions import InvalidStatus
 
 from runwire import AsyncRunwire
 from runwire.wire import JsonObject
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from tests.support.server import TestRealtime, running_realtime
 from tests.support.sockets import Socket, of_type, open_socket, until_true
 from tests.support.stage import open_stage

@@ -14,7 +14,7 @@ from runwire.wire import Json, JsonObject
 from runwire_engine.changes import Place
 from runwire_engine.following import Following
 from runwire_engine.outcomes import Failed
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 from runwire_realtime import realtime
 from tests.support.engines import query
 from tests.support.sockets import Socket, chunks_of, of_type, open_socket, until_true

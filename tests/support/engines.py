@@ -10,7 +10,7 @@ from runwire_engine.database import Database
 from runwire_engine.engine import Engine
 from runwire_engine.outcomes import Completed
 from runwire_engine.run_row import RunRow
-from runwire_engine.runs import NewRun
+from runwire_engine.wanted_runs import NewRun
 
 ALL_TASKS = {"plain": 3, "other": 3, "limited": 3}
 

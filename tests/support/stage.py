@@ -13,9 +13,9 @@ from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.outcomes import Completed
 from runwire_engine.run_metadata import MetadataWrite
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.streams import Append
+from runwire_engine.wanted_runs import NewRun
 from tests.support.parts import server_on
 from tests.support.processes import Process, free_port
 from tests.support.server import SECRET, TestRealtime, running_realtime

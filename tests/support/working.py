@@ -13,9 +13,9 @@ from runwire.tasks import AnyTask, task
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.run_row import RunRow
-from runwire_engine.runs import NewRun
 from runwire_engine.settings import EngineSettings
 from runwire_engine.states import FINAL
+from runwire_engine.wanted_runs import NewRun
 from runwire_engine.worker import Worker
 
 WAIT = 60.0

@@ -15,7 +15,7 @@ from runwire.errors import InvalidValueError
 from runwire.requests import BatchAnswer, BatchBody, BatchItem, BatchItemsAnswer
 from runwire_engine.batches import BatchRow, End, ItemError
 from runwire_engine.new_runs import check_payload, new_run
-from runwire_engine.triggers import NewRun
+from runwire_engine.wanted_runs import NewRun
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call, parsed
 from runwire_realtime.api.operation import Operation

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from runwire.requests import TriggerAnswer, TriggerBody
 from runwire_engine.new_runs import check_payload, new_run
-from runwire_engine.triggers import NewRun
+from runwire_engine.wanted_runs import NewRun
 from runwire_realtime.api.answer import answer
 from runwire_realtime.api.call import Call
 from runwire_realtime.api.operation import Operation
