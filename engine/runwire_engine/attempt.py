@@ -19,7 +19,9 @@ from runwire.tasks import AnyTask
 from runwire_engine.bridge import Bridge, pending_promise
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.hook_calls import LoopCalls, OutcomePromise, ThreadCalls
-from runwire_engine.life import Around, Life, LifeInThread, LifeOnLoop, tell_failure
+from runwire_engine.life import Around, Life, tell_failure
+from runwire_engine.life_in_thread import LifeInThread
+from runwire_engine.life_on_loop import LifeOnLoop
 from runwire_engine.lifecycle import UNDECIDED
 from runwire_engine.runtime import RunRuntime
 from runwire_engine.threads import Errand, Threads

@@ -1,32 +1,29 @@
-"""One attempt with its hooks, in the order of `lifecycle`: on the task loop, or in a thread.
+"""One attempt with its hooks, in the order of `lifecycle`.
 
-Only what has hooks lives here; a task without any is a plain call (see `attempt`). The two shells
+Only what has hooks lives; a task without any is a plain call (see `attempt`). Its two shells
 have the same methods: `LifeOnLoop` awaits what `LifeInThread` calls.
 """
 
 import asyncio
-import inspect
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import orjson
 
 from runwire._backoff import next_delay
-from runwire._caught import Caught, caught
-from runwire._context import WaitInfo
+from runwire._caught import Caught
 from runwire._hooks import Completion, Prepared, hooks_for
 from runwire.errors import AbortTaskRunError, TaskError
 from runwire.tasks import AnyTask, Signal
-from runwire_engine.bridge import arrival, pending_promise
+from runwire_engine.bridge import pending_promise
 from runwire_engine.claims import ClaimedRun
 from runwire_engine.failures import FailureCode, describe
-from runwire_engine.hook_calls import LoopCalls, ThreadCalls
 from runwire_engine.lifecycle import UNDECIDED, Course, Ending, Event, Phase, after
 from runwire_engine.runtime import RunRuntime
 from runwire_engine.steps import WaitHooks
@@ -46,7 +43,7 @@ from runwire_engine.verdicts import (
 logger = logging.getLogger("runwire.worker")
 
 # Whose errors are told and change nothing.
-_TOLD: Final = frozenset({Phase.SUCCESS, Phase.FAILURE, Phase.COMPLETE})
+TOLD: Final = frozenset({Phase.SUCCESS, Phase.FAILURE, Phase.COMPLETE})
 
 
 @dataclass(frozen=True)
@@ -259,250 +256,6 @@ class Life:
             return self._verdict.error
         assert self._error is not None
         return failed(self._error).error
-
-
-class LifeOnLoop(Life):
-    """The life of an `async def` task's attempt."""
-
-    def __init__(self, around: Around, calls: LoopCalls) -> None:
-        super().__init__(around)
-        self._calls = calls
-
-    async def live(self) -> Verdict | None:
-        """Do every phase, and return what came of it."""
-        await self._until(Phase.MIDDLEWARE)
-        if self.phase is Phase.MIDDLEWARE:
-            await self._through(self._hooks("middleware"))
-        await self._until(Phase.OVER)
-        try:
-            await self._around.runtime.pipes.finish()
-        except Exception as error:
-            self._tell(self.phase, error)
-        return self.verdict()
-
-    async def _through(self, middleware: tuple[Prepared, ...]) -> None:
-        try:
-            await self._enter(middleware)
-        except BaseException as error:
-            self._went(self._raised(error))
-        else:
-            self._went(Event.DONE)
-
-    async def _enter(self, middleware: tuple[Prepared, ...]) -> None:
-        if not middleware:
-            self._went(Event.DONE)
-            await self._until(Phase.LEAVE)
-            return
-        outer, *rest = middleware
-        await self._calls.wrap(outer, self.offered(), lambda: self._enter(tuple(rest)))
-
-    async def _until(self, phase: Phase) -> None:
-        while self.phase not in (phase, Phase.OVER):
-            self._went(await self._do(self.phase))
-
-    async def _do(self, phase: Phase) -> Event:
-        try:
-            match phase:
-                case Phase.PAYLOAD:
-                    self._parse()
-                case Phase.OUTPUT:
-                    self._serialise()
-                case Phase.INIT:
-                    await self._init()
-                case Phase.RUN:
-                    await self._run()
-                case Phase.CATCH_ERROR:
-                    with self._apart(phase.value):
-                        return await self._catch()
-                case Phase.CANCEL:
-                    await arrival(self._around.cancel())
-                case _:
-                    await self._call_all(phase)
-        except BaseException as error:
-            self._resume(error)
-            return self._raised(error)
-        return Event.DONE
-
-    def _resume(self, error: BaseException) -> None:
-        """Take back the interruption that was heeded, so that what is awaited next is awaited."""
-        task = asyncio.current_task()
-        heeded = isinstance(error, asyncio.CancelledError)
-        if task is not None and heeded and self._around.interruption() is not None:
-            task.uncancel()
-
-    async def _run(self) -> None:
-        arguments, named = self._arguments()
-        function = cast(Callable[..., Coroutine[Any, Any, object]], self._task.function)
-        try:
-            self._output = await function(*arguments, **named)
-            await self._around.runtime.pipes.finish()
-        except BaseException as error:
-            self._around.runtime.pipes.abort()
-            self._end_function(error)
-            raise
-        self._end_function(None)
-
-    async def _init(self) -> None:
-        with self._apart("init"):
-            hooks = self._hooks("init")
-            self._take_init([await self._calls.call(hook, self.offered()) for hook in hooks])
-
-    async def told(self, kind: str, wait: WaitInfo) -> None:
-        """Call the hooks around a wait."""
-        with self._apart(kind):
-            for hook in self._hooks(kind):
-                await self._calls.call(hook, {**self.offered(), "wait": wait})
-
-    def told_blocking(self, kind: str, wait: WaitInfo) -> None:
-        """Call the hooks around a wait that blocks a thread of the task's own."""
-        calls = ThreadCalls()
-        try:
-            with self._apart(kind):
-                for hook in self._hooks(kind):
-                    calls.call(hook, {**self.offered(), "wait": wait})
-        finally:
-            calls.close()
-
-    async def _call_all(self, phase: Phase) -> None:
-        calls_again = self._calls_again(phase)
-        with self._apart(phase.value):
-            for hook in self._hooks(phase.value) if calls_again else ():
-                try:
-                    await self._calls.call(hook, {**self.offered(), **dict(self._extra(phase))})
-                except BaseException as error:
-                    if phase not in _TOLD:
-                        raise
-                    self._tell(phase, error, hook)
-
-    async def _catch(self) -> Event:
-        default = self._default_delay()
-        for hook in self._hooks("catch_error"):
-            try:
-                verdict = caught(await self._calls.call(hook, self._catching(default)))
-            except BaseException as error:
-                event = self._caught_badly(error)
-                if event is not None:
-                    return event
-                continue
-            if verdict is not None:
-                return self._judge(verdict, default)
-        return self._judge(None, default)
-
-
-class LifeInThread(Life):
-    """The life of a `def` task's attempt."""
-
-    def __init__(self, around: Around, calls: ThreadCalls) -> None:
-        super().__init__(around)
-        self._calls = calls
-
-    def live(self) -> Verdict | None:
-        """Do every phase, and return what came of it."""
-        self._until(Phase.MIDDLEWARE)
-        if self.phase is Phase.MIDDLEWARE:
-            self._through(self._hooks("middleware"))
-        self._until(Phase.OVER)
-        try:
-            self._around.runtime.pipes.finish_blocking()
-        except Exception as error:
-            self._tell(self.phase, error)
-        return self.verdict()
-
-    def _through(self, middleware: tuple[Prepared, ...]) -> None:
-        try:
-            self._enter(middleware)
-        except BaseException as error:
-            self._went(self._raised(error))
-        else:
-            self._went(Event.DONE)
-
-    def _enter(self, middleware: tuple[Prepared, ...]) -> None:
-        if not middleware:
-            self._went(Event.DONE)
-            self._until(Phase.LEAVE)
-            return
-        outer, *rest = middleware
-        self._calls.wrap(outer, self.offered(), lambda: self._enter(tuple(rest)))
-
-    def _until(self, phase: Phase) -> None:
-        while self.phase not in (phase, Phase.OVER):
-            self._went(self._do(self.phase))
-
-    def _do(self, phase: Phase) -> Event:
-        try:
-            match phase:
-                case Phase.PAYLOAD:
-                    self._parse()
-                case Phase.OUTPUT:
-                    self._serialise()
-                case Phase.INIT:
-                    self._init()
-                case Phase.RUN:
-                    self._run()
-                case Phase.CATCH_ERROR:
-                    with self._apart(phase.value):
-                        return self._catch()
-                case Phase.CANCEL:
-                    self._around.cancel().result()
-                case _:
-                    self._call_all(phase)
-        except BaseException as error:
-            return self._raised(error)
-        return Event.DONE
-
-    def _run(self) -> None:
-        arguments, named = self._arguments()
-        try:
-            self._output = self._task.function(*arguments, **named)
-            self._around.runtime.pipes.finish_blocking()
-        except BaseException as error:
-            self._end_function(error)
-            raise
-        self._end_function(None)
-
-    def _init(self) -> None:
-        with self._apart("init"):
-            hooks = self._hooks("init")
-            self._take_init([self._calls.call(hook, self.offered()) for hook in hooks])
-
-    async def told(self, kind: str, wait: WaitInfo) -> None:
-        """Call the hooks around a wait that the task awaits on a loop of its own."""
-        with self._apart(kind):
-            for hook in self._hooks(kind):
-                returned = hook.function(**hook.arguments({**self.offered(), "wait": wait}))
-                if inspect.isawaitable(returned):
-                    await returned
-
-    def told_blocking(self, kind: str, wait: WaitInfo) -> None:
-        """Call the hooks around a wait."""
-        with self._apart(kind):
-            for hook in self._hooks(kind):
-                self._calls.call(hook, {**self.offered(), "wait": wait})
-
-    def _call_all(self, phase: Phase) -> None:
-        calls_again = self._calls_again(phase)
-        with self._apart(phase.value):
-            for hook in self._hooks(phase.value) if calls_again else ():
-                try:
-                    self._calls.call(hook, {**self.offered(), **dict(self._extra(phase))})
-                except BaseException as error:
-                    if phase not in _TOLD:
-                        raise
-                    self._tell(phase, error, hook)
-
-    def _catch(self) -> Event:
-        default = self._default_delay()
-        for hook in self._hooks("catch_error"):
-            try:
-                verdict = caught(self._calls.call(hook, self._catching(default)))
-            except BaseException as error:
-                event = self._caught_badly(error)
-                if event is not None:
-                    return event
-                continue
-            if verdict is not None:
-                return self._judge(verdict, default)
-        return self._judge(None, default)
 
 
 def tell_failure(runtime: RunRuntime, task: AnyTask, what: str, error: BaseException) -> None:
