@@ -255,6 +255,25 @@ class Database:
     async def close(self) -> None:
         await self._pool.close()
 
+    async def connect(self) -> AsyncConnection[Row]:
+        """Return a connection beside the pool, in autocommit; whoever asks for it closes it."""
+        try:
+            connection = await AsyncConnection[Row].connect(self.dsn, **self._driver_settings())
+        except psycopg.Error as error:
+            raise translate(error) from None
+        if self._connected is not None:
+            try:
+                await self._configure(connection)
+            except BaseException:
+                await connection.close()
+                raise
+        return connection
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether there is a pooler before Postgres, which forgets prepared statements."""
+        return self._is_pooled
+
     @asynccontextmanager
     async def transaction(self, *, lazy: bool = False) -> AsyncGenerator[Transaction]:
         """Open a transaction: committed when the block ends, rolled back when it raises.
@@ -338,12 +357,17 @@ class Database:
         except psycopg.Error as error:
             raise translate(error) from None
         except WritesRefusedError as error:
-            self._refused = (anyio.current_time(), error)
+            self.note(error)
             raise
         finally:
             # Shielded: a connection that is not given back is lost to everybody.
             with anyio.CancelScope(shield=True):
                 await self._pool.putconn(connection)
+
+    def note(self, error: EngineError) -> None:
+        """Remember for a while if a write was refused."""
+        if isinstance(error, WritesRefusedError):
+            self._refused = (anyio.current_time(), error)
 
     async def _borrow(self) -> AsyncConnection[Row]:
         deadline = anyio.current_time() + self._wait_seconds
@@ -395,10 +419,13 @@ class Database:
             options += " -c plan_cache_mode=force_generic_plan"
         return {**settings, "options": options}
 
+    def _driver_settings(self) -> dict[str, Any]:
+        return {**self._connect_settings(), "row_factory": dict_row, "context": with_arrays()}
+
     def _new_pool(self) -> AsyncConnectionPool[AsyncConnection[Row]]:
         return AsyncConnectionPool(
             self.dsn,
-            kwargs={**self._connect_settings(), "row_factory": dict_row, "context": with_arrays()},
+            kwargs=self._driver_settings(),
             connection_class=AsyncConnection[Row],
             min_size=1,
             max_size=self._max_size,

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import LiteralString, cast
 
 _NAME = re.compile(r"^-- ([a-z_0-9]+) --$", re.MULTILINE)
+_PARAMETER = re.compile(r"%\(([a-z_0-9]+)\)s")
 
 
 @cache
@@ -17,6 +18,13 @@ def statement(name: str) -> LiteralString:
     """Return a statement by its name. Raises KeyError for an unknown one."""
     file, _, key = name.partition(".")
     return _read(file)[key]
+
+
+def by_position(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return a statement with $1, $2, … for its parameters, and which those are."""
+    text = statement(name)
+    words = tuple(dict.fromkeys(_PARAMETER.findall(text)))
+    return _PARAMETER.sub(lambda match: f"${words.index(match[1]) + 1}", text), words
 
 
 @cache

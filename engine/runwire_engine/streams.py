@@ -23,6 +23,7 @@ from runwire_engine.appending import Appending, marks_of, names_of, recorded
 from runwire_engine.bells import ChunkRow as ChunkRow
 from runwire_engine.bells import StreamMoved
 from runwire_engine.database import Database, Row
+from runwire_engine.direct_call import DirectCall
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import EngineError, LockHeldError
 from runwire_engine.flusher import RETRY_FOR, Flusher
@@ -115,6 +116,7 @@ class Streams:
         self._bell = bell
         self._limit = stream_limit
         self._writer = Writer(database, "chunks")
+        self._append_known = DirectCall(database, "streams.append_known")
         self._memories: dict[int, StreamMemory] = {}
         self._flusher: Flusher[_Item, _Promised] = Flusher(
             "chunks", numbered=self._flush, size=_weight, retry_for=retry_for
@@ -124,11 +126,14 @@ class Streams:
 
     async def run(self) -> None:
         """Flush appends until `close`, and everything handed in before it."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            await self._flusher.run()
-            for lane in self._lanes.values():
-                lane.close()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                await self._flusher.run()
+                for lane in self._lanes.values():
+                    lane.close()
+        finally:
+            self._append_known.close()
 
     def close(self) -> None:
         """Take no more appends."""
@@ -282,7 +287,7 @@ class Streams:
         environment_id = appending.environment_id
         bell = self._bell.behind_a_commit(environment_id, map(_moved, expected.after))
         try:
-            is_stored = await appending.store_expected(expected, bell)
+            is_stored = await appending.store_expected(expected, bell, self._append_known)
         except EngineError as error:
             memory.forget_runs(run.id for run in expected.runs)
             if not await appending.is_stored(error):

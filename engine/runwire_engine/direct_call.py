@@ -1,0 +1,176 @@
+"""One statement, called again and again on a connection of its own, past the driver's cursors.
+
+For a statement psycopg looks up types, plans and adapters, and a waiter joins the event loop and
+leaves it; a pool lends a connection. Each time that costs several round trips to a local Postgres.
+Here the statement is prepared once, its parameters are texts, and the loop watches the connection
+for as long as it lives. One call at a time.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+
+from runwire_engine.database import Database, Row
+from runwire_engine.driver_errors import translate
+from runwire_engine.errors import CommitUnknownError, DatabaseUnavailableError, EngineError
+from runwire_engine.statements import by_position
+
+_PREPARED = b"call"
+_WELL = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK})
+
+
+class DirectCall:
+    """Calls one named statement in autocommit. It belongs to the loop that first calls it."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name = name
+        text, self._words = by_position(name)
+        self._text = text.encode()
+        self._connection: AsyncConnection[Row] | None = None
+        # Its number, which a broken connection does not know any more.
+        self._socket = -1
+        # Of the call that is under way: the promise of its answer, and what came of it so far.
+        self._answer: asyncio.Future[PGresult] | None = None
+        self._result: PGresult | None = None
+        self._is_writing = False
+
+    async def one(self, parameters: Mapping[str, str | int | None]) -> list[str | None]:
+        """Call it and return the first row, as texts.
+
+        Raises CommitUnknownError when the connection broke meanwhile: it may have happened.
+        """
+        try:
+            values = [_dumped(parameters[word]) for word in self._words]
+            if self._connection is None:
+                await self._connect()
+            result = await self._ask(partial(self._send, values))
+        except (psycopg.Error, UnicodeError) as error:
+            translated = translate(error, self._name)
+            self._database.note(translated)
+            raise translated from None
+        return [_loaded(result.get_value(0, column)) for column in range(result.nfields)]
+
+    def close(self) -> None:
+        """Close the connection; a call under way is given up, and may have happened."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        loop.remove_writer(self._socket)
+        self._is_writing = False
+        connection.pgconn.finish()
+        self._settle(self._unknown())
+
+    async def _connect(self) -> None:
+        self._connection = connection = await self._database.connect()
+        self._socket = connection.pgconn.socket
+        asyncio.get_running_loop().add_reader(self._socket, self._readable)
+        if self._database.is_pooled:
+            return
+        try:
+            await self._ask(lambda pgconn: pgconn.send_prepare(_PREPARED, self._text))
+        except CommitUnknownError as error:
+            raise DatabaseUnavailableError(str(error)) from None
+
+    def _send(self, values: Sequence[bytes | None], pgconn: PGconn) -> None:
+        if self._database.is_pooled:
+            pgconn.send_query_params(self._text, values)
+        else:
+            pgconn.send_query_prepared(_PREPARED, values)
+
+    async def _ask(self, send: Callable[[PGconn], None]) -> PGresult:
+        connection = self._connection
+        assert connection is not None and self._answer is None, "one call at a time"
+        pgconn = connection.pgconn
+        answer = self._answer = asyncio.get_running_loop().create_future()
+        try:
+            send(pgconn)
+            self._flush()
+            result = await answer
+        except BaseException as error:
+            # Nobody waits any more for what is under way there.
+            answer.cancel()
+            self.close()
+            if isinstance(error, psycopg.OperationalError):
+                raise self._unknown() from None
+            raise
+        if result.status in _WELL:
+            return result
+        if pgconn.status != ConnStatus.OK:
+            self.close()
+            raise self._unknown()
+        raise error_from_result(result)
+
+    def _unknown(self) -> CommitUnknownError:
+        return CommitUnknownError(f"{self._name}: the connection broke; it may have happened")
+
+    def _flush(self) -> None:
+        """Send what the socket takes, and the rest when it takes more."""
+        connection = self._connection
+        if connection is None:
+            return
+        is_left = bool(connection.pgconn.flush())
+        if is_left and not self._is_writing:
+            asyncio.get_running_loop().add_writer(self._socket, self._writable)
+        elif self._is_writing and not is_left:
+            asyncio.get_running_loop().remove_writer(self._socket)
+        self._is_writing = is_left
+
+    def _writable(self) -> None:
+        try:
+            self._flush()
+        except psycopg.Error:
+            self.close()
+
+    def _readable(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            self._read(connection)
+        except psycopg.Error:
+            self.close()
+
+    def _read(self, connection: AsyncConnection[Row]) -> None:
+        pgconn = connection.pgconn
+        pgconn.consume_input()
+        if self._is_writing:
+            self._flush()
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is not None:
+                self._result = result
+                continue
+            if self._result is not None:
+                self._settle(self._result)
+            return
+
+    def _settle(self, outcome: PGresult | EngineError) -> None:
+        answer, self._answer, self._result = self._answer, None, None
+        if answer is None or answer.done():
+            return
+        if isinstance(outcome, EngineError):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+
+def _dumped(value: str | int | None) -> bytes | None:
+    if value is None:
+        return None
+    dumped = str(value).encode()
+    if b"\0" in dumped:
+        raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+    return dumped
+
+
+def _loaded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
