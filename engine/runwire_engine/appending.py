@@ -114,12 +114,15 @@ class Appending:
             "stream_ids": _array(stream.id for stream in before),
             "stream_seqs": _array(stream.next_seq for stream in before),
             "stream_executions": _array(stream.execution for stream in before),
-            "stream_counts": _array(len(stream.written) for stream in after),
+            "stream_counts": _array(
+                b.next_seq - a.next_seq for a, b in zip(before, after, strict=True)
+            ),
             "stream_bytes": _array(b.bytes - a.bytes for a, b in zip(before, after, strict=True)),
             "stream_ends": _array(stream.ended_execution for stream in after),
             "piece_streams": _array(piece.stream_id for piece in pieces),
             "piece_buckets": _array(piece.bucket for piece in pieces),
             "piece_seqs": _array(piece.seq for piece in pieces),
+            "piece_counts": _array(piece.count for piece in pieces),
             "piece_executions": _array(piece.execution for piece in pieces),
             "piece_attempts": _array(piece.attempt for piece in pieces),
             "piece_writers": PIECE_END.join([piece.writer or "" for piece in pieces]),
@@ -243,7 +246,12 @@ class Appending:
 
     async def _write(self, tx: Transaction, outcomes: Sequence[Outcome]) -> None:
         changed = [stream for stream in self.touched if stream.changed]
-        chunks = [(stream, chunk) for stream in changed for chunk in stream.written]
+        chunks = [
+            (stream, chunk)
+            for stream in changed
+            for stretch in stream.written
+            for chunk in stretch.rows()
+        ]
         # COMMIT travels along, except where a number that is there already must not commit.
         write = tx.all if self._repeated else tx.last
         stored = await write(

@@ -57,6 +57,11 @@ class DirectCall:
             raise translated from None
         return [_loaded(result.get_value(0, column)) for column in range(result.nfields)]
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether its connection stands, as far as is known."""
+        return self._connection is not None
+
     def close(self) -> None:
         """Close the connection; a call under way is given up, and may have happened."""
         connection, self._connection = self._connection, None
@@ -90,7 +95,8 @@ class DirectCall:
         connection = self._connection
         assert connection is not None and self._answer is None, "one call at a time"
         pgconn = connection.pgconn
-        answer = self._answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[PGresult] = asyncio.get_running_loop().create_future()
+        self._answer = answer
         try:
             send(pgconn)
             self._flush()

@@ -7,13 +7,12 @@ by what is remembered: the locked rows decide that.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 from typing import Final
 
 from runwire._stream_keys import INPUT_PREFIX
-from runwire_engine.bells import ChunkRow
 from runwire_engine.placement import (
     Append,
     AppendAnswer,
@@ -38,6 +37,7 @@ class Piece:
     stream_id: int
     bucket: date
     seq: int
+    count: int
     execution: int | None
     attempt: int | None
     writer: str | None
@@ -124,25 +124,34 @@ def _is_plain(append: Append) -> bool:
         and not append.key.startswith(INPUT_PREFIX)
         and PIECE_END not in (append.writer or "")
         and append.writer != ""
-        and all(map(_is_separable, append.bodies))
+        and _are_separable(append.bodies)
     )
 
 
-def _is_separable(body: str) -> bool:
-    return body != "" and CHUNK_END not in body and PIECE_END not in body
+def _are_separable(bodies: Sequence[str]) -> bool:
+    joined = CHUNK_END.join(bodies)
+    separators = max(0, len(bodies) - 1)
+    return "" not in bodies and PIECE_END not in joined and joined.count(CHUNK_END) == separators
 
 
 def _pieces(stream: StreamState) -> Iterator[Piece]:
-    for writer, group in groupby(stream.written, _writer_of):
-        chunks = list(group)
-        bodies = CHUNK_END.join([chunk.body for chunk in chunks])
-        yield Piece(stream.id, stream.bucket, chunks[0].seq, *writer, bodies)
-
-
-def _writer_of(chunk: ChunkRow) -> tuple[int | None, int | None, str | None]:
-    return chunk.execution, chunk.attempt, chunk.writer
+    for (execution, attempt, writer), group in groupby(stream.written, lambda each: each.by):
+        stretches = list(group)
+        bodies = [body for stretch in stretches for body in stretch.bodies]
+        seq, joined = stretches[0].seq, CHUNK_END.join(bodies)
+        yield Piece(stream.id, stream.bucket, seq, len(bodies), execution, attempt, writer, joined)
 
 
 def _still(stream: StreamState) -> StreamState:
     """Return a stream as it stands, without what a flush did to it."""
-    return replace(stream, changed=False, ended_now=False, written=[])
+    return StreamState(
+        stream.id,
+        stream.run_id,
+        stream.key,
+        stream.bucket,
+        stream.next_seq,
+        stream.bytes,
+        stream.execution,
+        stream.attempts,
+        stream.ended_execution,
+    )

@@ -4,7 +4,7 @@
 what to write. Whether an append is allowed is decided here, and only here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Final, TypeAlias
@@ -79,6 +79,26 @@ class AttemptMark:
     from_seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Chunks that one append brings, from `seq` on."""
+
+    seq: int
+    execution: int | None
+    attempt: int | None
+    writer: str | None
+    bodies: tuple[str, ...]
+
+    @property
+    def by(self) -> tuple[int | None, int | None, str | None]:
+        return self.execution, self.attempt, self.writer
+
+    def rows(self) -> Iterator[ChunkRow]:
+        """Yield them one by one."""
+        for seq, body in enumerate(self.bodies, self.seq):
+            yield ChunkRow(seq, self.execution, self.attempt, self.writer, body)
+
+
 @dataclass(slots=True)
 class StreamState:
     """A stream's row under its lock, and what the flush makes of it."""
@@ -94,7 +114,7 @@ class StreamState:
     ended_execution: int | None
     changed: bool = False
     ended_now: bool = False
-    written: list[ChunkRow] = field(default_factory=list[ChunkRow])
+    written: list[Stretch] = field(default_factory=list[Stretch])
 
 
 Outcome: TypeAlias = AppendAnswer | Exception
@@ -133,7 +153,8 @@ class Placement:
         return outcome
 
     def _write(self, stream: StreamState, append: Append) -> Outcome:
-        refusal = self._refuse(stream, append)
+        size = _bytes_of("".join(append.bodies))
+        refusal = self._refuse(stream, append, size)
         if refusal is not None:
             return refusal
         own = append.writer is None and append.execution is not None
@@ -142,21 +163,20 @@ class Placement:
             # Whoever writes on after its end takes the end back: a second pipe into the same key.
             stream.ended_execution = None
         first = stream.next_seq
-        for body in append.bodies:
-            stream.written.append(_chunk(stream.next_seq, append, body))
-            stream.next_seq += 1
-            stream.bytes += _bytes_of(body)
+        if append.bodies:
+            stream.written.append(_stretch(first, append))
+            stream.next_seq += len(append.bodies)
+            stream.bytes += size
         if own and append.end:
             stream.ended_execution = _lineage(append)
             stream.ended_now = True
         stream.changed = True
         return AppendAnswer(first, stream.next_seq)
 
-    def _refuse(self, stream: StreamState, append: Append) -> Exception | None:
+    def _refuse(self, stream: StreamState, append: Append, size: int) -> Exception | None:
         own = append.writer is None
         if own and append.execution is not None and _lineage(append) < stream.execution:
             return _fenced(append.run_id)
-        size = sum(map(_bytes_of, append.bodies))
         if stream.bytes + size > self._limit:
             return StreamFullError(append.run_id, append.key, self._limit)
         return None
@@ -167,7 +187,7 @@ def check(append: Append) -> Exception | None:
     refusal = refusal_of(append.key, reserved=append.reserved)
     if refusal is not None:
         return refusal
-    if any(map(_is_too_large, append.bodies)):
+    if _are_large(append.bodies) and any(map(_is_too_large, append.bodies)):
         return InvalidValueError(
             f"a chunk is at most {MAX_CHUNK_BYTES} bytes of JSON", code="too_large"
         )
@@ -197,9 +217,13 @@ def fencing(appends: Sequence[Append]) -> list[str]:
     return sorted(ids)
 
 
-def _is_too_large(body: str) -> bool:
+def _are_large(bodies: Sequence[str]) -> bool:
     # A character is at most four bytes: few bodies are worth encoding.
-    return len(body) * 4 > MAX_CHUNK_BYTES and _bytes_of(body) > MAX_CHUNK_BYTES
+    return max(map(len, bodies), default=0) * 4 > MAX_CHUNK_BYTES
+
+
+def _is_too_large(body: str) -> bool:
+    return _bytes_of(body) > MAX_CHUNK_BYTES
 
 
 def _bytes_of(body: str) -> int:
@@ -226,7 +250,7 @@ def _begin(stream: StreamState, execution: int, attempt: int) -> None:
     stream.attempts += (AttemptMark(attempt, execution, stream.next_seq),)
 
 
-def _chunk(seq: int, append: Append, body: str) -> ChunkRow:
+def _stretch(seq: int, append: Append) -> Stretch:
     if append.writer is None and append.execution is not None:
-        return ChunkRow(seq, _lineage(append), append.attempt or 0, None, body)
-    return ChunkRow(seq, None, None, append.writer or "api", body)
+        return Stretch(seq, _lineage(append), append.attempt or 0, None, append.bodies)
+    return Stretch(seq, None, None, append.writer or "api", append.bodies)

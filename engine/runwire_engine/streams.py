@@ -352,7 +352,8 @@ def _settle(items: Sequence[_Item], outcomes: Sequence[Outcome]) -> None:
 
 def _weight(item: _Item) -> int:
     # A chunk costs its bytes and about a hundred for its row.
-    return sum(len(body) + 100 for body in item.append.bodies)
+    bodies = item.append.bodies
+    return sum(map(len, bodies)) + 100 * len(bodies)
 
 
 async def _outcome(promise: "asyncio.Future[_Promised]") -> Outcome:
@@ -363,8 +364,9 @@ async def _outcome(promise: "asyncio.Future[_Promised]") -> Outcome:
 
 
 def _moved(stream: StreamState) -> StreamMoved:
-    small = sum(len(chunk.body) for chunk in stream.written) <= HINT_BYTES
-    chunks = tuple(stream.written) if small else ()
+    chunks: tuple[ChunkRow, ...] = ()
+    if sum(sum(map(len, stretch.bodies)) for stretch in stream.written) <= HINT_BYTES:
+        chunks = tuple(chunk for stretch in stream.written for chunk in stretch.rows())
     return StreamMoved(stream.run_id, stream.key, stream.next_seq, chunks, stream.ended_now)
 
 

@@ -145,13 +145,13 @@ returning w.last_no;
 -- append_known --
 -- Stores a flush that was placed by what its writer remembers, commits it and rings for it; answers
 -- whether everything was as remembered: else nothing was written.
-call runwire.append_known_v1(
+call runwire.append_known_v2(
     %(environment_id)s,
     %(run_ids)s::text[], %(run_statuses)s::text[], %(run_executions)s::integer[],
     %(stream_ids)s::bigint[], %(stream_seqs)s::bigint[], %(stream_executions)s::integer[],
     %(stream_counts)s::integer[], %(stream_bytes)s::bigint[], %(stream_ends)s::integer[],
     %(piece_streams)s::bigint[], %(piece_buckets)s::date[], %(piece_seqs)s::bigint[],
-    %(piece_executions)s::integer[], %(piece_attempts)s::integer[],
+    %(piece_counts)s::integer[], %(piece_executions)s::integer[], %(piece_attempts)s::integer[],
     string_to_array(%(piece_writers)s::text, e'\x1d', ''), %(bodies)s::text,
     %(writer_id)s::text, %(number)s::bigint, %(result)s::text, %(bell)s::text, null);
 

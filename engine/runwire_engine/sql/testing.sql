@@ -56,3 +56,8 @@ select id from runwire.runs
 select id from runwire.runs
  where environment_id = %(environment_id)s and task = %(task)s and finished_at is not null
  order by created_at, id;
+
+-- echo --
+-- Says what it is given, after a while.
+select %(text)s::text as text, length(%(text)s::text) as length, 1 / %(divisor)s::integer as share
+  from pg_sleep(%(seconds)s::integer);

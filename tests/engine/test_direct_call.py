@@ -1,0 +1,114 @@
+"""A statement on a connection of its own: what comes back, and what is left when it breaks."""
+
+from collections.abc import AsyncGenerator
+
+import anyio
+import pytest
+
+from runwire_engine.database import Database
+from runwire_engine.direct_call import DirectCall
+from runwire_engine.errors import (
+    CommitUnknownError,
+    DatabaseUnavailableError,
+    DataRefusedError,
+)
+from runwire_engine.statements import by_position
+from tests.support.faultproxy import FaultProxy, fault_proxy
+from tests.support.processes import until_async
+
+pytestmark = pytest.mark.anyio
+
+_WAITING = "select from pg_stat_activity where wait_event = 'PgSleep' and datname = %s"
+
+
+@pytest.fixture
+async def call(database: Database) -> AsyncGenerator[DirectCall]:
+    made = DirectCall(database, "testing.echo")
+    yield made
+    made.close()
+
+
+async def echoed(call: DirectCall, text: str | None, *, seconds: int = 0) -> list[str | None]:
+    return await call.one({"text": text, "divisor": 1, "seconds": seconds})
+
+
+async def is_asleep(database: Database) -> bool:
+    async with database.transaction() as tx:
+        name = tx.connection.info.dbname
+        cursor = await tx.connection.execute(_WAITING, (name,))
+        return bool(await cursor.fetchall())
+
+
+def test_a_parameter_has_one_place_however_often_it_is_named() -> None:
+    text, words = by_position("testing.echo")
+    assert words == ("text", "divisor", "seconds")
+    assert text.count("$1") == 2
+    assert "%" not in text
+
+
+@pytest.mark.parametrize("text", ["", "a", "ä\n'\"\\{}", None, "x" * 20_000_000])
+async def test_it_returns_what_it_was_given(call: DirectCall, text: str | None) -> None:
+    for _ in range(2):
+        assert await echoed(call, text) == [text, None if text is None else str(len(text)), "1"]
+
+
+async def test_a_value_that_postgres_cannot_hold_is_refused_and_leaves_it_sound(
+    call: DirectCall,
+) -> None:
+    for text in ("a\0b", "\ud800"):
+        with pytest.raises(DataRefusedError):
+            await echoed(call, text)
+    assert (await echoed(call, "a"))[0] == "a"
+
+
+async def test_a_statement_that_fails_says_why_and_leaves_the_connection(call: DirectCall) -> None:
+    assert (await echoed(call, "a"))[0] == "a"
+    with pytest.raises(DataRefusedError, match="22012"):
+        await call.one({"text": "a", "divisor": 0, "seconds": 0})
+    assert (await echoed(call, "b"))[0] == "b"
+
+
+async def test_a_connection_that_breaks_meanwhile_leaves_it_open_whether_it_happened(
+    database_url: str, database: Database
+) -> None:
+    async with fault_proxy(database_url) as proxy:
+        behind = Database(proxy.dsn(database_url), statement_timeout="60s")
+        call = DirectCall(behind, "testing.echo")
+        # Nothing is under way while it connects, nor while it is idle.
+        await echoed(call, "a")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cut_when_asleep, database, proxy)
+            with pytest.raises(CommitUnknownError):
+                await echoed(call, "b", seconds=30)
+        assert (await echoed(call, "c"))[0] == "c"
+        # One that breaks while nothing is under way is replaced, and no call hears of it.
+        proxy.cut()
+        await until_async(lambda: _is_closed(call))
+        assert (await echoed(call, "d"))[0] == "d"
+    await until_async(lambda: _is_closed(call))
+    with pytest.raises(DatabaseUnavailableError) as refused:
+        await echoed(call, "e")
+    assert not isinstance(refused.value, CommitUnknownError)
+
+
+async def test_a_call_that_is_given_up_is_in_nobodys_way(
+    database: Database, call: DirectCall
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(echoed, call, "a")
+        await until_async(lambda: _is_open(call))
+        tasks.cancel_scope.cancel()
+    assert (await echoed(call, "b"))[0] == "b"
+
+
+async def _cut_when_asleep(database: Database, proxy: FaultProxy) -> None:
+    await until_async(lambda: is_asleep(database))
+    proxy.cut()
+
+
+async def _is_closed(call: DirectCall) -> bool:
+    return not call.is_connected
+
+
+async def _is_open(call: DirectCall) -> bool:
+    return call.is_connected
