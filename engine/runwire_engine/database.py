@@ -20,7 +20,7 @@ import anyio
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.pq import TransactionStatus
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -90,6 +90,15 @@ class Transaction:
         """Run a statement and return its rows."""
         await self._execute(name, parameters)
         return await self._cursor.fetchall() if self._cursor.description else []
+
+    async def tuples(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows as tuples; in autocommit only."""
+        try:
+            cursor = self.connection.cursor(row_factory=tuple_row)
+            await cursor.execute(statement(name), parameters)
+            return await cursor.fetchall()
+        except (psycopg.Error, UnicodeError) as error:
+            raise self._translate(error, name) from None
 
     async def one(self, name: str, parameters: Parameters | None = None) -> Row | None:
         """Run a statement and return its first row, if any."""
@@ -305,6 +314,15 @@ class Database:
         async def work() -> list[Row]:
             async with self.session() as session:
                 return await session.all(name, parameters)
+
+        return await _repeated(work)
+
+    async def tuples(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
+        """Run one statement as `all`; its rows come as tuples, for many small ones."""
+
+        async def work() -> list[tuple[Any, ...]]:
+            async with self.session() as session:
+                return await session.tuples(name, parameters)
 
         return await _repeated(work)
 

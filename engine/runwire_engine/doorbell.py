@@ -15,7 +15,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -163,7 +163,8 @@ class Listener:
     """Yields bells, the first and every first after a reconnect with `scan`.
 
     `async with Listener(dsn) as bells: async for bell in bells: ...`; what rings while the reader
-    is busy is joined into its next bell.
+    is busy is joined into its next bell. With `rung` bells are not yielded but told of at once,
+    without waiting for a task's turn.
     """
 
     def __init__(
@@ -173,8 +174,10 @@ class Listener:
         environment_id: int | None = None,
         ping_every: float = PING_EVERY,
         ping_within: float = PING_WITHIN,
+        rung: Callable[[Bell], None] | None = None,
     ) -> None:
         """Listen to all environments, or to one."""
+        self._rung = rung
         # Whether bells arrive: not while disconnected.
         self.listening = False
         # Whether LISTEN is of no use here, as behind a transaction pooler.
@@ -260,7 +263,7 @@ class Listener:
             self.listening = self._has_heard = True
             # From here on nothing is missed; what came before has to be read.
             self._ringing.scan = True
-            self._rang.set()
+            self._tell()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._drain, connection)
                 tasks.start_soon(self._ping, pinger)
@@ -280,13 +283,45 @@ class Listener:
         raise _DeafError("the first ping did not come back")
 
     async def _drain(self, connection: Connection) -> None:
-        async for notification in connection.notifies():
-            if notification.channel == self._own:
-                self._ponged.set()
-                continue
-            decode(notification.channel, notification.payload, self._ringing, only=self._only)
-            if self._ringing:
-                self._rang.set()
+        """Hear until the connection is lost."""
+        # Those that came with the answers to LISTEN.
+        async for notification in connection.notifies(timeout=0):
+            self._hear(notification.channel, notification.payload)
+        self._tell()
+        pgconn, loop = connection.pgconn, asyncio.get_running_loop()
+        number, lost = pgconn.socket, loop.create_future()
+
+        def hear() -> None:
+            try:
+                pgconn.consume_input()
+                while (notification := pgconn.notifies()) is not None:
+                    self._hear(notification.relname.decode(), notification.extra.decode())
+                self._tell()
+            except Exception as error:
+                loop.remove_reader(number)
+                if not lost.done():
+                    lost.set_exception(error)
+
+        # For as long as it lives: the driver's own waiter joins the loop anew for each bell.
+        loop.add_reader(number, hear)
+        try:
+            await lost
+        finally:
+            loop.remove_reader(number)
+
+    def _hear(self, channel: str, payload: str) -> None:
+        if channel == self._own:
+            self._ponged.set()
+        else:
+            decode(channel, payload, self._ringing, only=self._only)
+
+    def _tell(self) -> None:
+        if not self._ringing:
+            return
+        if self._rung is None:
+            self._rang.set()
+        else:
+            self._rung(self.take())
 
     async def _ping(self, pinger: Connection) -> None:
         while True:

@@ -3,9 +3,9 @@
 Reads only, each one statement; what changed as it changes is `changes`' affair.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from operator import attrgetter
 from typing import Final
 
 import orjson
@@ -206,7 +206,7 @@ class Following:
         self, wanted: Sequence[tuple[int, date, int]], limit_bytes: int, limit_chunks: int
     ) -> dict[int, list[ChunkRow]]:
         """Return a page of each stream (id, bucket, first seq), by stream id."""
-        rows = await self._database.all(
+        rows = await self._database.tuples(
             "following.chunks",
             {
                 "stream_ids": [id for id, _, _ in wanted],
@@ -216,16 +216,12 @@ class Following:
                 "limit_chunks": limit_chunks,
             },
         )
-        pages: dict[int, list[ChunkRow]] = {}
-        for row in rows:
-            bodies: list[str] = row["bodies"]
-            seqs: Sequence[int] = row["seqs"] or range(row["seq"], row["seq"] + len(bodies))
-            writer = row["execution"], row["attempt"], row["writer"]
-            page = pages.setdefault(row["stream_id"], [])
-            is_first = not page
-            page += [ChunkRow(seq, *writer, body) for seq, body in zip(seqs, bodies, strict=True)]
-            if not is_first:
-                page.sort(key=attrgetter("seq"))
+        pages: dict[int, list[ChunkRow]] = defaultdict(list)
+        for stream_id, *chunk in rows:
+            pages[stream_id].append(ChunkRow._make(chunk))
+        for page in pages.values():
+            # They come in order as it is; nothing but the plan says so.
+            page.sort()
         return pages
 
     async def text(

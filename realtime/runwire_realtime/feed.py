@@ -55,7 +55,7 @@ class Feed:
         self._reads = reads
         self._database = database
         self._listen_dsn = listen_dsn or database.dsn
-        self._bells = Listener(self._listen_dsn)
+        self._bells = Listener(self._listen_dsn, rung=self._rang)
         self._following = Following(database)
         self._tail = Tail(database)
         self._tail_wanted = anyio.Event()
@@ -97,14 +97,12 @@ class Feed:
 
     async def run(self) -> None:
         """Feed the hub until cancelled."""
-        self._bells = Listener(self._listen_dsn)
-        async with self._bells as bells, anyio.create_task_group() as tasks:
+        self._bells = Listener(self._listen_dsn, rung=self._rang)
+        async with self._bells, anyio.create_task_group() as tasks:
             tasks.start_soon(self._follow_tail)
             tasks.start_soon(self._poll)
             tasks.start_soon(self._watch)
             tasks.start_soon(self._come_back)
-            async for bell in bells:
-                self._rang(bell)
 
     @property
     def notifications(self) -> Notifications:

@@ -161,13 +161,13 @@ class HandListener(Listener):
         for channel, payload in payloads:
             assert channel in CHANNELS
             decode(channel, payload, self._ringing)
-        self._rang.set()
+        self._tell()
 
     def reconnected(self) -> None:
         """Look everywhere, as after each reconnect."""
         self.listening = True
         self._ringing.scan = True
-        self._rang.set()
+        self._tell()
 
 
 class GatedFollowing(Following):

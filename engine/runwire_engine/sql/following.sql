@@ -214,28 +214,23 @@ select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.attempts, s.ended_executio
    and s.run_id = any(%(run_ids)s::text[]);
 
 -- chunks --
--- A page of each stream from a position: at least one chunk, then as many as fit; a row for each
--- writer in it. The bucket prunes to one partition. `seqs` is null where they are without a hole.
-select wanted.stream_id, page.seq, page.seqs, page.execution, page.attempt, page.writer, page.bodies
+-- A page of each stream from a position: at least one chunk, then as many as fit. The bucket prunes
+-- to one partition. A row for each: to gather them here costs Postgres twice as much.
+select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer, page.body
   from unnest(%(stream_ids)s::bigint[], %(buckets)s::date[], %(from_seqs)s::bigint[])
        as wanted (stream_id, bucket, from_seq)
  cross join lateral (
-      select min(seq) as seq, execution, attempt, writer, array_agg(body order by seq) as bodies,
-             case when max(seq) - min(seq) + 1 > count(*) then array_agg(seq order by seq) end
-             as seqs
-        from (select first.*, sum(octet_length(body)) over (order by seq) - octet_length(body)
-                     as before
-                from (select c.seq, c.execution, c.attempt, c.writer, c.body
-                        from runwire.stream_chunks c
-                       where c.bucket = wanted.bucket and c.stream_id = wanted.stream_id
-                         and c.seq >= wanted.from_seq
-                         -- Dense: no plan reads more than the page, however long the stream is.
-                         and c.seq < wanted.from_seq + %(limit_chunks)s::bigint
-                       order by c.seq
-                       limit %(limit_chunks)s) as first) as measured
-       where before < %(limit_bytes)s
-       group by execution, attempt, writer) as page
- order by wanted.stream_id, page.seq;
+      select first.*, sum(octet_length(body)) over so_far - octet_length(body) as before
+        from (select c.seq, c.execution, c.attempt, c.writer, c.body
+                from runwire.stream_chunks c
+               where c.bucket = wanted.bucket and c.stream_id = wanted.stream_id
+                 and c.seq >= wanted.from_seq
+                 -- Dense: no plan reads more than the page, however long the stream is.
+                 and c.seq < wanted.from_seq + %(limit_chunks)s::bigint
+               order by c.seq
+               limit %(limit_chunks)s) as first
+      window so_far as (order by seq rows unbounded preceding)) as page
+ where page.before < %(limit_bytes)s;
 
 -- text --
 -- A stretch of a stream as one piece of JSON text, without quotes: from a position on, as far as
