@@ -52,6 +52,14 @@ async def test_it_returns_what_it_was_given(call: DirectCall, text: str | None) 
         assert await echoed(call, text) == [text, None if text is None else str(len(text)), "1"]
 
 
+async def test_behind_a_pooler_nothing_is_prepared(
+    call: DirectCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Database, "is_pooled", True)
+    for text in ("a", "b"):
+        assert (await echoed(call, text))[0] == text
+
+
 async def test_a_value_that_postgres_cannot_hold_is_refused_and_leaves_it_sound(
     call: DirectCall,
 ) -> None:
