@@ -230,6 +230,8 @@ class Database:
         self._options = (
             f"-c statement_timeout={statement_timeout} -c lock_timeout={lock_timeout}"
             " -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+            # What is asked here is little: starting helpers would take longer than the answer.
+            " -c max_parallel_workers_per_gather=0"
         )
         self._transaction_timeout = transaction_timeout
         self._server_version = 0

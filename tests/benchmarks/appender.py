@@ -19,32 +19,21 @@ from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.settings import EngineSettings
 from runwire_engine.streams import Append
+from tests.benchmarks.fed import as_json, events, stream_of
 
-READ = 1 << 16
 # Appends under way: more than a flush takes, so that the writer is never what waits.
 WINDOW = 1024
-# Where the stream stands in an event, from its end.
-STREAM = slice(-35, -31)
 
 
 async def main(run_id: str) -> None:
     async with open_engine(EngineSettings(), sweeping=False) as engine:
         environment_id = await Environments(engine.database).ensure("dev")
-        reader = asyncio.StreamReader(limit=READ)
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-        )
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
         slots = asyncio.Semaphore(WINDOW)
-        rest = ""
         async with asyncio.TaskGroup() as group:
-            while data := await reader.read(READ):
-                *lines, rest = (rest + data.decode()).split("\n")
+            async for arrived in events():
                 bodies: dict[str, list[str]] = defaultdict(list)
-                for line in lines:
-                    # Events are letters, digits and marks: nothing that JSON would escape.
-                    bodies[line[STREAM]].append(f'"{line}"')
+                for event in arrived:
+                    bodies[stream_of(event)].append(as_json(event))
                 for key, together in bodies.items():
                     await slots.acquire()
                     append = Append(

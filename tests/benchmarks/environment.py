@@ -15,6 +15,8 @@ from tests.support.processes import CHECKOUT, free_port
 
 PEERS = CHECKOUT / "tests" / "benchmarks" / "peers"
 _BIN = CHECKOUT / ".runwire" / "peers" / "bin"
+# Where what is measured keeps its data.
+DISK = CHECKOUT / ".runwire" / "benchmarks"
 
 
 class UnavailableError(Exception):
@@ -39,7 +41,7 @@ def node(script: str, *arguments: str) -> list[str]:
 
 def python(script: str, *arguments: str) -> list[str]:
     """Return the command of a peer in Python. Raises UnavailableError."""
-    return [_installed("python"), str(PEERS / script), *arguments]
+    return [_installed("python"), "-m", f"tests.benchmarks.peers.{script}", *arguments]
 
 
 def _installed(name: str) -> str:
@@ -72,14 +74,22 @@ def nats_server() -> Generator[NatsServer]:
 
 
 @contextlib.contextmanager
-def redis_server(wanted: set[int]) -> Generator[int]:
-    """Run Redis on these cores and yield its port. Nothing is written to disk: its fastest way."""
+def redis_server(wanted: set[int], *, is_durable: bool = False) -> Generator[int]:
+    """Run Redis on these cores and yield its port.
+
+    Nothing is written to disk, its fastest way, unless it is to be as durable as Postgres is.
+    """
     port = free_port()
-    command = [redis_command(), "--port", str(port), "--bind", "127.0.0.1"]
-    quiet = ["--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning"]
-    with program([*command, *quiet], {}, wanted):
-        _await_port(port)
-        yield port
+    command = [redis_command(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    quiet = ["--daemonize", "no", "--loglevel", "warning"]
+    kept = ["--appendonly", "yes", "--appendfsync", "always"]
+    # On the disk that Postgres has.
+    DISK.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=DISK) as folder:
+        log = kept if is_durable else ["--appendonly", "no"]
+        with program([*command, *quiet, *log, "--dir", folder], {}, wanted):
+            _await_port(port)
+            yield port
 
 
 def _await_port(port: int) -> None:

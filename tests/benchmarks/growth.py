@@ -36,6 +36,7 @@ _COMMAND = "python -m tests.benchmarks growth"
 # What an operation on a large installation may cost, as a multiple of a small one.
 _MOST = 1.5
 _TIMES = 200
+_AT_ONCE = 1_000
 
 
 def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
@@ -78,13 +79,14 @@ async def _runs(stand: Stand, sizes: Sequence[int]) -> Comparison:
 
 
 def _fill(stand: Stand, first: int, last: int) -> None:
-    values = {"first": first, "last": last, "environment": stand.environment_id}
-    text = _FILL.read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"%({name})s", str(value))
+    text = _FILL.read_text(encoding="utf-8").replace("%(environment)s", str(stand.environment_id))
     with psycopg.connect(stand.dsn, autocommit=True) as connection:
-        for each in text.strip().split(";\n"):
-            connection.execute(each.encode())
+        connection.execute("set synchronous_commit = off")
+        # Transactions of some length each, since the log is read by transaction.
+        for start in range(first, last + 1, _AT_ONCE):
+            end = min(last, start + _AT_ONCE - 1)
+            part = text.replace("%(first)s", str(start)).replace("%(last)s", str(end))
+            connection.execute(part.encode())
     _analyze(stand)
 
 
@@ -212,16 +214,18 @@ def _readers(few: int, many: int, rounds: int) -> Comparison:
 
 def _beside(count: int) -> Figures:
     """Follow so many tags and runs to which nothing happens, and one run that changes."""
-    world = World(HubLimits(subscriptions=1_000))
-    for start in range(0, count, 500):
-        client = world.connect()
-        for number in range(start, min(count, start + 500)):
-            if number % 2:
-                client.subscribe(f"s{number}", {"tags": [f"user:{number}"]})
-            else:
-                world.create(f"run_{number:024}")
-                client.subscribe(f"s{number}", {"run": f"run_{number:024}"})
+    world = World(HubLimits(subscriptions=1_000, inbound_burst=1_000))
+    clients = [world.connect() for _ in range(0, count, 500)]
+    # Tags before there are runs: the world, which is no database, looks for theirs among all.
+    for number in range(1, count, 2):
+        clients[number // 500].subscribe(f"s{number}", {"tags": [f"user:{number}"]})
     world.settle()
+    for number in range(0, count, 2):
+        world.create(f"run_{number:024}")
+        clients[number // 500].subscribe(f"s{number}", {"run": f"run_{number:024}"})
+    world.settle()
+    followed = [held for client in clients for held in client.subscriptions.values()]
+    assert len(followed) == count and all(held.is_live for held in followed)
     world.create("run_watched00000000")
     watcher = world.connect()
     watcher.subscribe("watched", {"run": "run_watched00000000"})

@@ -15,7 +15,8 @@ from tests.benchmarks.sources import Opened
 from tests.benchmarks.stand import Stand
 
 LISTEN = "node ws on LISTEN"
-REDIS = "redis streams, node ws"
+REDIS = "redis streams, pipelined"
+REDIS_DURABLE = "redis streams, pipelined, fsync"
 DBOS = "dbos stream reader"
 
 
@@ -32,6 +33,7 @@ def alternatives(stand: Stand, streams: int) -> dict[str, Opened]:
         OURS: lambda: sources.served(stand, streams),
         LISTEN: lambda: sources.node_listen(stand, streams),
         REDIS: lambda: sources.redis_streams(streams),
+        REDIS_DURABLE: lambda: sources.redis_streams(streams, is_durable=True),
     }
 
 

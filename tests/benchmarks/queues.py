@@ -4,6 +4,8 @@ A script makes its own tables, does what it is told and prints one line of JSON:
 
     SCRIPT URL throughput COUNT CONCURRENCY          {"runs": per second}
     SCRIPT URL start PER_SECOND COUNT CONCURRENCY    {"latencies": [milliseconds, …]}
+
+What they count with is `pace.py`.
 """
 
 import contextlib
@@ -23,10 +25,10 @@ PROCRASTINATE = "procrastinate"
 DBOS = "dbos"
 CELERY = "celery on redis"
 SCRIPTS = {
-    PGQUEUER: "pgqueuer_runs.py",
-    PROCRASTINATE: "procrastinate_runs.py",
-    DBOS: "dbos_runs.py",
-    CELERY: "celery_runs.py",
+    PGQUEUER: "pgqueuer_runs",
+    PROCRASTINATE: "procrastinate_runs",
+    DBOS: "dbos_runs",
+    CELERY: "celery_runs",
 }
 
 
@@ -50,7 +52,7 @@ def start(stand: Stand, name: str, per_second: int, count: int, concurrency: int
 def stream(stand: Stand, per_second: int, count: int) -> Figures:
     """Return how long a value takes from DBOS's writer to its reader. Raises UnavailableError."""
     with database(stand, "peer") as url:
-        line = _said("dbos_stream.py", url, "write", per_second, count)
+        line = _said("dbos_stream", url, "write", per_second, count)
     latencies = json.loads(line)["latencies"]
     return {**percentiles(latencies), "max": max(latencies)}
 

@@ -8,7 +8,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import orjson
@@ -16,7 +16,7 @@ import orjson
 from runwire.wire import PROTOCOL, SOCKET_PATH, JsonObject
 from tests.benchmarks import generator
 from tests.benchmarks.cores import REST, SERVER_CORES
-from tests.benchmarks.environment import nats_server, node, redis_server
+from tests.benchmarks.environment import nats_server, node, python, redis_server
 from tests.benchmarks.generator import EVENT_SIZE, Counted, Load
 from tests.benchmarks.program import input_of, next_line, program
 from tests.benchmarks.stand import Stand, serving
@@ -71,15 +71,39 @@ def served(stand: Stand, streams: int = 1, *, is_plain: bool = False) -> Generat
         yield source
 
 
+@contextlib.contextmanager
+def watched(stand: Stand, size: int) -> Generator[Source]:
+    """Append to a run's metadata, a document of so many bytes; all sockets follow the run."""
+    run_id = stand.new_run()
+    command = [sys.executable, "-m", "tests.benchmarks.metadata_writer", run_id, str(size)]
+    with (
+        serving(stand) as server,
+        program(command, stand.environment, REST) as writer,
+    ):
+        if next_line(writer) != "ready":
+            raise RuntimeError("the writer of metadata did not start")
+        pipe = input_of(writer).fileno()
+        load = Load(
+            port=server.port,
+            path=SOCKET_PATH,
+            subprotocol=PROTOCOL,
+            hellos=_hellos(stand, {"to": {"run": run_id}, "fields": ["metadata"]}),
+            ready='"live"',
+            publish=f"fd:{pipe}",
+            suffix="\n",
+            servers=[server.server],
+        )
+        yield Source(load, [pipe], run_id)
+
+
 def hellos(stand: Stand, run_id: str, streams: int, start: int | str = "start") -> list[str]:
     """Return what a socket says that reads these streams of a run, and nothing else of it."""
-    subscribe: JsonObject = {
-        "type": "subscribe",
-        "sub": "1",
-        "to": {"run": run_id},
-        "fields": [],
-        "streams": {f"{stream:04}": {"from": start} for stream in range(streams)},
-    }
+    wanted: JsonObject = {f"{stream:04}": {"from": start} for stream in range(streams)}
+    return _hellos(stand, {"to": {"run": run_id}, "fields": [], "streams": wanted})
+
+
+def _hellos(stand: Stand, subscription: JsonObject) -> list[str]:
+    subscribe: JsonObject = {"type": "subscribe", "sub": "1", **subscription}
     auth: JsonObject = {"type": "auth", "token": stand.key}
     return [orjson.dumps(message).decode() for message in (auth, subscribe)]
 
@@ -133,20 +157,38 @@ def _node_dsn(dsn: str) -> str:
 
 
 @contextlib.contextmanager
-def redis_streams(streams: int) -> Generator[Source]:
-    """Append with XADD, straight from the generator; a Node hub reads and sends."""
-    with redis_server(REST) as port:
+def redis_streams(streams: int, *, is_durable: bool = False) -> Generator[Source]:
+    """Append with XADD, pipelined straight from the generator; a Node hub reads and sends."""
+    with _redis_hub(streams, is_durable=is_durable) as (load, port):
+        yield Source(
+            replace(
+                load,
+                publish=f"tcp:{port}",
+                # XADD e:0007 * d "…", in Redis's protocol.
+                prefix="*5\r\n$4\r\nXADD\r\n$6\r\ne:{s}\r\n$1\r\n*\r\n$1\r\nd\r\n"
+                f'${EVENT_SIZE + 2}\r\n"',
+                suffix='"\r\n',
+            )
+        )
+
+
+@contextlib.contextmanager
+def redis_written(streams: int) -> Generator[Source]:
+    """Do the same from a Python process, in which each stream waits for its last XADD."""
+    with (
+        _redis_hub(streams) as (load, port),
+        program(python("redis_writer", str(port)), {}, REST) as writer,
+    ):
+        if next_line(writer) != "ready":
+            raise RuntimeError("the writer to Redis did not start")
+        pipe = input_of(writer).fileno()
+        yield Source(replace(load, publish=f"fd:{pipe}", suffix="\n"), [pipe])
+
+
+@contextlib.contextmanager
+def _redis_hub(streams: int, *, is_durable: bool = False) -> Generator[tuple[Load, int]]:
+    with redis_server(REST, is_durable=is_durable) as port:
         command = node("redis_streams_hub.mjs", str(port), str(streams))
         with program(command, {}, SERVER_CORES) as hub:
-            yield Source(
-                Load(
-                    port=int(next_line(hub).split()[1]),
-                    publish=f"tcp:{port}",
-                    # XADD e:0007 * d "…", in Redis's protocol.
-                    prefix="*5\r\n$4\r\nXADD\r\n$6\r\ne:{s}\r\n$1\r\n*\r\n$1\r\nd\r\n"
-                    f'${EVENT_SIZE + 2}\r\n"',
-                    suffix='"\r\n',
-                    streams=streams,
-                    servers=[hub.pid],
-                )
-            )
+            listening = int(next_line(hub).split()[1])
+            yield Load(port=listening, streams=streams, servers=[hub.pid]), port

@@ -21,8 +21,9 @@ from runwire_engine.migrations import migrate
 from runwire_engine.settings import EngineSettings
 from runwire_engine.wanted_runs import NewRun
 from tests.benchmarks.cores import REST, SERVER_CORES, cores
+from tests.benchmarks.environment import DISK
 from tests.benchmarks.program import program
-from tests.support.processes import CHECKOUT, free_port
+from tests.support.processes import free_port
 
 # Under which our defaults hold for admission, too.
 AS_IT_COMES = {"RUNWIRE_CONNECT_RATE": "", "RUNWIRE_CONNECT_BURST": ""}
@@ -78,9 +79,8 @@ class Stand:
 @contextlib.contextmanager
 def standing() -> Generator[Stand]:
     """Start Postgres; it is gone afterwards."""
-    folder = CHECKOUT / ".runwire" / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as data, cores(REST):
+    DISK.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=DISK) as data, cores(REST):
         os.chmod(data, 0o755)
         postgres = EmbeddedPostgres(Path(data))
         anyio.run(postgres.start)

@@ -8,8 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 
-import anyio
-
 from runwire import AsyncRunwire
 from runwire_engine.engine import open_engine
 from runwire_engine.settings import EngineSettings
@@ -17,6 +15,7 @@ from runwire_engine.wanted_runs import NewRun
 from tests.benchmarks import queues, worker
 from tests.benchmarks.comparison import OURS, Column, Comparison, Figures, Goal, in_turn
 from tests.benchmarks.cores import REST, SERVER_CORES
+from tests.benchmarks.pace import steadily
 from tests.benchmarks.stand import Stand, serving
 
 PER_SECOND = 100
@@ -73,7 +72,7 @@ async def _by_engine(stand: Stand, count: int) -> None:
             new = NewRun(task="stamp", payload=str(time.monotonic_ns()))
             await engine.runs.trigger(stand.environment_id, new)
 
-        await _steadily(one, count)
+        await steadily(one, PER_SECOND, count)
 
 
 async def _over_http(stand: Stand, count: int) -> None:
@@ -82,13 +81,4 @@ async def _over_http(stand: Stand, count: int) -> None:
         async def one() -> None:
             await runwire.tasks.trigger("stamp", time.monotonic_ns())
 
-        await _steadily(one, count)
-
-
-async def _steadily(one: Callable[[], Coroutine[object, object, None]], count: int) -> None:
-    """Call it PER_SECOND times a second, whether or not the last call has returned."""
-    async with anyio.create_task_group() as group:
-        start = time.monotonic()
-        for number in range(count):
-            await anyio.sleep(max(0.0, start + number / PER_SECOND - time.monotonic()))
-            group.start_soon(one)
+        await steadily(one, PER_SECOND, count)

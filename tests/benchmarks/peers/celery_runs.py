@@ -5,13 +5,14 @@ threads, which for tasks that do nothing is quicker than processes; messages are
 they are fetched, and four for each thread are fetched ahead.
 """
 
-import json
 import logging
 import sys
 import threading
 import time
 
 from celery import Celery
+
+from tests.benchmarks.pace import Tally, waits
 
 
 def main(url: str, mode: str, *numbers: int) -> None:
@@ -29,16 +30,12 @@ def main(url: str, mode: str, *numbers: int) -> None:
         broker_pool_limit=4,
     )
     logging.disable(logging.WARNING)
-    starts: list[float] = []
-    latencies: list[float] = []
+    tally = Tally(count)
     all_done = threading.Event()
 
     @app.task(name="noop")
     def noop(at: int = 0) -> None:
-        starts.append(time.monotonic())
-        if at:
-            latencies.append((time.monotonic_ns() - at) / 1e6)
-        if len(starts) == count:
+        if tally.start(at):
             all_done.set()
 
     def work() -> None:
@@ -52,27 +49,22 @@ def main(url: str, mode: str, *numbers: int) -> None:
         ).start()
 
     def trigger() -> None:
-        if mode == "throughput":
-            return
         time.sleep(1)
-        start = time.monotonic()
-        for number in range(count):
-            time.sleep(max(0.0, start + number / numbers[0] - time.monotonic()))
+        for wait in waits(numbers[0], count):
+            time.sleep(wait)
             noop.delay(time.monotonic_ns())
 
     def answer() -> None:
         all_done.wait()
-        said = {"latencies": latencies}
-        if mode == "throughput":
-            said = {"runs": count / (max(starts) - min(starts))}
-        print(json.dumps(said), flush=True)
+        tally.say(mode)
 
     if mode == "throughput":
         with app.producer_or_acquire() as producer:
             for _ in range(count):
                 noop.apply_async(producer=producer)
-    for target in (trigger, answer):
-        threading.Thread(target=target, daemon=True).start()
+    else:
+        threading.Thread(target=trigger, daemon=True).start()
+    threading.Thread(target=answer, daemon=True).start()
     work()
 
 

@@ -4,7 +4,9 @@ At its best here: LISTEN/NOTIFY (its default), the reader woken by it rather tha
 values written from the workflow itself, which costs less than from a step.
 The reader checks that each number comes once and in order, and takes the time.
 
-    dbos_stream.py URL write PER_SECOND COUNT      prints what the reader says
+    python -m tests.benchmarks.peers.dbos_stream URL write PER_SECOND COUNT
+
+prints what the reader says.
 """
 
 import asyncio
@@ -13,7 +15,9 @@ import subprocess
 import sys
 import time
 
-from dbos import DBOS
+from dbos import DBOS, SetWorkflowID
+
+from tests.benchmarks.pace import waits
 
 WORKFLOW = "peer-stream"
 
@@ -38,22 +42,18 @@ def write(url: str, per_second: int, count: int) -> None:
     async def writer() -> None:
         await DBOS.write_stream_async("e", [-1, 0])
         await go.wait()
-        start = time.monotonic()
-        for number in range(count):
-            await asyncio.sleep(max(0.0, start + number / per_second - time.monotonic()))
+        for number, wait in enumerate(waits(per_second, count)):
+            await asyncio.sleep(wait)
             await DBOS.write_stream_async("e", [number, time.monotonic_ns()])
         await DBOS.close_stream_async("e")
 
     DBOS.launch()
 
     async def run() -> None:
-        from dbos import SetWorkflowID
-
         with SetWorkflowID(WORKFLOW):
             handle = await DBOS.start_workflow_async(writer)
-        reader = await asyncio.create_subprocess_exec(
-            sys.executable, __file__, url, "read", "0", str(count), stdout=subprocess.PIPE
-        )
+        told = ["-m", "tests.benchmarks.peers.dbos_stream", url, "read", "0", str(count)]
+        reader = await asyncio.create_subprocess_exec(sys.executable, *told, stdout=subprocess.PIPE)
         assert reader.stdout is not None
         await reader.stdout.readline()  # it has read the first value
         go.set()

@@ -7,7 +7,6 @@ in its favour, and twice as fast as batches of half the concurrency.
 
 import asyncio
 import contextlib
-import json
 import sys
 import time
 
@@ -15,6 +14,8 @@ import asyncpg
 import uvloop
 from pgqueuer import AsyncpgDriver, PgQueuer, Queries
 from pgqueuer.models import Job
+
+from tests.benchmarks.pace import Tally, steadily
 
 
 async def main(url: str, mode: str, *numbers: int) -> None:
@@ -24,51 +25,32 @@ async def main(url: str, mode: str, *numbers: int) -> None:
     queries = Queries(AsyncpgDriver(trigger_connection))
     worker = PgQueuer(AsyncpgDriver(worker_connection))
     count, concurrency = numbers[-2:]
-    starts: list[float] = []
-    latencies: list[float] = []
+    tally = Tally(count)
     all_done = asyncio.Event()
 
     @worker.entrypoint("noop")
     async def noop(job: Job) -> None:
-        starts.append(time.monotonic())
-        if job.payload:
-            latencies.append((time.monotonic_ns() - int(job.payload)) / 1e6)
-        if len(starts) == count:
+        if tally.start(int(job.payload or 0)):
             all_done.set()
+
+    async def trigger() -> None:
+        await queries.enqueue("noop", str(time.monotonic_ns()).encode())
 
     if mode == "throughput":
         for start in range(0, count, 1000):
             many = min(1000, count - start)
             await queries.enqueue(["noop"] * many, [None] * many, [0] * many)
-        work = asyncio.create_task(run(worker, concurrency))
-        await all_done.wait()
-        # The last start, not the last write: a little in its favour.
-        answer: object = {"runs": count / (starts[-1] - starts[0])}
-    else:
-        work = asyncio.create_task(run(worker, concurrency))
+    work = asyncio.create_task(
+        worker.run(batch_size=concurrency, max_concurrent_tasks=2 * concurrency)
+    )
+    if mode == "start":
         await asyncio.sleep(1)
-        await steadily(
-            lambda: queries.enqueue("noop", str(time.monotonic_ns()).encode()), numbers[0], count
-        )
-        await all_done.wait()
-        answer = {"latencies": latencies}
-    print(json.dumps(answer), flush=True)
+        await steadily(trigger, numbers[0], count)
+    await all_done.wait()
+    tally.say(mode)
     work.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await work
-
-
-async def run(worker: PgQueuer, concurrency: int) -> None:
-    await worker.run(batch_size=concurrency, max_concurrent_tasks=2 * concurrency)
-
-
-async def steadily(call, per_second: int, count: int) -> None:
-    start = time.monotonic()
-    calls = []
-    for number in range(count):
-        await asyncio.sleep(max(0.0, start + number / per_second - time.monotonic()))
-        calls.append(asyncio.create_task(call()))
-    await asyncio.gather(*calls)
 
 
 uvloop.run(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])))

@@ -1,0 +1,36 @@
+"""What a writer is fed by the generator: events on standard input, a line each.
+
+Nothing here but the standard library, since peers have an environment of their own.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+
+_READ = 1 << 16
+# Where the stream stands in an event, from its end: four digits.
+_STREAM = slice(-35, -31)
+
+
+async def events() -> AsyncIterator[list[str]]:
+    """Say "ready", and yield the events that arrived together until the input ends."""
+    reader = asyncio.StreamReader(limit=_READ)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    print("ready", flush=True)
+    rest = ""
+    while data := await reader.read(_READ):
+        *lines, rest = (rest + data.decode()).split("\n")
+        if lines:
+            yield lines
+
+
+def stream_of(event: str) -> str:
+    """Return the stream an event belongs to."""
+    return event[_STREAM]
+
+
+def as_json(event: str) -> str:
+    """Return an event as JSON: it is letters, digits and marks, nothing that would be escaped."""
+    return f'"{event}"'
