@@ -85,9 +85,11 @@ static int read_cores(struct core *cores) {
     if (file == NULL) fail("cannot read /proc/stat");
     while (count < CORES && fgets(line, sizeof line, file) != NULL) {
         long long user, nice, kernel, idle, disk, hard, soft, stolen;
+        /* The line of all cores together has no number; the others are other subjects. */
+        if (strncmp(line, "cpu", 3) != 0 || line[3] == ' ') continue;
         if (sscanf(line, "cpu%*d %lld %lld %lld %lld %lld %lld %lld %lld", &user, &nice, &kernel,
                    &idle, &disk, &hard, &soft, &stolen) != 8)
-            continue; /* the line of all cores together has no number, or it is another subject */
+            fail("cannot read /proc/stat");
         cores[count].busy = user + nice + kernel + hard + soft + stolen;
         cores[count].all = cores[count].busy + idle + disk;
         count++;
