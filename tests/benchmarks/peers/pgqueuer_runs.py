@@ -1,4 +1,4 @@
-"""pgqueuer: a queue in Postgres that deletes a job once it is done, and keeps no payload or output.
+"""pgqueuer: a queue in Postgres that deletes a job once it is done, and logs its statuses.
 
 At its best here: uvloop; asyncpg, the fastest of its drivers; its log, which it writes in batches,
 as it comes; batches as large as the concurrency, for which it wants room for twice as many:
