@@ -29,7 +29,7 @@ from tests.benchmarks import (
     watchers,
     writers,
 )
-from tests.benchmarks.comparison import Comparison, lines, read, write
+from tests.benchmarks.comparison import Comparison, JsonTables, lines, read, write
 from tests.benchmarks.stand import Stand, standing
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
@@ -80,7 +80,7 @@ def run(
     name: str, stand: Stand, rounds: int, *, short: bool, adding: bool = False
 ) -> list[Comparison]:
     """Print the tables of one benchmark, each when it is done, and keep them."""
-    kept = read(name) if adding else {}
+    kept: JsonTables = read(name) if adding else {}
     done: list[Comparison] = []
     for table in BENCHMARKS[name](stand, rounds, short=short):
         if table.title in kept:

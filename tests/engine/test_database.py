@@ -311,13 +311,14 @@ async def test_it_works_again_within_seconds_of_postgres_being_back(tmp_path: Pa
     await postgres.stop()
 
 
-async def test_sessions_are_bounded_and_in_utc(database_url: str) -> None:
+async def test_sessions_are_bounded_in_utc_and_without_helpers(database_url: str) -> None:
     async with opened_database(database_url) as database, database.session() as session:
         for name, value in {
             "statement_timeout": "5s",
             "lock_timeout": "2s",
             "idle_in_transaction_session_timeout": "10s",
             "TimeZone": "UTC",
+            "max_parallel_workers_per_gather": "0",
             **(
                 {"transaction_timeout": "30s"}
                 if session.connection.info.server_version >= 170_000
