@@ -107,7 +107,7 @@ class AsgiConnection(Connection):
         while True:
             self._woken.clear()
             now = time.monotonic()
-            messages = self.outbox.frame() or self._due(now)
+            messages = self._next_frame(now)
             if messages:
                 self._ticks_sending = 0
                 await send(self._frames.frame(messages))

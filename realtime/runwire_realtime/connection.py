@@ -119,14 +119,19 @@ class Connection(ABC):
         if self._room is not None:
             self._room.set()
 
-    def _due(self, now: float) -> list[bytes]:
-        """Return what the time has come for, unless nothing can have changed about that."""
-        if now < self._due_at and not self.subscriber.is_restless:
-            return []
-        self.subscriber.tick(now, _wall)
+    def _next_frame(self, now: float) -> list[bytes]:
+        """Return what there is to say, and then what the time has come for.
+
+        Also where there is always something to say.
+        """
         messages = self.outbox.frame()
+        if now < self._due_at and not self.subscriber.is_restless:
+            return messages
+        if messages:
+            self.subscriber.wrote(now)  # it is no silence that a heartbeat would have to break
+        self.subscriber.tick(now, _wall)
         self._due_at = self.subscriber.next_tick()
-        return messages
+        return self.outbox.frame(messages)
 
     def _load(self, feed: FeedMembers) -> None:
         self._loading.begin(feed, self._page_turn)

@@ -135,7 +135,8 @@ class DirectConnection(Connection):
         """Write one frame, if one is due and the socket takes it."""
         if not self._socket.is_writable:
             return  # it says when it does
-        messages = self.outbox.frame() or self._due(now)
+        self.subscriber.wrote(self._line.written_at)
+        messages = self._next_frame(now)
         if messages:
             self._socket.write_frame(self._frames.frame(messages).wire)
             self._wrote(now)
@@ -152,15 +153,20 @@ class DirectConnection(Connection):
         if self.subscriber.phase is Phase.CLOSED:
             return
         self._socket.beat()
-        if now >= self._due_at:
-            self.subscriber.wrote(self._line.written_at)
+        if now >= self._due_at and self._is_due(now):
             self.wake()
-        if self._socket.is_writable or self.outbox.is_idle:
+        if self.outbox.is_idle or self._socket.is_writable:
             self._ticks_waiting = 0
             return
         self._ticks_waiting += 1
         if (self._ticks_waiting - 1) * TICK >= self._limits.send_seconds:
             self.cut_off(CloseCode.SLOW, "the socket does not drain")
+
+    def _is_due(self, now: float) -> bool:
+        """Say whether anything is due yet, after what others have written past the outbox."""
+        self.subscriber.wrote(self._line.written_at)
+        self._due_at = self.subscriber.next_tick()
+        return now >= self._due_at
 
     def changed(self) -> None:
         """Note that the socket has taken what it was given, or has not."""

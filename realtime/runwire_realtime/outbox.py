@@ -8,7 +8,7 @@ of a run conflate in place, chunks are never queued, and nobody starves.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from runwire.wire import CloseCode
@@ -24,6 +24,11 @@ class Source(Protocol):
     @property
     def has_more(self) -> bool:
         """Whether it may have something to say after its last message."""
+        ...
+
+    @property
+    def is_underway(self) -> bool:
+        """Whether what it has to say only goes on from where the client knows it is."""
         ...
 
     def produce(self, budget: int) -> bytes | None:
@@ -109,6 +114,11 @@ class Outbox:
         return not self._control and not self._ready and self._carried is None
 
     @property
+    def is_underway(self) -> bool:
+        """Whether all that waits only goes on with what was told before."""
+        return not self._control and all(source.is_underway for source in self._ready)
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to say and nothing to be done."""
         return self.is_drained and self.closing is None and self._ending is None
@@ -137,11 +147,14 @@ class Outbox:
             del self._waiting[source]
             self.mark(source)
 
-    def frame(self) -> list[bytes]:
-        """Return the messages of the next frame; empty when there is nothing to say now."""
-        messages: list[bytes] = []
-        room = self._limits.frame_bytes - len(b"[]")
-        message = self._next(room)
+    def frame(self, begun: Sequence[bytes] = ()) -> list[bytes]:
+        """Return the messages of the next frame; empty when there is nothing to say now.
+
+        `begun`: those it has already.
+        """
+        messages = list(begun)
+        room = self._limits.frame_bytes - len(b"[]") - sum(len(each) + 1 for each in messages)
+        message = self._next(room) if room > 0 else None
         while message is not None:
             if messages and len(message) > room:
                 self._carried = message

@@ -269,6 +269,10 @@ class RunReader:
     def has_more(self) -> bool:
         return True
 
+    @property
+    def is_underway(self) -> bool:
+        return False
+
     def produce(self, budget: int) -> bytes | None:
         """Return the next message about the run, if there is one."""
         message = self._next() or self._done()

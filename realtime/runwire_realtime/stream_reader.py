@@ -209,6 +209,10 @@ class StreamReader:
         is_behind = self.next is not None and self.next < topic.end
         return is_behind or self._has_ended or self._announced < len(topic.marks)
 
+    @property
+    def is_underway(self) -> bool:
+        return self.next is not None and not self._tells_place
+
     def produce(self, budget: int) -> bytes | None:
         """Return the next message of this stream, if there is one."""
         if self.is_over or self.next is None:

@@ -244,7 +244,7 @@ class Subscriber:
         if self.follower is not None:
             self.follower.is_restless = False
             self._give_up_waiting(self.follower, now)
-            if self.outbox.is_drained:
+            if self.outbox.is_underway:
                 self.follower.cursors(now)
         if now >= self._written_at + self._limits.heartbeat_seconds and self.outbox.is_drained:
             self.outbox.say(messages.heartbeat(wall()))

@@ -18,6 +18,10 @@ class Told:
     def has_more(self) -> bool:
         return True
 
+    @property
+    def is_underway(self) -> bool:
+        return False
+
     def produce(self, budget: int) -> bytes | None:
         return self.messages.pop(0) if self.messages else None
 
@@ -47,6 +51,15 @@ def test_a_frame_is_full_at_its_limit_and_loses_nothing() -> None:
         outbox.say(message)
     frames = [outbox.frame() for _ in range(4)]
     assert frames == [[b"aaaa", b"bbbb"], [b"cccc"], [b"d" * 40], [b"e"]]
+
+
+def test_a_frame_that_was_begun_is_filled_up() -> None:
+    outbox = small(frame_bytes=11)
+    outbox.say(b"bbbb")
+    outbox.say(b"c")
+    assert outbox.frame([b"aaaa"]) == [b"aaaa", b"bbbb"]
+    assert outbox.frame([b"a" * 9]) == [b"a" * 9]
+    assert outbox.frame() == [b"c"]
 
 
 def test_a_source_that_is_marked_twice_is_asked_once() -> None:

@@ -878,7 +878,9 @@ async def test_a_feed_of_open_runs_can_be_resumed_from_its_snapshot_with_all_its
     assert not of_type(told, "gap") and not of_type(told, "snapshot")
     chunks = [chunk for each in of_type(told, "chunks") for chunk in each["data"]]
     assert chunks == [1, 2, 3]
-    assert of_type(told, "patch")[0]["from"] == began
+    # The hub may have read the row before it heard of the run's last change.
+    base = of_type(told, "base")[0]["run"]["revision"]
+    assert of_type(told, "patch")[0]["from"] == base <= began
 
 
 @pytest.mark.parametrize(("start", "is_over"), [("start", True), ("latest", False), (-5, False)])

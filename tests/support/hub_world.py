@@ -561,10 +561,11 @@ class Client:
 
     def turn(self) -> bool:
         """Write one frame, and take it. Return whether there was one."""
-        self.subscriber.tick(self.world.now, lambda: "now")
         frame = self.outbox.frame()
         if frame:
             self.subscriber.wrote(self.world.now)
+        self.subscriber.tick(self.world.now, lambda: "now")
+        frame = self.outbox.frame(frame)
         self._receive(joined(frame))
         self._line.is_free = self.outbox.is_idle
         return bool(frame)
