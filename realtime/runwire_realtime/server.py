@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from runwire.wire import MAX_CLIENT_FRAME_BYTES
 from runwire_realtime.app import create_app
 from runwire_realtime.errors import StartError
+from runwire_realtime.garbage import spare_what_stays
 from runwire_realtime.parent import READY, report, shares_port, until_told
 from runwire_realtime.services import Services
 from runwire_realtime.settings import ServerSettings
@@ -127,6 +128,7 @@ async def run_server(settings: ServerSettings, say: Callable[[str], None]) -> No
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with app.router.lifespan_context(app), anyio.create_task_group() as tasks:
                 tasks.start_soon(stop_on_signal)
+                spare_what_stays()
                 if is_one_of_several:
                     report(READY)
                     await until_told()

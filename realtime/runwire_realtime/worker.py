@@ -1,6 +1,5 @@
 """Composes a worker process: modules in, their tasks executed until it is told to stop."""
 
-import gc
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from runwire_engine.modules import load_modules
 from runwire_engine.settings import EngineSettings
 from runwire_engine.worker import Worker
 from runwire_realtime.errors import StartError
+from runwire_realtime.garbage import spare_what_stays
 from runwire_realtime.logs import hear_runs
 from runwire_realtime.parent import READY, report, until_orphaned
 from runwire_realtime.settings import database_address
@@ -30,9 +30,6 @@ from runwire_realtime.tokens import (
 )
 
 logger = logging.getLogger("runwire.worker")
-
-# So many objects made and not freed: Python's own 700 are those of a few runs.
-_COLLECT_EVERY = 10_000
 
 
 async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None:
@@ -77,7 +74,7 @@ async def run_worker(modules: Sequence[str], say: Callable[[str], None]) -> None
             try:
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(worker.run)
-                    _spare_what_stays()
+                    spare_what_stays()
                     report(READY)
                     say(f"executing {', '.join(sorted(registry()))}")
             except Exception:
@@ -96,17 +93,6 @@ def _end_now(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _spare_what_stays() -> None:
-    """Have the collector of garbage leave alone what was made until now: it stays.
-
-    A run makes some dozens of objects, so that every few runs the collector looked for garbage, and
-    now and then through every module; without that, a worker did 3 to 12 % more runs in a second.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
 
 
 def _settings() -> EngineSettings:
