@@ -2,9 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+
+from tests.support.groups import Groups
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -60,6 +66,49 @@ def test_each_test_is_run_once_and_only_deadly_ones_fail(tmp_path: Path, files: 
     assert f" {said} in" in ended.stdout.splitlines()[-1], ended.stdout
     began = (tmp_path / "began").read_text().split()
     assert len(began) == len(set(began)) == deadly + sound
+
+
+class Process:
+    """One that only notes what it is given."""
+
+    shutting_down = False
+
+    def __init__(self) -> None:
+        self.gateway = SimpleNamespace(id="gw")
+        self.given: list[int] = []
+
+    def send_runtest_some(self, indices: Sequence[int]) -> None:
+        self.given += indices
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+def test_a_process_that_does_not_know_its_tests_yet_is_given_none() -> None:
+    def getvalue(name: str) -> list[str]:
+        return ["popen", "popen"]
+
+    config = SimpleNamespace(getvalue=getvalue, option=SimpleNamespace(loadscopereorder=False))
+    tests = [f"{letter}::test" for letter in "abcdef"]
+    groups: Any = Groups(
+        cast(pytest.Config, config), Producer("", enabled=False), lambda test: test[0]
+    )
+    first, second, third, fourth = (Process() for _ in range(4))
+    for node in (first, second):
+        groups.add_node(node)
+        groups.add_node_collection(node, tests)
+    groups.schedule()
+    # Both die, and both that take their place are there before either knows the tests.
+    died_of = [groups.remove_node(first), groups.remove_node(second)]
+    groups.add_node(third)
+    groups.add_node(fourth)
+    groups.add_node_collection(third, tests)
+    groups.schedule()
+    assert third.given and not fourth.given
+    groups.add_node_collection(fourth, tests)
+    groups.schedule()
+    left = {at for at, test in enumerate(tests) if test not in died_of}
+    assert fourth.given and {*third.given, *fourth.given} <= left
 
 
 CONFTEST_OF_HANGING = """

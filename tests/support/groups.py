@@ -43,6 +43,11 @@ class Groups(LoadFileScheduling):  # type: ignore[misc]
             for node in self.nodes:
                 self._reschedule(node)
 
+    def _reschedule(self, node: WorkerController) -> None:
+        """Give a process more work, once it has said which tests it knows."""
+        if node in self.registered_collections:
+            super()._reschedule(node)
+
     @staticmethod
     def _open(groups: dict[str, dict[str, bool]]) -> Iterator[tuple[str, str]]:
         """Go through the tests that have not ended, in their order."""
