@@ -7,6 +7,7 @@ data.
 """
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
@@ -55,7 +56,7 @@ class Feed:
         self._reads = reads
         self._database = database
         self._listen_dsn = listen_dsn or database.dsn
-        self._bells = Listener(self._listen_dsn, rung=self._rang)
+        self._bells = Listener(self._listen_dsn, rung=self.rang)
         self._following = Following(database)
         self._tail = Tail(database)
         self._tail_wanted = anyio.Event()
@@ -70,6 +71,8 @@ class Feed:
         self._batches = Rotation(hub.batches, _BATCHES_PER_LOOK)
         # The connection was interrupted: it may be another database that answers now.
         self._is_suspicious = False
+        # How often the ear was opened anew, and of which time it is known where it listens.
+        self._openings = self._proven = 0
         # Where the database was when it was last looked at; None: not yet.
         self._place: Place | None = None
         # A connection found another history, in which the tail has not begun yet.
@@ -97,7 +100,7 @@ class Feed:
 
     async def run(self) -> None:
         """Feed the hub until cancelled."""
-        self._bells = Listener(self._listen_dsn, rung=self._rang)
+        self._bells = Listener(self._listen_dsn, rung=self.rang)
         async with self._bells, anyio.create_task_group() as tasks:
             tasks.start_soon(self._follow_tail)
             tasks.start_soon(self._poll)
@@ -116,14 +119,18 @@ class Feed:
         """How far the log of Postgres was on disk when it was last looked at, in bytes."""
         return 0 if self._place is None else self._place.flushed
 
-    def _rang(self, bell: Bell) -> None:
-        for moved in bell.streams:
-            self._hub.rang(moved)
-        if bell.runs_moved or bell.scan:
-            self._tail_wanted.set()
+    def rang(self, bell: Bell) -> None:
+        """Take a bell."""
         if bell.scan:
+            self._openings += 1
             self._is_suspicious = True
             self._scan()
+        if bell.runs_moved or bell.scan:
+            self._tail_wanted.set()
+        # Chunks of another history would look as if they went on with these.
+        is_proven = self._proven == self._openings
+        for moved in bell.streams:
+            self._hub.rang(moved if is_proven else replace(moved, chunks=()))
         for control in bell.control:
             if control.kind == "revoke":
                 self._revoke(control.environment_id, control.target)
@@ -146,14 +153,15 @@ class Feed:
             await self._tail_wanted.wait()
             self._tail_wanted = anyio.Event()
             try:
-                await self._read_tail()
+                await self.read_tail()
             except EngineError as error:
                 logger.warning("reading what changed failed: %s", error)
                 self._is_suspicious = True
                 self._tail_wanted.set()
                 await anyio.sleep(_PAUSE)
 
-    async def _read_tail(self) -> None:
+    async def read_tail(self) -> None:
+        """Bring to the hub what has changed, once it is known that it goes on from there."""
         if self._is_suspicious:
             await self._look_at_place()
         try:
@@ -179,7 +187,7 @@ class Feed:
     async def _look_at_place(self) -> None:
         """Find out whether the tail may read on from where it is, and begin anew where not."""
         self._is_suspicious = False  # what rings from here on makes it look again
-        before = self._place
+        before, openings = self._place, self._openings
         assert before is not None
         now = await _in_one_history(self._database, before)
         if now.epoch != before.epoch or self._is_elsewhere:
@@ -192,6 +200,7 @@ class Feed:
             await self._jump("what was missed has been dropped meanwhile", now)
         else:
             self._take_place(now)
+        self._proven = openings
 
     async def _jump(self, why: str, now: Place) -> None:
         position = await self._tail.start()

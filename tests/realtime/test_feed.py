@@ -7,6 +7,7 @@ import anyio
 import pytest
 from psycopg import AsyncConnection
 
+from runwire_engine.bells import Bell
 from runwire_engine.changes import EventRow
 from runwire_engine.database import Database
 from runwire_engine.following import Following
@@ -16,6 +17,7 @@ from runwire_realtime.hub import Hub
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.reads import Reads
 from tests.support.engines import query
+from tests.support.hub_world import World
 from tests.support.sockets import chunks_of, of_type, open_socket, until_true
 from tests.support.stage import Stage
 
@@ -44,6 +46,29 @@ async def test_whether_bells_arrive_is_not_known_before_the_first(database: Data
     hub = Hub(HubLimits())
     feed = Feed(hub, Reads(hub, Following(database)), database)
     assert feed.notifications == "starting"
+
+
+async def test_chunks_that_ring_after_a_reconnect_are_read_until_the_history_is_known(
+    database: Database,
+) -> None:
+    world, run_id = World(HubLimits()), "run_a0000000"
+    feed = Feed(world.hub, Reads(world.hub, Following(database)), database)
+    await feed.start()
+    world.create(run_id)
+    world.status(run_id, "EXECUTING")
+    world.append(run_id, "log", '"a"')
+    world.connect().subscribe("s", {"run": run_id}, streams={"log": {"from": "start"}})
+    world.settle()
+    (topic,) = world.hub.streams.topics.values()
+    assert topic.end == 1
+
+    feed.rang(Bell(scan=True, streams=(world.append(run_id, "log", '"b"'),)))
+    assert topic.end == 1 and topic.is_behind
+    world.settle()
+    assert topic.end == 2
+    await feed.read_tail()
+    feed.rang(Bell(streams=(world.append(run_id, "log", '"c"'),)))
+    assert topic.end == 3
 
 
 async def test_without_any_bell_everything_comes_with_the_poll(stage: Stage) -> None:
