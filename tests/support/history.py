@@ -210,10 +210,16 @@ class ClientLog:
         self.runs.setdefault(run_id, []).append(Break.LEFT)
 
     def found(
-        self, fault: Fault, run_id: str, *, stream: str | None = None, number: int | None = None
+        self,
+        fault: Fault,
+        run_id: str,
+        *,
+        stream: str | None = None,
+        number: int | None = None,
+        detail: str = "",
     ) -> None:
         """Note what the client itself sees to be wrong."""
-        self.findings.append(Finding(fault, run_id, self.name, stream, number))
+        self.findings.append(Finding(fault, run_id, self.name, stream, number, detail))
 
 
 def check(

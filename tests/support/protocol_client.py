@@ -475,7 +475,8 @@ class ProtocolClient:
         self.gaps.append(message)
         held = self._of(message)
         if message["reason"] not in self._allowed_gaps:
-            self.log.found(Fault.UNEXPECTED_GAP, message.get("run") or message["sub"])
+            subject = message.get("run") or message["sub"]
+            self.log.found(Fault.UNEXPECTED_GAP, subject, detail=message["reason"])
         if held is None:
             return
         if "stream" in message:
