@@ -16,10 +16,34 @@ class ArrayDumper(Dumper):
     """Dumps a list of str, numbers, bool, dates, times or None, and lists of those."""
 
     def dump(self, obj: Any) -> bytes:
-        literal = _array(obj).encode()
-        if b"\0" in literal:
-            raise DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
-        return literal
+        return dumped(_array(obj))
+
+
+def parameter(value: object) -> bytes | None:
+    """Return a value as a parameter of a statement that says its type."""
+    match value:
+        case None:
+            return None
+        case bool():
+            return b"t" if value else b"f"
+        case str():
+            return dumped(value)
+        case int() | float():
+            return repr(value).encode()
+        case date():
+            return value.isoformat().encode()
+        case list():
+            return dumped(_array(cast(list[object], value)))
+        case _:
+            raise TypeError(f"a parameter of {type(value).__name__} is not known here")
+
+
+def dumped(text: str) -> bytes:
+    """Return a text as Postgres takes it. Raises DataError where it cannot hold it."""
+    encoded = text.encode()
+    if b"\0" in encoded:
+        raise DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+    return encoded
 
 
 def with_arrays() -> AdaptersMap:

@@ -21,6 +21,7 @@ from typing import Final, TypeAlias
 import anyio
 
 from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.direct_call import DirectCalls
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.queue_groups import make_groups, match_runs
 from runwire_engine.run_row import RunRow, run_row
@@ -65,8 +66,8 @@ class _Met:
 class Claims:
     """Hands ready runs to workers, and makes due runs ready."""
 
-    def __init__(self, database: Database, bell: Doorbell, hot: Database | None = None) -> None:
-        """Take the database, and one that keeps its plans, for the statement of every claim."""
+    def __init__(self, database: Database, bell: Doorbell, hot: DirectCalls | None = None) -> None:
+        """Take the database, and what calls the statement of every claim."""
         self._database = database
         self._hot = hot or database
         self._bell = bell

@@ -217,12 +217,8 @@ class Database:
         transaction_timeout: str = "30s",
         wait_seconds: float = 10.0,
         connected: Callable[[Transaction], Awaitable[None]] | None = None,
-        keeps_plans: bool = False,
     ) -> None:
-        """Say whether its statements have one good plan each, whatever their parameters: then each
-        connection plans a statement once, and not anew for each call."""
         self.dsn = dsn
-        self._keeps_plans = keeps_plans
         # Looks at each new connection, before anybody gets it.
         self._connected = connected
         self._max_size = max_size
@@ -266,10 +262,16 @@ class Database:
     async def close(self) -> None:
         await self._pool.close()
 
-    async def connect(self) -> AsyncConnection[Row]:
-        """Return a connection beside the pool, in autocommit; whoever asks for it closes it."""
+    async def connect(self, *, one_plan: bool = False) -> AsyncConnection[Row]:
+        """Return a connection beside the pool, in autocommit; whoever asks for it closes it.
+
+        `one_plan`: what runs there has one good plan whatever its parameters.
+        """
+        settings = self._driver_settings()
+        if one_plan and not self._is_pooled:
+            settings["options"] += " -c plan_cache_mode=force_generic_plan"
         try:
-            connection = await AsyncConnection[Row].connect(self.dsn, **self._driver_settings())
+            connection = await AsyncConnection[Row].connect(self.dsn, **settings)
         except psycopg.Error as error:
             raise translate(error) from None
         if self._connected is not None:
@@ -317,7 +319,7 @@ class Database:
             async with self.session() as session:
                 return await session.all(name, parameters)
 
-        return await _repeated(work)
+        return await repeated(work)
 
     async def tuples(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
         """Run one statement as `all`; its rows come as tuples, for many small ones."""
@@ -326,7 +328,7 @@ class Database:
             async with self.session() as session:
                 return await session.tuples(name, parameters)
 
-        return await _repeated(work)
+        return await repeated(work)
 
     async def one(self, name: str, parameters: Parameters | None = None) -> Row | None:
         """Run one statement in a transaction of its own and return its first row, if any."""
@@ -335,7 +337,7 @@ class Database:
             async with self.session() as session:
                 return await session.one(name, parameters)
 
-        return await _repeated(work)
+        return await repeated(work)
 
     async def run(self, name: str, parameters: Parameters | None = None) -> int:
         """Run one statement in a transaction of its own; return how many rows it touched."""
@@ -344,7 +346,7 @@ class Database:
             async with self.session() as session:
                 return await session.run(name, parameters)
 
-        return await _repeated(work)
+        return await repeated(work)
 
     async def retrying(
         self, work: Callable[[Transaction], Awaitable[T]], *, lazy: bool = False
@@ -355,7 +357,7 @@ class Database:
             async with self.transaction(lazy=lazy) as tx:
                 return await work(tx)
 
-        return await _repeated(once)
+        return await repeated(once)
 
     async def surely(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """As `retrying`, and again after a COMMIT without an answer (5 tries in all).
@@ -434,9 +436,6 @@ class Database:
         options = self._options
         if self._server_version >= _BOUNDS_TRANSACTIONS:
             options += f" -c transaction_timeout={self._transaction_timeout}"
-        if self._keeps_plans:
-            settings["prepare_threshold"] = 0
-            options += " -c plan_cache_mode=force_generic_plan"
         return {**settings, "options": options}
 
     def _driver_settings(self) -> dict[str, Any]:
@@ -465,7 +464,7 @@ class Database:
             await self._connected(Transaction(cursor, is_autocommit=True))
 
 
-async def _repeated(work: Callable[[], Awaitable[T]]) -> T:
+async def repeated(work: Callable[[], Awaitable[T]]) -> T:
     """Do work that leaves nothing behind when it fails, again after a deadlock (5 tries in all)."""
     tries = 0
     while True:

@@ -7,16 +7,18 @@ for as long as it lives. One call at a time.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from runwire_engine.database import Database, Row
+from runwire_engine.arrays import parameter
+from runwire_engine.database import Database, Parameters, Row, repeated
 from runwire_engine.driver_errors import translate
 from runwire_engine.errors import CommitUnknownError, DatabaseUnavailableError, EngineError
 from runwire_engine.statements import by_position
@@ -28,8 +30,10 @@ _WELL = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK})
 class DirectCall:
     """Calls one named statement in autocommit. It belongs to the loop that first calls it."""
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(self, database: Database, name: str, *, one_plan: bool = False) -> None:
+        """Take a statement; `one_plan`: it has one good plan whatever its parameters."""
         self._database = database
+        self._one_plan = one_plan
         self._name = name
         text, self._words = by_position(name)
         self._text = text.encode()
@@ -40,22 +44,40 @@ class DirectCall:
         self._answer: asyncio.Future[PGresult] | None = None
         self._result: PGresult | None = None
         self._is_writing = False
+        # A call is under way, or connects.
+        self.is_busy = False
 
-    async def one(self, parameters: Mapping[str, str | int | None]) -> list[str | None]:
+    async def one(self, parameters: Parameters) -> list[str | None]:
         """Call it and return the first row, as texts.
 
         Raises CommitUnknownError when the connection broke meanwhile: it may have happened.
         """
+        result, _ = await self._call(parameters)
+        return [_loaded(result.get_value(0, column)) for column in range(result.nfields)]
+
+    async def all(self, parameters: Parameters) -> list[Row]:
+        """Call it and return its rows. Raises as `one`."""
+        result, connection = await self._call(parameters)
+        rows = Transformer.from_context(connection)
+        rows.set_pgresult(result)
+        names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        return rows.load_rows(
+            0, result.ntuples, lambda values: dict(zip(names, values, strict=True))
+        )
+
+    async def _call(self, parameters: Parameters) -> tuple[PGresult, AsyncConnection[Row]]:
+        assert not self.is_busy, "one call at a time"
+        self.is_busy = True
         try:
-            values = [_dumped(parameters[word]) for word in self._words]
-            if self._connection is None:
-                await self._connect()
-            result = await self._ask(partial(self._send, values))
+            values = [parameter(parameters[word]) for word in self._words]
+            connection = self._connection or await self._connect()
+            return await self._ask(partial(self._send, values)), connection
         except (psycopg.Error, UnicodeError) as error:
             translated = translate(error, self._name)
             self._database.note(translated)
             raise translated from None
-        return [_loaded(result.get_value(0, column)) for column in range(result.nfields)]
+        finally:
+            self.is_busy = False
 
     @property
     def is_connected(self) -> bool:
@@ -74,16 +96,17 @@ class DirectCall:
         connection.pgconn.finish()
         self._settle(self._unknown())
 
-    async def _connect(self) -> None:
-        self._connection = connection = await self._database.connect()
+    async def _connect(self) -> AsyncConnection[Row]:
+        self._connection = connection = await self._database.connect(one_plan=self._one_plan)
         self._socket = connection.pgconn.socket
         asyncio.get_running_loop().add_reader(self._socket, self._readable)
         if self._database.is_pooled:
-            return
+            return connection
         try:
             await self._ask(lambda pgconn: pgconn.send_prepare(_PREPARED, self._text))
         except CommitUnknownError as error:
             raise DatabaseUnavailableError(str(error)) from None
+        return connection
 
     def _send(self, values: Sequence[bytes | None], pgconn: PGconn) -> None:
         if self._database.is_pooled:
@@ -93,7 +116,7 @@ class DirectCall:
 
     async def _ask(self, send: Callable[[PGconn], None]) -> PGresult:
         connection = self._connection
-        assert connection is not None and self._answer is None, "one call at a time"
+        assert connection is not None
         pgconn = connection.pgconn
         answer: asyncio.Future[PGresult] = asyncio.get_running_loop().create_future()
         self._answer = answer
@@ -169,13 +192,27 @@ class DirectCall:
             answer.set_result(outcome)
 
 
-def _dumped(value: str | int | None) -> bytes | None:
-    if value is None:
-        return None
-    dumped = str(value).encode()
-    if b"\0" in dumped:
-        raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
-    return dumped
+class DirectCalls:
+    """Statements that every run needs, each on a connection of its own, with one plan."""
+
+    def __init__(self, database: Database, names: Sequence[str]) -> None:
+        self._database = database
+        self._calls = {name: DirectCall(database, name, one_plan=True) for name in names}
+
+    async def all(self, name: str, parameters: Parameters) -> list[Row]:
+        """Run one of the statements in a transaction of its own, as `Database.all`.
+
+        While it is called already, another connection takes this one.
+        """
+        call = self._calls[name]
+        if call.is_busy:
+            return await self._database.all(name, parameters)
+        return await repeated(lambda: call.all(parameters))
+
+    def close(self) -> None:
+        """Close the connections."""
+        for call in self._calls.values():
+            call.close()
 
 
 def _loaded(value: bytes | None) -> str | None:

@@ -14,6 +14,7 @@ from runwire_engine.cancellations import Cancellations
 from runwire_engine.catalogue import Catalogue
 from runwire_engine.claims import Claims
 from runwire_engine.database import Database
+from runwire_engine.direct_call import DirectCalls
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.outcomes import Outcomes
 from runwire_engine.queues import Queues
@@ -29,8 +30,8 @@ from runwire_engine.waitpoints import Waitpoints
 from runwire_engine.waits import Waits
 from runwire_engine.workers import Workers
 
-# For claims, outcomes and triggers, of which one statement each is under way.
-_HOT_CONNECTIONS: Final = 3
+# What every run needs.
+_HOT: Final = ("triggers.insert", "claims.take", "outcomes.record")
 # How long the end waits for what was handed in; and for the last bells, which only save a poll.
 _DRAIN_SECONDS: Final = 5.0
 _LAST_BELLS_SECONDS: Final = 0.2
@@ -42,8 +43,6 @@ _LAST_SWEEP_SECONDS: Final = 1.0
 class Engine:
     settings: EngineSettings
     database: Database
-    # Connections that keep their plans, for what every run needs.
-    hot: Database
     bell: Doorbell
     runs: Runs
     batches: Batches
@@ -72,12 +71,9 @@ async def open_engine(
     Raises DatabaseUnavailableError when Postgres does not answer.
     """
     database = Database(settings.database_url, max_size=settings.pool_size)
-    hot = Database(
-        settings.database_url, max_size=_HOT_CONNECTIONS, name="runwire-hot", keeps_plans=True
-    )
+    hot = DirectCalls(database, _HOT)
     await database.open()
     try:
-        await hot.open()
         engine = _compose(settings, database, hot)
         flushers = (engine.runs, engine.streams, engine.metadata, engine.outcomes)
         # The sweep and the ticks end by themselves, between two statements.
@@ -110,7 +106,7 @@ async def open_engine(
                 tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            await hot.close()
+            hot.close()
             await database.close()
 
 
@@ -129,7 +125,7 @@ async def _wind_down(engine: Engine) -> None:
             await anyio.sleep(0.005)
 
 
-def _compose(settings: EngineSettings, database: Database, hot: Database) -> Engine:
+def _compose(settings: EngineSettings, database: Database, hot: DirectCalls) -> Engine:
     bell = Doorbell(settings.listen_dsn)
     claims = Claims(database, bell, hot)
     batches = Batches(database, bell)
@@ -153,7 +149,6 @@ def _compose(settings: EngineSettings, database: Database, hot: Database) -> Eng
     return Engine(
         settings=settings,
         database=database,
-        hot=hot,
         bell=bell,
         runs=Runs(database, bell, cancellations, hot),
         batches=batches,

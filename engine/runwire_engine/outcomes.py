@@ -16,6 +16,7 @@ import orjson
 
 from runwire.errors import FencedError
 from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.direct_call import DirectCalls
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.endings import Endings, entails_nothing
 from runwire_engine.flusher import Flusher
@@ -197,10 +198,9 @@ class Outcomes:
         bell: Doorbell,
         waits: Waits | None = None,
         canceled: Callable[[], None] | None = None,
-        hot: Database | None = None,
+        hot: DirectCalls | None = None,
     ) -> None:
-        """Take who is told of what ended, and a database that keeps its plans, for the statement
-        of every flush."""
+        """Take who is told of what ended, and what calls the statement of every flush."""
         self._database = database
         self._hot = hot or database
         self._bell = bell

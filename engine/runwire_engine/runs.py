@@ -15,6 +15,7 @@ import anyio
 from runwire_engine.cancellations import Cancellations
 from runwire_engine.changes import EventRow
 from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.direct_call import DirectCalls
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import (
     CommitUnknownError,
@@ -58,10 +59,9 @@ class Runs:
         database: Database,
         bell: Doorbell,
         cancellations: Cancellations,
-        hot: Database | None = None,
+        hot: DirectCalls | None = None,
     ) -> None:
-        """Take who cancels, and a database that keeps its plans, for the statement of every
-        trigger."""
+        """Take who cancels, and what calls the statement of every trigger."""
         self._database = database
         self._hot = hot or database
         self._bell = bell

@@ -25,7 +25,7 @@ from runwire_engine.bridge import Bridge, arrival, pending_promise
 from runwire_engine.captured_logs import capturing
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.children import Children, Mint
-from runwire_engine.doorbell import Listener
+from runwire_engine.doorbell import Bell, Listener
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.errors import DatabaseUnavailableError
@@ -238,11 +238,14 @@ class Worker:
 
     async def _listen(self, around: Surroundings) -> None:
         dsn = around.engine.settings.listen_dsn
-        async with Listener(dsn, environment_id=around.environment_id) as bells:
-            async for bell in bells:
-                around.inputs.rang(bell)
-                if self._tenure is not None:
-                    self._tenure.rang(bell)
+
+        def rang(bell: Bell) -> None:
+            around.inputs.rang(bell)
+            if self._tenure is not None:
+                self._tenure.rang(bell)
+
+        async with Listener(dsn, environment_id=around.environment_id, rung=rang):
+            await anyio.sleep_forever()
 
     def _on_loop(self) -> list[str]:
         return [] if self._tenure is None else list(self._tenure.executor.on_loop())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runwire_engine.arrays import ArrayDumper, with_arrays
+from runwire_engine.arrays import ArrayDumper, parameter, with_arrays
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
@@ -52,6 +52,24 @@ def test_any_texts_go_in_and_come_out(database_url: str) -> None:
         check()
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, None),
+        ("a\n'é", "a\n'é".encode()),
+        (True, b"t"),
+        (False, b"f"),
+        (-7, b"-7"),
+        (0.5, b"0.5"),
+        (date(2026, 11, 25), b"2026-11-25"),
+        (datetime(2026, 11, 25, 1, 2, 3, 456789, UTC), b"2026-11-25T01:02:03.456789+00:00"),
+        ([1, None], b"{1,NULL}"),
+    ],
+)
+def test_a_value_alone_is_a_parameter_too(value: object, text: bytes | None) -> None:
+    assert parameter(value) == text
+
+
 @pytest.mark.parametrize("values", [["a\0b"], [None, "\0"], [["\0"]]])
 def test_what_postgres_cannot_hold_is_refused_and_not_cut_off(values: list[object]) -> None:
     with pytest.raises(psycopg.DataError, match="NUL"):
@@ -59,5 +77,7 @@ def test_what_postgres_cannot_hold_is_refused_and_not_cut_off(values: list[objec
 
 
 def test_what_is_not_known_is_refused() -> None:
+    with pytest.raises(TypeError, match="dict"):
+        parameter({})
     with pytest.raises(TypeError, match="bytes"):
         ArrayDumper(list).dump([b"x"])

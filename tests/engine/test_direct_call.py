@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from runwire_engine.database import Database
-from runwire_engine.direct_call import DirectCall
+from runwire_engine.direct_call import DirectCall, DirectCalls
 from runwire_engine.errors import (
     CommitUnknownError,
     DatabaseUnavailableError,
@@ -50,6 +50,28 @@ def test_a_parameter_has_one_place_however_often_it_is_named() -> None:
 async def test_it_returns_what_it_was_given(call: DirectCall, text: str | None) -> None:
     for _ in range(2):
         assert await echoed(call, text) == [text, None if text is None else str(len(text)), "1"]
+
+
+async def test_its_rows_are_those_of_a_cursor(call: DirectCall, database: Database) -> None:
+    given = {"text": "a", "divisor": 1, "seconds": 0}
+    for _ in range(2):
+        assert await call.all(given) == await database.all("testing.echo", given)
+
+
+async def test_what_is_called_already_goes_another_way_meanwhile(database: Database) -> None:
+    calls = DirectCalls(database, ["testing.echo"])
+    told: list[str] = []
+
+    async def tell(text: str, seconds: int) -> None:
+        (row,) = await calls.all("testing.echo", {"text": text, "divisor": 1, "seconds": seconds})
+        told.append(row["text"])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tell, "slow", 1)
+        await until_async(lambda: is_asleep(database))
+        await tell("quick", 0)
+    assert told == ["quick", "slow"]
+    calls.close()
 
 
 async def test_behind_a_pooler_nothing_is_prepared(
