@@ -24,7 +24,7 @@ class Folder(BaseModel):
 
 
 class File(BaseModel):
-    path: str
+    path: str = Field(min_length=1)
 
 
 class FileDigest(BaseModel):
@@ -46,7 +46,10 @@ class FolderDigest(BaseModel):
 @task(id="digest-file", queue={"concurrency_limit": 8})
 def digest_file(payload: File) -> FileDigest:
     """Digest one file, and count it on the parent."""
-    content = Path(payload.path).read_bytes()
+    path = Path(payload.path)
+    if not path.is_file():
+        raise AbortTaskRunError(f"there is no file {path}")  # another attempt would find none
+    content = path.read_bytes()
     metadata.parent.increment("filesDone").increment("bytesDone", len(content))
     return FileDigest(
         path=payload.path,

@@ -142,6 +142,12 @@ async def test_the_list_is_live_and_filters(browser: Browser, server: Server) ->
         await expect(row).to_have_count(0)
         await expect(newer).to_be_visible()
 
+        await page.goto(urljoin(server.address, "#/?status=LOST"))
+        chosen = page.get_by_label("Status").locator("option:checked")
+        await expect(chosen).to_have_text("LOST (no such status)")
+        await page.get_by_label("Status").select_option("COMPLETED")
+        await expect(newer).to_be_visible()
+
         # Keys lead there too.
         await page.locator("h1, .run-head").first.click()
         await page.keyboard.press("j")
@@ -238,6 +244,9 @@ async def test_a_link_signs_in_once_and_a_stranger_is_told_how_to_get_one(
     async with watched(browser) as page:
         await page.goto(server.sign_in_link)
         await expect(page.get_by_role("alert")).to_contain_text("used up")
+        await page.get_by_label("Or paste a sign-in link or an API key").fill("nonsense")
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("alert")).to_contain_text("neither a sign-in link nor")
         assert await page.get_by_role("link", name="New run").count() == 0
 
 

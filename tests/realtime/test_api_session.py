@@ -32,7 +32,8 @@ async def test_a_code_is_exchanged_once_for_a_token_and_a_cookie_no_script_can_r
     assert answer.status_code == 200
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie and "path=/api/v1/auth" in cookie
-    assert (await browser.post("/api/v1/auth/sign-in", json={"code": code})).status_code == 401
+    again = await browser.post("/api/v1/auth/sign-in", json={"code": code})
+    assert again.status_code == 401 and "used up or expired" in again.json()["error"]
     renewed = await browser.post("/api/v1/auth/session", json={})
     assert renewed.status_code == 200 and renewed.json()["token"] != answer.json()["token"]
     async with server.client(renewed.json()["token"]) as page:
@@ -84,6 +85,12 @@ async def test_an_api_key_signs_in_and_a_token_does_not(
     answer = await browser.post("/api/v1/auth/sign-in", json={"apiKey": server.key})
     assert answer.status_code == 200
     token = await server.token("read:runs")
-    for wrong in ({"apiKey": token}, {"apiKey": "tr_dev_sk_" + "0" * 24}, {"code": "x"}, {}):
+    answer = await browser.post("/api/v1/auth/sign-in", json={"apiKey": token})
+    assert answer.status_code in {400, 401}
+    for wrong, why in (
+        ({"apiKey": "tr_dev_sk_" + "0" * 24}, "not known here"),
+        ({"code": "x"}, "neither a sign-in link nor an API key"),
+        ({}, "send a sign-in code or an API key"),
+    ):
         answer = await browser.post("/api/v1/auth/sign-in", json=wrong)
-        assert answer.status_code in {400, 401}
+        assert answer.status_code == 401 and why in answer.json()["error"]

@@ -18,6 +18,7 @@ from runwire_realtime.api.ok import Ok
 from runwire_realtime.api.operation import Operation
 from runwire_realtime.errors import ForbiddenError, UnauthorizedError
 from runwire_realtime.origins import own_origin
+from runwire_realtime.sign_in import is_code
 from runwire_realtime.tokens import DEFAULT_LIFETIME, SESSION_LIFETIME
 
 COOKIE: Final = "runwire_session"
@@ -85,6 +86,11 @@ async def _environment(call: Call, body: SignInBody) -> int:
         grant = await services.credentials.grant(body.api_key)
         if grant.api_key:
             return grant.environment_id
+        raise UnauthorizedError("the session needs an API key, which a token is not")
+    if body.code is None:
+        raise UnauthorizedError("send a sign-in code or an API key")
+    if not is_code(body.code):
+        raise UnauthorizedError("that is neither a sign-in link nor an API key; paste all of it")
     raise UnauthorizedError("the sign-in code is used up or expired; ask for a new link")
 
 

@@ -98,6 +98,9 @@ function Filters({ runwire, filter }: Props) {
         <span>Status</span>
         <select value={filter.status} onChange={(event) => change({ status: event.target.value })}>
           <option value="">Any status</option>
+          {!isKnown(filter.status) && (
+            <option value={filter.status}>{filter.status} (no such status)</option>
+          )}
           {GROUPS.map(([name, value]) => (
             <option key={name} value={value}>
               {name}
@@ -148,6 +151,11 @@ function Filters({ runwire, filter }: Props) {
       </a>
     </form>
   );
+}
+
+function isKnown(status: string): boolean {
+  const known: string[] = ["", ...GROUPS.map(([, value]) => value), ...RUN_STATUSES];
+  return known.includes(status);
 }
 
 function Nothing({ isFiltered }: { isFiltered: boolean }) {
