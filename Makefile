@@ -21,6 +21,7 @@ NPM_READY := $(TYPESCRIPT)/node_modules/.npm-ready
 OFFICIAL := tests/support/official_sdk
 OFFICIAL_READY := $(OFFICIAL)/node_modules/.npm-ready
 PEERS := tests/benchmarks/peers
+PEERS_INSTALL := .runwire/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r
 PEERS_READY := $(PEERS)/node_modules/.npm-ready .runwire/peers/.python-ready
 
 # Node and npm of the wheel, if it was installed, come before the system's.
@@ -136,15 +137,13 @@ $(OFFICIAL_READY): $(OFFICIAL)/package-lock.json | $(NODE_READY)
 	@touch $@
 
 $(PEERS)/node_modules/.npm-ready: $(PEERS)/package-lock.json | $(NODE_READY)
-	cd $(PEERS) && npm ci --no-audit --no-fund --loglevel=error
-	@touch $@
+	-cd $(PEERS) && npm ci --no-audit --no-fund --loglevel=error && touch node_modules/.npm-ready
 
-# One that cannot be installed here is named in the tables; so is a missing compiler.
+# A peer that cannot be installed here is named in the tables, and tried again the next time.
 .runwire/peers/.python-ready: $(PEERS)/requirements.txt $(PEERS)/compiler.txt | $(PYTHON_READY)
 	$(PYTHON) -m venv .runwire/peers
-	-.runwire/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PEERS)/requirements.txt
-	-command -v cc >/dev/null || .runwire/peers/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(PEERS)/compiler.txt
-	@touch $@
+	-command -v cc >/dev/null || $(PEERS_INSTALL) $(PEERS)/compiler.txt
+	-$(PEERS_INSTALL) $(PEERS)/requirements.txt && touch $@
 
 $(DASHBOARD): $(NPM_READY) $(SOURCES)
 	cd $(TYPESCRIPT) && npm run --silent build

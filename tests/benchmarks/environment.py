@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Generator
@@ -34,14 +35,21 @@ def node(script: str, *arguments: str) -> list[str]:
     """Return the command of a peer in Node. Raises UnavailableError."""
     if shutil.which("node") is None:
         raise UnavailableError("no Node here")
-    if not (PEERS / "node_modules").exists():
+    # What npm writes last.
+    if not (PEERS / "node_modules" / ".package-lock.json").exists():
         raise UnavailableError("its npm packages are not installed: run `make bench`")
     return ["node", str(PEERS / script), *arguments]
 
 
 def python(script: str, *arguments: str) -> list[str]:
-    """Return the command of a peer in Python. Raises UnavailableError."""
-    return [_installed("python"), "-m", f"tests.benchmarks.peers.{script}", *arguments]
+    """Return the command of a peer in Python, named after its package. Raises UnavailableError."""
+    package = script.partition("_")[0]
+    peer = _installed("python")
+    if subprocess.run(
+        [peer, "-c", f"import {package}"], capture_output=True, check=False
+    ).returncode:
+        raise UnavailableError(f"no {package} in .runwire/peers: run `make bench`")
+    return [peer, "-m", f"tests.benchmarks.peers.{script}", *arguments]
 
 
 def _installed(name: str) -> str:

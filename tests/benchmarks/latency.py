@@ -1,7 +1,8 @@
 """Append → socket: milliseconds from handing a chunk to the writer until one socket has it.
 
 Ours appends through the engine in a process of its own; the chunk is durable before it is sent.
-Hubs have core 0; Postgres or Redis, the writer and the generator share the rest.
+Hub and writer have core 0 in every row, since with Node they are one process; Postgres or Redis and
+the generator share the rest. One row more has our writer there as well: the hub has its core alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,10 +11,12 @@ from functools import partial
 
 from tests.benchmarks import queues, sources
 from tests.benchmarks.comparison import OURS, USAGE, Column, Comparison, Figures, Goal, in_turn
+from tests.benchmarks.cores import REST, SERVER_CORES
 from tests.benchmarks.generator import Load
 from tests.benchmarks.sources import Opened
 from tests.benchmarks.stand import Stand
 
+APART = "runwire, writer beside Postgres"
 LISTEN = "node ws on LISTEN"
 REDIS = "redis streams, pipelined"
 REDIS_DURABLE = "redis streams, pipelined, fsync"
@@ -30,7 +33,8 @@ def tables(stand: Stand, rounds: int, *, short: bool) -> Iterator[Comparison]:
 def alternatives(stand: Stand, streams: int) -> dict[str, Opened]:
     """Return those that one socket can read chunks of."""
     return {
-        OURS: lambda: sources.served(stand, streams),
+        OURS: lambda: sources.served(stand, streams, writer_on=SERVER_CORES),
+        APART: lambda: sources.served(stand, streams, writer_on=REST),
         LISTEN: lambda: sources.node_listen(stand, streams),
         REDIS: lambda: sources.redis_streams(streams),
         REDIS_DURABLE: lambda: sources.redis_streams(streams, is_durable=True),

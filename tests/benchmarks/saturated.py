@@ -7,7 +7,7 @@ from functools import partial
 from tests.benchmarks import sources
 from tests.benchmarks.comparison import OURS, USAGE, Column, Comparison, Figures, Goal, in_turn
 from tests.benchmarks.generator import Load
-from tests.benchmarks.latency import LISTEN, REDIS, REDIS_DURABLE, alternatives
+from tests.benchmarks.latency import APART, LISTEN, REDIS, REDIS_DURABLE, alternatives
 from tests.benchmarks.sources import Opened
 from tests.benchmarks.stand import Stand
 
@@ -18,6 +18,7 @@ WINDOW = 4096
 REDIS_WRITTEN = "redis streams, as one writes them"
 EVENTS = {
     OURS: 400_000,
+    APART: 400_000,
     LISTEN: 20_000,
     REDIS: 400_000,
     REDIS_DURABLE: 200_000,

@@ -41,11 +41,11 @@ Opened: TypeAlias = Callable[[], AbstractContextManager[Source]]
 
 
 @contextlib.contextmanager
-def ours(stand: Stand, streams: int = 1) -> Generator[Source]:
+def ours(stand: Stand, streams: int = 1, *, writer_on: set[int] = REST) -> Generator[Source]:
     """Append to streams of a new run, and read all of them through the running server."""
     run_id = stand.new_run()
     command = [sys.executable, "-m", "tests.benchmarks.appender", run_id]
-    with program(command, stand.environment, REST) as writer:
+    with program(command, stand.environment, writer_on) as writer:
         if next_line(writer) != "ready":
             raise RuntimeError("the appender did not start")
         pipe = input_of(writer).fileno()
@@ -59,15 +59,20 @@ def ours(stand: Stand, streams: int = 1) -> Generator[Source]:
             publish=f"fd:{pipe}",
             suffix="\n",
             check_seq=True,
-            servers=[stand.server],
+            servers=[stand.server, *([writer.pid] if writer_on == SERVER_CORES else [])],
         )
         yield Source(load, [pipe], run_id)
 
 
 @contextlib.contextmanager
-def served(stand: Stand, streams: int = 1, *, is_plain: bool = False) -> Generator[Source]:
+def served(
+    stand: Stand, streams: int = 1, *, is_plain: bool = False, writer_on: set[int] = REST
+) -> Generator[Source]:
     """Do the same with a server of its own."""
-    with serving(stand, is_plain=is_plain) as server, ours(server, streams) as source:
+    with (
+        serving(stand, is_plain=is_plain) as server,
+        ours(server, streams, writer_on=writer_on) as source,
+    ):
         yield source
 
 
@@ -177,12 +182,13 @@ def redis_written(streams: int) -> Generator[Source]:
     """Do the same from a Python process, in which each stream waits for its last XADD."""
     with (
         _redis_hub(streams) as (load, port),
-        program(python("redis_writer", str(port)), {}, REST) as writer,
+        program(python("redis_writer", str(port)), {}, SERVER_CORES) as writer,
     ):
         if next_line(writer) != "ready":
             raise RuntimeError("the writer to Redis did not start")
         pipe = input_of(writer).fileno()
-        yield Source(replace(load, publish=f"fd:{pipe}", suffix="\n"), [pipe])
+        servers = [*load.servers, writer.pid]
+        yield Source(replace(load, publish=f"fd:{pipe}", suffix="\n", servers=servers), [pipe])
 
 
 @contextlib.contextmanager
