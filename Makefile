@@ -1,4 +1,4 @@
-# setup · run · test · check · bench · faults · soak · autobahn — `make help` says what each does.
+# setup · run · test · check · bench · smoke · faults · soak · autobahn — `make help` says what each does.
 #
 # Everything is installed into the checkout: Python packages in .venv, npm packages in
 # clients/typescript/node_modules, a browser for tests in .runwire/browser where there is none.
@@ -54,7 +54,7 @@ BEHIND_POOLER := $(foreach name,streams run_metadata outcomes triggers batches c
 SOURCES := $(shell find $(TYPESCRIPT) -name node_modules -prune -o -name dist -prune -o -type f -print 2>/dev/null)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check bench faults soak autobahn wire lock clean
+.PHONY: help setup run test check bench smoke faults soak autobahn wire lock clean
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ check: setup ## Everything CI runs: style, types, import rules, tests
 
 bench: setup $(PEERS_READY) ## Measure, as ratios against peers run in turn (half an hour)
 	$(BIN)/python -m tests.benchmarks
+
+smoke: setup $(PEERS_READY) ## Each benchmark once and short: whether it runs, not what it says
+	$(BIN)/python -m tests.benchmarks --rounds 1 --short
 
 faults: setup ## Only the tests of faults, made longer, and more of them behind PgBouncer; RUNWIRE_FAULTS_SEED=… for the same again
 	$(LONG) $(BIN)/python -m pytest -m faults -rP

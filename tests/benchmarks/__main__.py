@@ -6,8 +6,8 @@
 Each name is a module beside this one. Rounds are taken in turn, three unless told otherwise, and
 medians printed; `--add` takes them together with the rounds that are kept, for a machine that is
 quiet only now and then; `--short` does with fewer events, for a first look. Figures are kept as
-JSON in .runwire/bench, and `report` prints what they have to do with the goals. What the peers need
-is installed by `make bench`; one that is missing is named.
+JSON in .runwire/bench, short ones in its folder `short`, and `report` prints what they have to do
+with the goals. What the peers need is installed by `make bench`; one that is missing is named.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from tests.benchmarks import (
@@ -31,6 +32,7 @@ from tests.benchmarks import (
     writers,
 )
 from tests.benchmarks.comparison import Comparison, JsonTables, lines, read, write
+from tests.benchmarks.generator import BENCH
 from tests.benchmarks.stand import Stand, standing
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
@@ -48,6 +50,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "growth": growth.tables,
 }
 REPORT = "report"
+SHORT = BENCH / "short"
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -66,14 +69,15 @@ def main() -> None:
         options.error(f"no benchmark {', '.join(sorted(unknown))}: there is {', '.join(names)}")
     # Told to end, it ends what it has started, Postgres first of all.
     signal.signal(signal.SIGTERM, _end)
+    folder = SHORT if told.short else BENCH
     ours_failed = False
     for name in told.names or names:
         if name == REPORT:
-            sys.stdout.write("\n".join([*report.lines(BENCHMARKS), ""]))
+            sys.stdout.write("\n".join([*report.lines(BENCHMARKS, folder), ""]))
             continue
         try:
             with standing() as stand:
-                done = run(name, stand, told.rounds, short=told.short, adding=told.add)
+                done = run(name, stand, told.rounds, folder, short=told.short, adding=told.add)
         except Exception:
             # The others are measured all the same.
             traceback.print_exc()
@@ -84,10 +88,10 @@ def main() -> None:
 
 
 def run(
-    name: str, stand: Stand, rounds: int, *, short: bool, adding: bool = False
+    name: str, stand: Stand, rounds: int, folder: Path, *, short: bool, adding: bool
 ) -> list[Comparison]:
     """Print the tables of one benchmark, each when it is done, and keep them."""
-    kept: JsonTables = read(name) if adding else {}
+    kept: JsonTables = read(name, folder) if adding else {}
     done: list[Comparison] = []
     for table in BENCHMARKS[name](stand, rounds, short=short):
         if table.title in kept:
@@ -95,7 +99,7 @@ def run(
         sys.stdout.write("\n".join([*lines(table), "", ""]))
         sys.stdout.flush()
         done.append(table)
-        write(name, done, kept)
+        write(name, done, kept, folder)
     return done
 
 

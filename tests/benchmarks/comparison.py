@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from tests.benchmarks.environment import UnavailableError
@@ -192,21 +193,23 @@ def _digits(value: float) -> str:
     return ",.0f" if value >= 100 else ",.2f"
 
 
-def read(name: str) -> JsonTables:
+def read(name: str, folder: Path = BENCH) -> JsonTables:
     """Return the tables that are kept of a benchmark, by title; none where it never ran."""
-    kept = BENCH / f"{name}.json"
+    kept = folder / f"{name}.json"
     if not kept.exists():
         return {}
     return {table["title"]: table for table in json.loads(kept.read_text())["tables"]}
 
 
-def write(name: str, tables: Sequence[Comparison], kept: JsonTables | None = None) -> None:
-    """Keep the figures of a benchmark as JSON, in .runwire/bench/NAME.json, beside kept ones."""
-    BENCH.mkdir(parents=True, exist_ok=True)
+def write(
+    name: str, tables: Sequence[Comparison], kept: JsonTables | None = None, folder: Path = BENCH
+) -> None:
+    """Keep the figures of a benchmark as JSON, in NAME.json of this folder, beside kept ones."""
+    folder.mkdir(parents=True, exist_ok=True)
     made = {**(kept or {}), **{table.title: _as_json(table) for table in tables}}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"benchmark": name, "at": at, "tables": list(made.values())}, indent=2)
-    (BENCH / f"{name}.json").write_text(f"{text}\n")
+    (folder / f"{name}.json").write_text(f"{text}\n")
 
 
 def _as_json(table: Comparison) -> Mapping[str, Any]:

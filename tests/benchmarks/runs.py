@@ -2,7 +2,8 @@
 
 The time is from the first start to the last end. Ours is the database's, with every state change
 and its event in the log; a peer's is its own, and what it keeps is said in `peers/`. Workers have
-core 0, the database the rest. All have the same number of runs under way at once.
+core 0, the database the rest. All have the same number of runs under way at once, but for pgqueuer,
+which may have twice as many.
 """
 
 from collections.abc import Iterator
