@@ -1,8 +1,8 @@
 """Append → socket: milliseconds from handing a chunk to the writer until one socket has it.
 
 Ours appends through the engine in a process of its own; the chunk is durable before it is sent.
-Hub and writer have core 0 in every row, since with Node they are one process; Postgres or Redis and
-the generator share the rest. One row more has our writer there as well: the hub has its core alone.
+Hubs have core 0; our writer too, since with Node on LISTEN they are one process; Postgres or Redis
+and the generator share the rest. One row more has our writer there: the hub has its core alone.
 """
 
 from collections.abc import Callable, Iterator

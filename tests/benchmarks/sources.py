@@ -182,13 +182,12 @@ def redis_written(streams: int) -> Generator[Source]:
     """Do the same from a Python process, in which each stream waits for its last XADD."""
     with (
         _redis_hub(streams) as (load, port),
-        program(python("redis_writer", str(port)), {}, SERVER_CORES) as writer,
+        program(python("redis_writer", str(port)), {}, REST) as writer,
     ):
         if next_line(writer) != "ready":
             raise RuntimeError("the writer to Redis did not start")
         pipe = input_of(writer).fileno()
-        servers = [*load.servers, writer.pid]
-        yield Source(replace(load, publish=f"fd:{pipe}", suffix="\n", servers=servers), [pipe])
+        yield Source(replace(load, publish=f"fd:{pipe}", suffix="\n"), [pipe])
 
 
 @contextlib.contextmanager
