@@ -19,7 +19,7 @@ from typing import Any, Final, LiteralString, Protocol, TypeVar
 import anyio
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -89,7 +89,8 @@ class Transaction:
     async def all(self, name: str, parameters: Parameters | None = None) -> list[Row]:
         """Run a statement and return its rows."""
         await self._execute(name, parameters)
-        return await self._cursor.fetchall() if self._cursor.description else []
+        _check_has_rows(self._cursor, name)
+        return await self._cursor.fetchall()
 
     async def tuples(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows as tuples; in autocommit only."""
@@ -103,11 +104,13 @@ class Transaction:
     async def one(self, name: str, parameters: Parameters | None = None) -> Row | None:
         """Run a statement and return its first row, if any."""
         await self._execute(name, parameters)
-        return await self._cursor.fetchone() if self._cursor.description else None
+        _check_has_rows(self._cursor, name)
+        return await self._cursor.fetchone()
 
     async def run(self, name: str, parameters: Parameters | None = None) -> int:
         """Run a statement for its effect and return how many rows it touched."""
         await self._execute(name, parameters)
+        _check_answered(self._cursor, name)
         return self._cursor.rowcount
 
     async def run_on(self, name: str, **tables: str) -> None:
@@ -146,7 +149,8 @@ class Transaction:
                 await self.begin()
                 for name, parameters in steps:
                     cursors.append(await self.connection.execute(statement(name), parameters))
-            return [await each.fetchall() if each.description else [] for each in cursors]
+            names = [name for name, _ in steps]
+            return [await _rows(cursor, name) for name, cursor in zip(names, cursors, strict=True)]
         except (psycopg.Error, UnicodeError) as error:
             raise self._translate(error, " + ".join(name for name, _ in steps)) from None
 
@@ -166,7 +170,7 @@ class Transaction:
                 await self._cursor.execute(statement(name), parameters)
                 await self.connection.execute("commit")
             self._is_over = True
-            return await self._cursor.fetchall() if self._cursor.description else []
+            return await _rows(self._cursor, name)
         except (psycopg.Error, UnicodeError) as error:
             if self.connection.broken or self.connection.closed:
                 raise CommitUnknownError(f"{name}: the connection broke during COMMIT") from None
@@ -384,6 +388,10 @@ class Database:
         finally:
             # Shielded: a connection that is not given back is lost to everybody.
             with anyio.CancelScope(shield=True):
+                if connection.info.pipeline_status != PipelineStatus.OFF:
+                    # Cancelled as a pipeline began, psycopg leaves it open: what the next one asks
+                    # would be sent some time, and never answered.
+                    await connection.close()
                 await self._pool.putconn(connection)
 
     def note(self, error: EngineError) -> None:
@@ -462,6 +470,27 @@ class Database:
         assert self._connected is not None
         async with connection.cursor() as cursor:
             await self._connected(Transaction(cursor, is_autocommit=True))
+
+
+def _check_has_rows(cursor: AsyncCursor[Row], name: str) -> None:
+    """Raise StatementError where that there are no rows is not what Postgres has answered."""
+    _check_answered(cursor, name)
+    if cursor.description is None:
+        raise StatementError(f"{name} returns no rows", sqlstate="", repeatable=False)
+
+
+def _check_answered(cursor: AsyncCursor[Row], name: str) -> None:
+    """Raise StatementError where a statement only waits in a pipeline that is still open."""
+    if cursor.pgresult is None:
+        raise StatementError(
+            f"{name} got no answer: its connection is in a pipeline", sqlstate="", repeatable=False
+        )
+
+
+async def _rows(cursor: AsyncCursor[Row], name: str) -> list[Row]:
+    """Return the rows of a statement that was sent with others and may have none to return."""
+    _check_answered(cursor, name)
+    return await cursor.fetchall() if cursor.description else []
 
 
 async def repeated(work: Callable[[], Awaitable[T]]) -> T:

@@ -1,5 +1,6 @@
 """Transactions, and what their failures are called."""
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Generator
@@ -274,6 +275,43 @@ async def test_a_cancelled_statement_gives_its_connection_back(database_url: str
 
 
 @pytest.mark.faults
+async def test_no_cancellation_of_a_process_that_was_held_up_leaves_a_connection_unsound(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The driver then lets others go first also where it need not wait: as a pipeline begins.
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)
+    async with opened_database(database_url, max_size=1) as database:
+
+        async def work() -> None:
+            async with database.transaction(lazy=True) as tx:
+                await tx.one("test.pid")
+                await tx.last("test.pid")
+
+        for turns in range(60):
+            task = asyncio.ensure_future(work())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            async with database.transaction() as tx:
+                assert len(await tx.all("test.pid")) == 1, turns
+
+
+async def test_a_statement_that_got_no_answer_has_not_said_that_there_are_no_rows(
+    database: Database,
+) -> None:
+    async with database.transaction() as tx:
+        async with tx.connection.pipeline():
+            with pytest.raises(StatementError, match=r"test\.pid got no answer"):
+                await tx.all("test.pid")
+            with pytest.raises(StatementError, match=r"test\.pid got no answer"):
+                await tx.one("test.pid")
+            with pytest.raises(StatementError, match=r"test\.pid got no answer"):
+                await tx.run("test.pid")
+        with pytest.raises(StatementError, match=r"test\.make returns no rows"):
+            await tx.all("test.make")
+
+
 async def test_connections_that_died_in_the_pool_are_not_handed_out(database_url: str) -> None:
     async with opened_database(database_url) as database:
         async with database.transaction(), database.transaction(), database.transaction():
