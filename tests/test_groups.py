@@ -112,23 +112,28 @@ def test_a_process_that_does_not_know_its_tests_yet_is_given_none() -> None:
 
 
 CONFTEST_OF_HANGING = """
+import subprocess
 import time
 import pytest
 from tests.support.bounds import pytest_runtest_protocol, pytest_timeout_set_timer
 
 @pytest.fixture
 def hanging():
+    subprocess.Popen(["sh", "-c", "sleep 1000 & wait"], start_new_session=True)
     yield
     time.sleep(1000)
 """
 
 
-def test_what_hangs_after_a_failure_is_ended_with_its_stacks(tmp_path: Path) -> None:
+def test_what_hangs_after_a_failure_is_ended_with_its_stacks_and_all_it_started(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 1\n")
     (tmp_path / "conftest.py").write_text(CONFTEST_OF_HANGING)
     (tmp_path / "test_it.py").write_text("def test_it(hanging): assert False\n")
+    # Without capturing all write to this pipe: it ends when the last of them has.
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest"],
+        [sys.executable, "-m", "pytest", "-s"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(CHECKOUT), "RUNWIRE_TAKE_DOWN_SECONDS": "1"},
         capture_output=True,

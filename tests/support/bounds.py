@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.processes import kill_descendants
+
 # Beyond a test's own bound: for what is taken down then.
 _MORE: Final = float(os.environ.get("RUNWIRE_TAKE_DOWN_SECONDS", "60"))
 _timer = pytest.StashKey[threading.Timer]()
@@ -20,7 +22,10 @@ _timer = pytest.StashKey[threading.Timer]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
-    """Have the process end, with all stacks, when a test takes much longer than it may."""
+    """Have the process end, with all stacks, when a test takes much longer than it may.
+
+    What it has started ends with it.
+    """
     timer = item.stash[_timer] = threading.Timer(settings.timeout + _MORE, _end, [item])
     timer.daemon = True
     timer.start()
@@ -43,4 +48,5 @@ def _end(item: pytest.Item) -> None:
         capture.suspend_global_capture()
     os.write(sys.stderr.fileno(), f"\n{item.nodeid} does not end:\n".encode())
     faulthandler.dump_traceback(sys.stderr)
+    kill_descendants()
     os._exit(1)

@@ -179,14 +179,40 @@ def _resolved(command: Sequence[str]) -> list[str]:
     return [str(beside) if beside.exists() else program, *arguments]
 
 
+def kill_descendants() -> None:
+    """SIGKILL all that this process has started, what those have started, and their sessions."""
+    processes = _processes()
+    found: set[int] = set()
+    new = {os.getpid()}
+    while new:
+        found |= new
+        new = {
+            pid
+            for pid, (parent, session) in processes.items()
+            # One whose parent has ended is still in its session; ours is not ours alone.
+            if parent in found or (session in found and session != os.getpid())
+        } - found
+    for pid in found - {os.getpid()}:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
 def _session_of(leader: int) -> list[int]:
     """Return the live processes of a session, its leader included, even a leader that is gone."""
     found = {leader}
+    found |= {pid for pid, (_, session) in _processes().items() if session == leader}
+    return sorted(found)
+
+
+def _processes() -> dict[int, tuple[int, int]]:
+    """Return the parent and the session of each live process, where the system shows them."""
+    found: dict[int, tuple[int, int]] = {}
     for entry in Path("/proc").glob("[0-9]*") if Path("/proc/self/stat").exists() else ():
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[3]) == leader:
-            found.add(int(entry.name))
-    return sorted(found)
+        found[int(entry.name)] = (int(fields[1]), int(fields[3]))
+    return found
