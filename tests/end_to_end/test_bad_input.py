@@ -260,10 +260,11 @@ async def test_an_expired_token_ends_what_it_opened(bench: Bench, server: TestRe
     async with bench.worker(made):
         run_id = await bench.start(made)
         token = await server.token(f"read:runs:{run_id}", expirationTime="2s")
-        async with open_socket(server, token) as socket, client_of(server, token) as client:
+        async with open_socket(server) as socket, client_of(server, token) as client:
+            await say(socket, type="auth", token=token)
             await say(socket, type="subscribe", sub="mine", to={"run": run_id})
-            told = await until_closed(socket)
-            assert {"live", "token_expiring"} <= {message["type"] for message in told}
+            told = [message["type"] for message in await until_closed(socket)]
+            assert told[0] == "ready" and {"live", "token_expiring"} <= {*told}
             assert socket.close_code == CloseCode.TOKEN_EXPIRED
             # The client has no other token to go on with: it says so instead of trying for ever.
             with anyio.fail_after(60), pytest.raises(UnauthorizedError):
