@@ -145,6 +145,9 @@ async def test_the_list_is_live_and_filters(browser: Browser, server: Server) ->
         await page.goto(urljoin(server.address, "#/?status=LOST"))
         chosen = page.get_by_label("Status").locator("option:checked")
         await expect(chosen).to_have_text("LOST (no such status)")
+        await page.goto(urljoin(server.address, "#/?status=COMPLETED,FAILED"))
+        await expect(chosen).to_have_text("COMPLETED,FAILED")
+        await expect(newer).to_be_visible()
         await page.get_by_label("Status").select_option("COMPLETED")
         await expect(newer).to_be_visible()
 

@@ -20,6 +20,8 @@ const GROUPS: [string, string][] = [
   ["Not successful", "FAILED,CRASHED,SYSTEM_FAILURE,TIMED_OUT,EXPIRED"],
 ];
 
+const OFFERED: string[] = ["", ...GROUPS.map(([, value]) => value), ...RUN_STATUSES];
+
 export function RunsPage({ runwire, filter }: Props) {
   const { status, task, tag } = filter;
   const list = useMemo(
@@ -98,8 +100,8 @@ function Filters({ runwire, filter }: Props) {
         <span>Status</span>
         <select value={filter.status} onChange={(event) => change({ status: event.target.value })}>
           <option value="">Any status</option>
-          {!isKnown(filter.status) && (
-            <option value={filter.status}>{filter.status} (no such status)</option>
+          {!OFFERED.includes(filter.status) && (
+            <option value={filter.status}>{statusesText(filter.status)}</option>
           )}
           {GROUPS.map(([name, value]) => (
             <option key={name} value={value}>
@@ -153,9 +155,11 @@ function Filters({ runwire, filter }: Props) {
   );
 }
 
-function isKnown(status: string): boolean {
-  const known: string[] = ["", ...GROUPS.map(([, value]) => value), ...RUN_STATUSES];
-  return known.includes(status);
+/** What a URL that somebody wrote asks for. */
+function statusesText(statuses: string): string {
+  const known: readonly string[] = RUN_STATUSES;
+  const isKnown = statuses.split(",").every((status) => known.includes(status));
+  return isKnown ? statuses : `${statuses} (no such status)`;
 }
 
 function Nothing({ isFiltered }: { isFiltered: boolean }) {
