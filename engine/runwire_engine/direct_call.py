@@ -25,6 +25,8 @@ from runwire_engine.statements import by_position
 
 _PREPARED = b"call"
 _WELL = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK})
+# A table has other columns than when the statement was prepared, or somebody dropped that.
+_STALE = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
 
 
 class DirectCall:
@@ -70,14 +72,22 @@ class DirectCall:
         self.is_busy = True
         try:
             values = [parameter(parameters[word]) for word in self._words]
-            connection = self._connection or await self._connect()
-            return await self._ask(partial(self._send, values)), connection
+            try:
+                return await self._sent(values)
+            except _STALE:
+                # Refused before anything was done; what is prepared anew fits.
+                self.close()
+                return await self._sent(values)
         except (psycopg.Error, UnicodeError) as error:
             translated = translate(error, self._name)
             self._database.note(translated)
             raise translated from None
         finally:
             self.is_busy = False
+
+    async def _sent(self, values: Sequence[bytes | None]) -> tuple[PGresult, AsyncConnection[Row]]:
+        connection = self._connection or await self._connect()
+        return await self._ask(partial(self._send, values)), connection
 
     @property
     def is_connected(self) -> bool:
@@ -106,6 +116,10 @@ class DirectCall:
             await self._ask(lambda pgconn: pgconn.send_prepare(_PREPARED, self._text))
         except CommitUnknownError as error:
             raise DatabaseUnavailableError(str(error)) from None
+        except psycopg.Error:
+            # Every call there would fail: nothing is prepared.
+            self.close()
+            raise
         return connection
 
     def _send(self, values: Sequence[bytes | None], pgconn: PGconn) -> None:

@@ -11,6 +11,7 @@ from runwire_engine.errors import (
     CommitUnknownError,
     DatabaseUnavailableError,
     DataRefusedError,
+    LockHeldError,
 )
 from runwire_engine.statements import by_position
 from tests.support.faultproxy import FaultProxy, fault_proxy
@@ -96,6 +97,30 @@ async def test_a_statement_that_fails_says_why_and_leaves_the_connection(call: D
     with pytest.raises(DataRefusedError, match="22012"):
         await call.one({"text": "a", "divisor": 0, "seconds": 0})
     assert (await echoed(call, "b"))[0] == "b"
+
+
+async def test_what_could_not_be_prepared_is_prepared_by_the_next_call(
+    database_url: str, database: Database
+) -> None:
+    hasty = Database(database_url, lock_timeout="50ms")
+    call = DirectCall(hasty, "testing.finished")
+    given = {"environment_id": 1, "task": "none"}
+    async with database.transaction() as tx:
+        await tx.connection.execute("lock table runwire.runs in access exclusive mode")
+        with pytest.raises(LockHeldError):
+            await call.all(given)
+    assert await call.all(given) == []
+    call.close()
+
+
+async def test_a_column_that_is_added_meanwhile_fails_no_call(database: Database) -> None:
+    call = DirectCall(database, "claims.lost")
+    given = {"environment_id": 1, "worker_id": "none", "since": None}
+    assert await call.all(given) == []
+    async with database.transaction() as tx:
+        await tx.connection.execute("alter table runwire.runs add column later integer")
+    assert await call.all(given) == []
+    call.close()
 
 
 async def test_a_connection_that_breaks_meanwhile_leaves_it_open_whether_it_happened(
