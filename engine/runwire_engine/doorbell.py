@@ -292,6 +292,8 @@ class Listener:
         number, lost = pgconn.socket, loop.create_future()
 
         def hear() -> None:
+            if lost.done():
+                return
             try:
                 pgconn.consume_input()
                 while (notification := pgconn.notifies()) is not None:
@@ -299,15 +301,16 @@ class Listener:
                 self._tell()
             except Exception as error:
                 loop.remove_reader(number)
-                if not lost.done():
-                    lost.set_exception(error)
+                lost.set_exception(error)
 
         # For as long as it lives: the driver's own waiter joins the loop anew for each bell.
         loop.add_reader(number, hear)
         try:
             await lost
         finally:
-            loop.remove_reader(number)
+            # What is lost is not watched any more, and its number may be another connection's.
+            if lost.cancelled():
+                loop.remove_reader(number)
 
     def _hear(self, channel: str, payload: str) -> None:
         if channel == self._own:
