@@ -24,6 +24,9 @@ from runwire_engine.errors import CommitUnknownError, DatabaseUnavailableError, 
 from runwire_engine.statements import by_position
 
 _PREPARED = b"call"
+# uvloop does not say that a socket is readable where it has an error, as when the other end was
+# killed with something unread: so often it is read all the same.
+_LOOK_SECONDS = 0.5
 _WELL = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK})
 # A table has other columns than when the statement was prepared, or somebody dropped that.
 _STALE = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
@@ -41,7 +44,7 @@ class DirectCall:
         self._text = text.encode()
         self._connection: AsyncConnection[Row] | None = None
         # Its number, which a broken connection does not know any more.
-        self._socket = -1
+        self.socket = -1
         # Of the call that is under way: the promise of its answer, and what came of it so far.
         self._answer: asyncio.Future[PGresult] | None = None
         self._result: PGresult | None = None
@@ -100,16 +103,16 @@ class DirectCall:
         if connection is None:
             return
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._socket)
-        loop.remove_writer(self._socket)
+        loop.remove_reader(self.socket)
+        loop.remove_writer(self.socket)
         self._is_writing = False
         connection.pgconn.finish()
         self._settle(self._unknown())
 
     async def _connect(self) -> AsyncConnection[Row]:
         self._connection = connection = await self._database.connect(one_plan=self._one_plan)
-        self._socket = connection.pgconn.socket
-        asyncio.get_running_loop().add_reader(self._socket, self._readable)
+        self.socket = connection.pgconn.socket
+        asyncio.get_running_loop().add_reader(self.socket, self._readable)
         if self._database.is_pooled:
             return connection
         try:
@@ -134,6 +137,7 @@ class DirectCall:
         pgconn = connection.pgconn
         answer: asyncio.Future[PGresult] = asyncio.get_running_loop().create_future()
         self._answer = answer
+        looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look, answer)
         try:
             send(pgconn)
             self._flush()
@@ -145,6 +149,8 @@ class DirectCall:
             if isinstance(error, psycopg.OperationalError):
                 raise self._unknown() from None
             raise
+        finally:
+            looking.cancel()
         if result.status in _WELL:
             return result
         if pgconn.status != ConnStatus.OK:
@@ -162,9 +168,9 @@ class DirectCall:
             return
         is_left = bool(connection.pgconn.flush())
         if is_left and not self._is_writing:
-            asyncio.get_running_loop().add_writer(self._socket, self._writable)
+            asyncio.get_running_loop().add_writer(self.socket, self._writable)
         elif self._is_writing and not is_left:
-            asyncio.get_running_loop().remove_writer(self._socket)
+            asyncio.get_running_loop().remove_writer(self.socket)
         self._is_writing = is_left
 
     def _writable(self) -> None:
@@ -172,6 +178,11 @@ class DirectCall:
             self._flush()
         except psycopg.Error:
             self.close()
+
+    def _look(self, answer: "asyncio.Future[PGresult]") -> None:
+        if not answer.done():
+            self._readable()
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look, answer)
 
     def _readable(self) -> None:
         connection = self._connection

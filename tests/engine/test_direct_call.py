@@ -1,5 +1,6 @@
 """A statement on a connection of its own: what comes back, and what is left when it breaks."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import anyio
@@ -144,6 +145,16 @@ async def test_a_connection_that_breaks_meanwhile_leaves_it_open_whether_it_happ
     with pytest.raises(DatabaseUnavailableError) as refused:
         await echoed(call, "e")
     assert not isinstance(refused.value, CommitUnknownError)
+
+
+async def test_an_answer_that_the_loop_does_not_tell_of_is_read_all_the_same(
+    call: DirectCall,
+) -> None:
+    """As uvloop does not, where the socket has an error: the other end died with something unread."""
+    await echoed(call, "a")
+    asyncio.get_running_loop().remove_reader(call.socket)
+    with anyio.fail_after(30):
+        assert (await echoed(call, "b"))[0] == "b"
 
 
 async def test_a_call_that_is_given_up_is_in_nobodys_way(
