@@ -150,7 +150,7 @@ async def test_a_connection_that_breaks_meanwhile_leaves_it_open_whether_it_happ
 async def test_an_answer_that_the_loop_does_not_tell_of_is_read_all_the_same(
     call: DirectCall,
 ) -> None:
-    """As uvloop does not, where the socket has an error: the other end died with something unread."""
+    """As uvloop does not of a socket with an error: the other end died with something unread."""
     await echoed(call, "a")
     asyncio.get_running_loop().remove_reader(call.socket)
     with anyio.fail_after(30):
