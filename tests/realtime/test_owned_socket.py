@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from websockets.frames import Frame, Opcode
 
-from runwire.wire import PROTOCOL, CloseCode
+from runwire.wire import PROTOCOL, CloseCode, JsonObject
 from runwire_realtime.direct_connection import handover_of
 from runwire_realtime.owned_socket import OwnedSocket
 from runwire_realtime.server import bind, port_of, serve
@@ -76,7 +76,12 @@ async def owned(
 
 async def test_no_task_waits_for_a_socket(stage: Stage) -> None:
     run_id = await stage.trigger()
-    subscribe = {"type": "subscribe", "sub": "a", "to": {"run": run_id}, "streams": {"*": {}}}
+    subscribe: JsonObject = {
+        "type": "subscribe",
+        "sub": "a",
+        "to": {"run": run_id},
+        "streams": {"*": {}},
+    }
     async with AsyncExitStack() as stack:
 
         async def follow() -> None:
