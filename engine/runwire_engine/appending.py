@@ -103,35 +103,34 @@ class Appending:
             return False  # not known now; it is repeated, and finds out then
         return await self._writer.answer_of(self.environment_id, self._number) is not None
 
-    def _written(self, expected: Expected, bell: str | None) -> dict[str, str | int | None]:
+    def _written(self, expected: Expected, bell: str | None) -> dict[str, object]:
         runs, before, after = expected.runs, expected.before, expected.after
         pieces = expected.pieces
-        return {
-            "environment_id": self.environment_id,
-            "run_ids": _array(run.id for run in runs),
-            "run_statuses": _array(run.status for run in runs),
-            "run_executions": _array(run.execution for run in runs),
-            "stream_ids": _array(stream.id for stream in before),
-            "stream_seqs": _array(stream.next_seq for stream in before),
-            "stream_executions": _array(stream.execution for stream in before),
-            "stream_counts": _array(
+        return self._with(
+            run_ids=_array(run.id for run in runs),
+            run_statuses=_array(run.status for run in runs),
+            run_executions=_array(run.execution for run in runs),
+            stream_ids=_array(stream.id for stream in before),
+            stream_seqs=_array(stream.next_seq for stream in before),
+            stream_executions=_array(stream.execution for stream in before),
+            stream_counts=_array(
                 b.next_seq - a.next_seq for a, b in zip(before, after, strict=True)
             ),
-            "stream_bytes": _array(b.bytes - a.bytes for a, b in zip(before, after, strict=True)),
-            "stream_ends": _array(stream.ended_execution for stream in after),
-            "piece_streams": _array(piece.stream_id for piece in pieces),
-            "piece_buckets": _array(piece.bucket for piece in pieces),
-            "piece_seqs": _array(piece.seq for piece in pieces),
-            "piece_counts": _array(piece.count for piece in pieces),
-            "piece_executions": _array(piece.execution for piece in pieces),
-            "piece_attempts": _array(piece.attempt for piece in pieces),
-            "piece_writers": PIECE_END.join([piece.writer or "" for piece in pieces]),
-            "bodies": PIECE_END.join([piece.bodies for piece in pieces]),
-            "writer_id": self._writer.id,
-            "number": self._number,
-            "result": _record(expected.answers),
-            "bell": bell,
-        }
+            stream_bytes=_array(b.bytes - a.bytes for a, b in zip(before, after, strict=True)),
+            stream_ends=_array(stream.ended_execution for stream in after),
+            piece_streams=_array(piece.stream_id for piece in pieces),
+            piece_buckets=_array(piece.bucket for piece in pieces),
+            piece_seqs=_array(piece.seq for piece in pieces),
+            piece_counts=_array(piece.count for piece in pieces),
+            piece_executions=_array(piece.execution for piece in pieces),
+            piece_attempts=_array(piece.attempt for piece in pieces),
+            piece_writers=PIECE_END.join([piece.writer or "" for piece in pieces]),
+            bodies=PIECE_END.join([piece.bodies for piece in pieces]),
+            writer_id=self._writer.id,
+            number=self._number,
+            result=_record(expected.answers),
+            bell=bell,
+        )
 
     async def stuck(self, appends: Sequence[Append]) -> set[StreamName]:
         """Return the streams of which somebody holds a lock right now."""

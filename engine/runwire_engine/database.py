@@ -149,8 +149,8 @@ class Transaction:
                 await self.begin()
                 for name, parameters in steps:
                     cursors.append(await self.connection.execute(statement(name), parameters))
-            names = [name for name, _ in steps]
-            return [await _rows(cursor, name) for name, cursor in zip(names, cursors, strict=True)]
+            answered = zip(steps, cursors, strict=True)
+            return [await _rows(cursor, name) for (name, _), cursor in answered]
         except (psycopg.Error, UnicodeError) as error:
             raise self._translate(error, " + ".join(name for name, _ in steps)) from None
 
