@@ -92,10 +92,15 @@ class Doorbell:
         In a transaction of its own, once the commit is on disk. None: ring as everybody does, since
         NOTIFY fails for now, and the writer's session has other things to do.
         """
-        if self._is_full:
+        if not self.takes_notify:
             return None
         ((_, payload),) = encode(environment_id, Bell(streams=tuple(streams)))
         return payload
+
+    @property
+    def takes_notify(self) -> bool:
+        """Whether a writer's session may ring right behind its commit: NOTIFY does not fail now."""
+        return not self._is_full
 
     def ring_control(self, environment_id: int, kind: str, target: str) -> None:
         """Say that something is to be done now, such as "cancel" of a run."""

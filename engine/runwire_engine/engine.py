@@ -31,7 +31,7 @@ from runwire_engine.waits import Waits
 from runwire_engine.workers import Workers
 
 # What every run needs.
-_HOT: Final = ("triggers.insert", "claims.take", "outcomes.record")
+_HOT: Final = ("triggers.lone", "triggers.insert", "claims.take", "outcomes.record")
 # How long the end waits for what was handed in; and for the last bells, which only save a poll.
 _DRAIN_SECONDS: Final = 5.0
 _LAST_BELLS_SECONDS: Final = 0.2

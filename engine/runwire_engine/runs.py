@@ -19,7 +19,9 @@ from runwire_engine.direct_call import DirectCalls
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import (
     CommitUnknownError,
+    DatabaseUnavailableError,
     DataRefusedError,
+    EngineError,
     LockHeldError,
     NotDelayedError,
     RunFinalError,
@@ -41,6 +43,7 @@ from runwire_engine.wanted_runs import (
     TriggerAnswer,
     TriggerResult,
     Wanted,
+    lone_columns,
     plain_columns,
 )
 
@@ -252,6 +255,8 @@ class Runs:
         async def store() -> Sequence[TriggerAnswer]:
             if repeated or not all(each.new.is_plain for each in wanted):
                 return await self._trigger(environment_id, wanted, repeated, waits)
+            if len(wanted) == 1:
+                return [await self._trigger_lone(environment_id, wanted[0], waits)]
             return await self._trigger_plain(environment_id, wanted, waits)
 
         try:
@@ -259,6 +264,29 @@ class Runs:
         except DataRefusedError:
             await self._database.run("runs.make_partitions")
             return await store()
+
+    async def _trigger_lone(
+        self, environment_id: int, wanted: Wanted, waits: bool
+    ) -> TriggerAnswer:
+        """Trigger a plain run by a statement that rings for it, too; in a second transaction where
+        nobody knows its task, or its call was made before.
+        """
+        rings = self._bell.takes_notify
+        named = {"environment_id": environment_id, **lone_columns(wanted), "rings": rings}
+        is_repeated = False
+        try:
+            ((queue,),) = [row.values() for row in await self._hot.all("triggers.lone", named)]
+        except DatabaseUnavailableError:
+            raise  # whoever flushes it again looks first whether it is made
+        except EngineError:
+            # Perhaps that of the bell, which rings behind the commit.
+            queue, is_repeated = None, True
+        if queue is None:
+            [answer] = await self._trigger(environment_id, [wanted], is_repeated, waits)
+            return answer
+        if not rings:
+            self._ring(environment_id, [{"id": wanted.id, "queue": queue}])
+        return TriggerResult(wanted.id, is_cached=False)
 
     async def _trigger_plain(
         self, environment_id: int, wanted: Sequence[Wanted], waits: bool
@@ -292,7 +320,7 @@ class Runs:
             last = partial(tx.last, one_plan=True)
             triggering = Triggering(tx, environment_id, wanted, waits=waits, last=last)
             answers = await triggering.run(repeated=repeated)
-            return answers, triggering.made
+            return answers, [*triggering.made, *triggering.found]
 
         answers, made = await self._database.retrying(work, lazy=True)
         self._ring(environment_id, made)

@@ -54,8 +54,9 @@ class Triggering:
         are answered with LockHeldError), whether the transaction ends at once, so that it may keep
         what others need, what `triggers.tasks` would return, where that is known, and what runs a
         last statement and commits, where the transaction is for these triggers alone."""
-        # The runs that were made, with their queues.
+        # The runs that were made, and what the repeated transaction had made; with their queues.
         self.made: list[Row] = []
+        self.found: list[Row] = []
         self._tx = tx
         self._environment_id = environment_id
         self._wanted = list(wanted)
@@ -111,9 +112,10 @@ class Triggering:
         return {"environment_id": self._environment_id, "now": self._now, **parameters}
 
     async def _recognise(self) -> None:
-        """Answer what the repeated transaction has made already."""
+        """Answer what the repeated transaction has made already; it may not have been told of."""
         ids = [wanted.id for wanted in self._wanted]
-        for row in await self._tx.all("triggers.existing", self._with(ids=ids)):
+        self.found = await self._tx.all("triggers.existing", self._with(ids=ids))
+        for row in self.found:
             self._answers[row["id"]] = TriggerResult(row["id"], is_cached=False)
 
     async def _find_tasks(self) -> None:

@@ -127,6 +127,28 @@ def plain_columns(wanted: Sequence[Wanted]) -> dict[str, object]:
     return {**columns(wanted), "request_keys": [w.new.request_key for w in wanted]}
 
 
+def lone_columns(wanted: Wanted) -> dict[str, object]:
+    """Return one plain run as the statement takes it that makes it and rings for it."""
+    new = wanted.new
+    return {
+        "id": wanted.id,
+        "task": new.task,
+        "concurrency_key": new.concurrency_key,
+        "payload": new.payload,
+        "payload_type": new.payload_type,
+        "metadata": new.metadata,
+        "delay_until": new.delay_until,
+        "delay": new.delay,
+        "ttl": new.ttl or None,
+        "max_attempts": new.max_attempts,
+        "max_duration": new.max_duration or None,
+        "priority": float(new.priority),
+        "tags": list(dict.fromkeys(new.tags)),
+        "is_test": new.is_test,
+        "request_key": new.request_key,
+    }
+
+
 def number_or_none(value: float | None) -> float | None:
     """Return a float even of an int: an array for Postgres has members of one type."""
     return None if value is None else float(value)

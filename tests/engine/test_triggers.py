@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from runwire.errors import FencedError
+from runwire_engine.doorbell import Doorbell, Listener
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.errors import DataRefusedError, TokenUsedError, UnknownTaskError
 from runwire_engine.outcomes import Canceled, Completed, Failed, Outcome
@@ -119,6 +120,47 @@ async def test_missing_partitions_are_made(engine: Engine, env: int) -> None:
     ):
         await query(engine.database, f"drop table {row['name']}")
     assert await assert_dense(engine, env, await triggered(engine, env)) == ["created"]
+
+
+# Bells -----------------------------------------------------------------------------------------
+
+
+async def test_a_lone_trigger_rings_in_the_session_that_has_committed_it(
+    engine: Engine, env: int, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Doorbell, "ring_work")
+    monkeypatch.delattr(Doorbell, "ring_feed")
+    with anyio.fail_after(30):
+        async with Listener(database_url, environment_id=env) as bells:
+            assert (await anext(bells)).scan
+            await triggered(engine, env, NewRun("plain", tags=("user:1",)))
+            heard = await anext(bells)
+    assert heard.work == {"task/plain"}
+    assert heard.runs_moved and not heard.scan
+
+
+async def test_while_notify_fails_a_lone_trigger_leaves_its_bell_to_the_doorbell(
+    engine: Engine, env: int, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Doorbell, "takes_notify", False)
+    rung: list[set[str]] = []
+    monkeypatch.setattr(Doorbell, "ring_work", lambda bell, env, queues: rung.append(set(queues)))
+    await triggered(engine, env)
+    assert rung == [{"task/plain"}]
+
+
+async def test_a_bell_that_fails_behind_its_commit_costs_and_doubles_no_run(
+    engine: Engine, env: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than a NOTIFY can be, with what the bell says besides.
+    long = "q" * 7_990
+    await query(engine.database, f"update runwire.tasks set queue = '{long}' where id = 'plain'")
+    rung: list[set[str]] = []
+    monkeypatch.setattr(Doorbell, "ring_work", lambda bell, env, queues: rung.append(set(queues)))
+    run_id = await triggered(engine, env, NewRun("plain", request_key="r"))
+    assert rung == [{long}]
+    assert await assert_dense(engine, env, run_id) == ["created"]
+    assert await triggered(engine, env, NewRun("plain", request_key="r")) == run_id
 
 
 # Idempotency keys ------------------------------------------------------------------------------
@@ -297,10 +339,13 @@ async def test_a_lost_answer_to_commit_neither_loses_nor_doubles_a_run(
             one = NewRun("plain", one_time_jti=("jti", LATER))
             first = await behind.runs.trigger(env, one)
             proxy.cut_next_commit(after=after)
+            await triggered(behind, env)
+            proxy.cut_next_commit(after=after)
             two = await behind.runs.trigger_many(
                 env, [NewRun("plain"), NewRun("plain", idempotency_key="k", request_key="r")]
             )
+    assert proxy.commits_cut == 3
     assert not first.is_cached
     assert all(isinstance(answer, TriggerResult) and not answer.is_cached for answer in two)
     rows = await query(engine.database, "select count(*) as n from runwire.runs")
-    assert rows[0]["n"] == 4
+    assert rows[0]["n"] == 5

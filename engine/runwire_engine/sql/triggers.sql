@@ -1,6 +1,6 @@
 -- existing --
--- Which of these runs are there.
-select id
+-- Which of these runs are there, and in which queues.
+select id, queue
   from runwire.runs
  where environment_id = %(environment_id)s and id = any(%(ids)s::text[]);
 
@@ -238,3 +238,13 @@ select %(environment_id)s, item.batch_id, item.index, item.run_id
        as item (batch_id, index, run_id)
  order by item.batch_id, item.index
     on conflict do nothing;
+
+-- lone --
+-- Makes one run that asks for nothing beside its own row, commits it and rings for it; answers its
+-- queue. None where its task is unknown, or its call was made before: then nothing was written.
+call runwire.trigger_lone_v1(
+    %(environment_id)s, %(id)s::text, %(task)s::text, %(concurrency_key)s::text, %(payload)s::text,
+    %(payload_type)s::text, %(metadata)s::text, %(delay_until)s::timestamptz,
+    %(delay)s::double precision, %(ttl)s::double precision, %(max_attempts)s::integer,
+    %(max_duration)s::double precision, %(priority)s::double precision, %(tags)s::text[],
+    %(is_test)s::boolean, %(request_key)s::text, %(rings)s::boolean, null);
