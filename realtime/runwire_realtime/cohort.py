@@ -60,10 +60,10 @@ class Cohort:
             return False
         parts, self.next = topic.stretch(before, limits.frame_bytes, limits.turn_bytes)
         frame = framing(parts)
-        late: list[StreamReader] = []
-        for reader, line in self.members.items():
+        late: set[Line] = set()
+        for line in self.members.values():
             if not line.is_free:
-                late.append(reader)
+                late.add(line)
                 continue
             line.written_at = now
             if gathered is None:
@@ -72,7 +72,9 @@ class Cohort:
                 gathered[line].append(frame)
             else:
                 gathered[line] = [frame]
-        self._leave_behind(late, before)
+        if late:
+            readers = [reader for reader, line in self.members.items() if line in late]
+            self._leave_behind(readers, before)
         return self.next < topic.end
 
     def _leave_behind(self, readers: Sequence["StreamReader"], place: int) -> None:

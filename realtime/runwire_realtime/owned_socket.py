@@ -2,7 +2,7 @@
 
 It takes the place of uvicorn's protocol at the transport, so that an idle socket is little more
 than a few slots: no task, no queue, and a parser only while part of a frame has come. Frames that
-the owner makes go to the transport as they are, the same bytes for many sockets.
+the owner makes go to the kernel as they are, the same bytes for many sockets.
 
 A transport that is closed waits until what it holds has been taken. A peer that takes nothing, or
 is gone without a word, would keep the connection, its buffers and its descriptor until the kernel
@@ -13,7 +13,7 @@ it has noticed that it was closed. So every end has a time, and may be deaf.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, MutableSet
+from collections.abc import MutableSet
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -32,6 +32,10 @@ FAREWELL_SECONDS: Final = 5.0
 # A close frame has room for 123 bytes.
 MAX_REASON: Final = 100
 _MASK: Final = 4
+# Pings of a peer are answered behind what it has not taken yet, if that is less.
+_ANSWERED_BYTES: Final = 64 * 1024
+# A descriptor that nothing can be written to.
+_NOWHERE: Final = -1
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 # Debugging output of each frame would make the parser ask for each.
 _LOGGER: Final = logging.getLogger("runwire.socket")
@@ -64,6 +68,7 @@ class OwnedSocket(asyncio.Protocol):
     # One for each connection, and many of them: no dict beside it.
     __slots__ = (
         "_beats",
+        "_descriptor",
         "_ending",
         "_farewell",
         "_fragments",
@@ -79,7 +84,6 @@ class OwnedSocket(asyncio.Protocol):
         "_ping",
         "_transport",
         "_unparsed",
-        "write_frame",
     )
 
     def __init__(
@@ -90,11 +94,11 @@ class OwnedSocket(asyncio.Protocol):
         open_sockets: "MutableSet[OwnedSocket]",
     ) -> None:
         """Take a transport over; it stands among `open_sockets` until it is lost."""
-        # The transport's own, as it is called for each socket and frame.
-        self.write_frame: Callable[[bytes], object] = transport.write
         self._transport = transport
+        # What frames are written to, past the transport; _NOWHERE: only the transport knows how.
+        self._descriptor = _descriptor(transport)
         self._owner: Owner | None = None
-        # What was given has not been taken yet.
+        # What was given has not been taken yet: the transport holds some of it.
         self._is_full = False
         # A close frame was sent, is to be sent, or came.
         self._is_over = False
@@ -115,6 +119,9 @@ class OwnedSocket(asyncio.Protocol):
         self._keepalive = keepalive
         self._open = open_sockets
         open_sockets.add(self)
+        transport.set_protocol(self)
+        # From the first byte that it holds until the last has been taken, it is full.
+        transport.set_write_buffer_limits(high=0)
 
     # For its owner
 
@@ -126,6 +133,19 @@ class OwnedSocket(asyncio.Protocol):
     def is_writable(self) -> bool:
         """Whether a frame may be written: the last one was taken, and none has closed it."""
         return not (self._is_full or self._is_over or self._transport.is_closing())
+
+    def write_frame(self, frame: bytes) -> None:
+        """Bring a frame to the peer.
+
+        The kernel gets it at once, which is all that is done for nearly every one of thousands; the
+        transport gets what the kernel does not take, what comes behind that, and every fault.
+        """
+        try:
+            taken = 0 if self._is_full else os.write(self._descriptor, frame)
+        except OSError:
+            taken = 0
+        if taken < len(frame):
+            self._transport.write(frame[taken:])
 
     def pause_reading(self) -> None:
         """Take nothing more from the peer for now."""
@@ -189,6 +209,8 @@ class OwnedSocket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_over = True
+        # Its number will be another socket's.
+        self._descriptor = _NOWHERE
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -257,7 +279,7 @@ class OwnedSocket(asyncio.Protocol):
 
     def _answer(self, frames: bytes) -> None:
         """Write what the parser says. A peer that takes nothing gets no pongs either."""
-        if frames and not self._is_full:
+        if frames and self._transport.get_write_buffer_size() < _ANSWERED_BYTES:
             self._transport.write(frames)
 
     def _new_parser(self) -> Parser:
@@ -311,6 +333,14 @@ class OwnedSocket(asyncio.Protocol):
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.gone()
+
+
+def _descriptor(transport: asyncio.Transport) -> int:
+    """Return where the bytes of a transport go as they are, if they do."""
+    socket = transport.get_extra_info("socket")
+    if os.name != "posix" or socket is None or transport.get_extra_info("sslcontext") is not None:
+        return _NOWHERE
+    return int(socket.fileno())
 
 
 def _size_of(frame: Frame) -> int:

@@ -39,14 +39,12 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.connections.discard(self)
         # It and its parser hold each other: freed at once, not when the collector comes.
         self.conn.parser.close()
-        socket = OwnedSocket(
+        return OwnedSocket(
             self.transport,
             _keepalive(self.config.ws_ping_interval, self.config.ws_ping_timeout),
             self.config.ws_max_size,
             cast(set[OwnedSocket], self.connections),
         )
-        self.transport.set_protocol(socket)
-        return socket
 
     async def run_asgi(self) -> None:
         extensions = cast(dict[str, object], self.scope.setdefault("extensions", {}))

@@ -1,13 +1,18 @@
 """A socket that was handed over: what it reads, how it ends, and that nothing waits for it."""
 
 import asyncio
+import os
+import select
+import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from itertools import count
 
 import anyio
 import orjson
 import pytest
+from anyio.abc import SocketAttribute
 from starlette.types import Receive, Scope, Send
 from websockets.frames import Frame, Opcode
 
@@ -137,6 +142,44 @@ async def test_it_is_closed_behind_what_the_peer_has_not_taken_yet() -> None:
         assert not owner.is_gone
         assert await client.close_code() == CloseCode.SLOW
         await until_true(lambda: owner.is_gone)
+
+
+async def test_what_the_peer_does_not_take_at_once_comes_in_its_order() -> None:
+    async with owned() as (client, owner):
+        given = received = b""
+        for number in count():
+            frame_of_it = frame(str(number).ljust(200_000).encode(), masked=False)
+            given += frame_of_it
+            owner.socket.write_frame(frame_of_it)
+            if not owner.socket.is_writable:
+                break
+        # There is room again, and what waits has not been told yet: it goes first all the same.
+        peer = client.stream.extra(SocketAttribute.raw_socket).fileno()
+        with suppress(BlockingIOError):
+            while True:
+                received += os.read(peer, 1 << 20)
+        last = frame(b"last", masked=False)
+        given += last
+        owner.socket.write_frame(last)
+        while len(received) < len(given):
+            received += await client.stream.receive()
+        assert received == given
+        await until_true(lambda: owner.socket.is_writable)
+
+
+async def test_a_frame_for_a_socket_that_was_lost_reaches_no_other() -> None:
+    async with owned() as (client, owner):
+        await client.stream.aclose()
+        await until_true(lambda: owner.is_gone)
+        # The lowest numbers that are free: one of them was the lost socket's.
+        pairs = [socket.socketpair() for _ in range(20)]
+        try:
+            owner.socket.write_frame(frame(b"not for you", masked=False))
+            sockets = [each for pair in pairs for each in pair]
+            assert select.select(sockets, [], [], 0)[0] == []
+        finally:
+            for each in (each for pair in pairs for each in pair):
+                each.close()
 
 
 async def test_a_peer_that_answers_no_pings_is_given_up() -> None:
