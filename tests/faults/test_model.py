@@ -159,6 +159,12 @@ class Model(RuleBasedStateMachine):
     def _executing(self) -> list[ModelRun]:
         return self._runs("EXECUTING")
 
+    def _hasten(self) -> list[ModelRun]:
+        """Have the time come of all retries that no transaction holds; return them."""
+        delayed = self._runs("DELAYED")
+        self.world.step(self.world.execute(_HASTEN, self.env, [run.id for run in delayed]))
+        return delayed
+
     def _next(self) -> int:
         self.count += 1
         return self.count
@@ -293,9 +299,9 @@ class Model(RuleBasedStateMachine):
     @rule()
     def promote(self) -> None:
         """The times of all retries have come."""
-        self.world.step(self.world.execute(_HASTEN, self.env))
+        delayed = self._hasten()
         self.world.step(self.world.claims.promote_due(self.env))
-        for run in self._runs("DELAYED"):
+        for run in delayed:
             run.status = "QUEUED"
 
     @precondition(lambda self: self._runs())
@@ -313,14 +319,13 @@ class Model(RuleBasedStateMachine):
     def lease_ends(self, worker: str) -> None:
         """A worker is silent for too long; it comes back under another id."""
         lost = self._id(worker)
-        self.world.step(self.world.execute(_HASTEN, self.env))
-        delayed = self._runs("DELAYED")
+        delayed = self._hasten()
         self.world.step(
             self.world.execute(
                 "update runwire.workers set expires_at = now() - interval '1 s' where id = %s", lost
             )
         )
-        self.world.step(self.world.workers.sweep())
+        self.world.step(self.world.sweep())
         for run in self._executing():
             if run.worker == lost and run.status == "EXECUTING":
                 self._end(run, "lost")
@@ -696,7 +701,7 @@ RUN_STREAMS: list[JsonObject] = [
 # Retries are due at once; those of lost workers are put off by a random time otherwise.
 _HASTEN = """
 update runwire.runs set delayed_until = now() - interval '1 s'
- where environment_id = %s and status = 'DELAYED'
+ where environment_id = %s and id = any(%s)
 """
 _REMOVE_TAG = """
 with changed as (
