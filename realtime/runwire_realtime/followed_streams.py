@@ -71,7 +71,7 @@ class FollowedStreams:
         if topic.learn(head):
             for reader in topic.readers:
                 reader.mark()
-        if any(reader.next is None for reader in topic.readers):
+        if any(reader.next is None for reader in topic.apart):
             self._wants.head(topic.environment_id, topic.run_id, None)
         if topic.is_behind:
             self._wants.fill(topic)

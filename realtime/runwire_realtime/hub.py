@@ -164,6 +164,7 @@ class Hub:
         topic.readers.discard(reader)
         topic.waiting.discard(reader)
         topic.reading.discard(reader)
+        topic.unlisted.discard(reader)
         self.wants.steps.pop(reader, None)
         self._drop_if_unused(topic)
 
@@ -439,15 +440,18 @@ class Hub:
     def _listed(self, run: RunTopic, heads: Sequence[StreamHead], *, is_final: bool) -> None:
         """Let readers of all streams of a run find those there are."""
         reason = (run.status or "").lower()
-        run.stream_keys.update(head.key for head in heads)
+        keys = [head.key for head in heads]
+        # Who was told before, and finds nothing new, is left in peace: many may come to one run.
+        is_news = is_final or not run.stream_keys.issuperset(keys)
+        readers = list(run.readers if is_news else run.unlisted)
+        run.unlisted.clear()
+        run.stream_keys.update(keys)
         for head in heads:
             topic = self.streams.topic(run, head.key)
             topic.learn(head)
             if is_final:
                 topic.close_unwritten(reason)
-        keys = [head.key for head in heads]
-        # Who was told before, and finds nothing new, is left in peace: many may come to one run.
-        moved = [each for each in list(run.readers) if each.streams.found(keys) or is_final]
+        moved = [each for each in readers if each.streams.found(keys) or is_final]
         if is_final:
             for reader in moved:
                 reader.streams.close_unwritten(reason)

@@ -13,7 +13,6 @@ from typing import Final, TypeAlias, TypeVar
 
 import anyio
 
-from runwire_engine.bells import ChunkRow
 from runwire_engine.errors import EngineError
 from runwire_engine.following import Following
 from runwire_realtime import messages
@@ -23,7 +22,7 @@ from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.run_view import MAX_VALUE_BYTES
 from runwire_realtime.stream_reader import StreamReader
-from runwire_realtime.stream_topic import StreamTopic
+from runwire_realtime.stream_topic import Chunk, StreamTopic, chunk_of
 
 logger = logging.getLogger("runwire.reads")
 T = TypeVar("T")
@@ -188,7 +187,7 @@ class Reads:
 
     async def _page(self, topic: StreamTopic, key: tuple[int, int]) -> None:
         stream_id, seq = key
-        rows: list[ChunkRow] | None = None
+        chunks: list[Chunk] | None = None
         try:
             async with self._limiter:
                 assert topic.bucket is not None
@@ -196,15 +195,15 @@ class Reads:
                 pages = await self._following.chunks(
                     wanted, self._hub.limits.turn_bytes, _CHUNKS_PER_PAGE
                 )
-                rows = pages.get(stream_id, [])
+                chunks = [chunk_of(row) for row in pages.get(stream_id, [])]
         except EngineError as error:
             logger.warning("reading a stream failed: %s", error)
             await anyio.sleep(_PAUSE)
         for reader in self._pages.pop(key):
-            if rows is None:
+            if chunks is None:
                 reader.page_failed()
             else:
-                reader.page_read(seq, rows)
+                reader.page_read(seq, chunks)
 
     def _read_text(self, reader: StreamReader) -> None:
         topic = reader.topic

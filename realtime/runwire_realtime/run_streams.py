@@ -65,6 +65,7 @@ class RunStreams:
         for key in subscription.streams:
             if key != "*" and self._follower.grant.may_read_stream(key):
                 self._ask(key, subscription)
+        self._topic.unlisted.add(self._run)
         self._follower.hub.want_streams(self._topic)
 
     def remove(self, subscription: Subscription) -> None:
@@ -81,6 +82,8 @@ class RunStreams:
 
     def regranted(self) -> None:
         """Read no stream any more that the credential does not cover."""
+        # It may cover others.
+        self._topic.unlisted.add(self._run)
         for key, reader in list(self._readers.items()):
             if not self._follower.grant.may_read_stream(key):
                 self._follower.hub.streams.leave(reader)

@@ -90,7 +90,9 @@ class RunTopic:
         self.was_there = False
         # The day the run was created; None until its row was read.
         self.bucket: date | None = None
+        # The streams that readers were told of; `unlisted`: those who were not, or not of all.
         self.stream_keys: set[str] = set()
+        self.unlisted: set[RunReader] = set()
         # Every stream of the final run is known.
         self.is_sealed = False
         self._limits = limits

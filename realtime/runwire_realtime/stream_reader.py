@@ -6,12 +6,11 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from runwire.wire import EofReason, GapReason, StreamRequest, StreamStart
-from runwire_engine.bells import ChunkRow
 from runwire_realtime import messages
 from runwire_realtime.cohort import Cohort
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.outbox import Outbox
-from runwire_realtime.stream_topic import Chunk, StreamTopic, chunk_of, of_one_writer
+from runwire_realtime.stream_topic import Chunk, StreamTopic, of_one_writer
 from runwire_realtime.subscription import is_relative
 from runwire_realtime.wants import Wants
 
@@ -355,22 +354,23 @@ class StreamReader:
         self._holds_slot = self._is_reading = True
         want(self)
 
-    def page_read(self, from_seq: int, rows: Sequence[ChunkRow]) -> None:
+    def page_read(self, from_seq: int, chunks: Sequence[Chunk]) -> None:
         """Take a page of the log that begins at `from_seq`."""
         self._is_reading = False
         if self.is_over or from_seq != self.next:
             self._drop_page()
             self._outbox.mark(self)
             return
-        if not rows or rows[0].seq > from_seq:
+        if not chunks or chunks[0].seq > from_seq:
             # The log keeps chunks for a while only.
-            place = rows[0].seq if rows else self.topic.first
+            place = chunks[0].seq if chunks else self.topic.first
             self._gap(GapReason.RETENTION, place)
             self._move_to(place)
             self._announced = self._marks_before(place)
             self._text_settled = True
         # No further than the ring: whose attempt comes after it is not known yet.
-        self._page = deque(chunk_of(row) for row in rows if row.seq < self.topic.end)
+        end = self.topic.end
+        self._page = deque(chunk for chunk in chunks if chunk.seq < end)
         if not self._page:
             self._release()
         self._outbox.mark(self)

@@ -30,6 +30,7 @@ from runwire_realtime.run_topic import RunTopic, Step, step_of
 from runwire_realtime.run_view import is_final, wire_time
 from runwire_realtime.scope import Grant
 from runwire_realtime.stream_reader import StreamReader
+from runwire_realtime.stream_topic import Chunk, chunk_of
 from runwire_realtime.subscriber import Subscriber
 from runwire_realtime.wants import StreamName
 from tests.support.pushing import joined, push
@@ -288,11 +289,12 @@ class World:
     def read_pages(self) -> Callable[[], None]:
         readers = list(self.hub.wants.pages)
         self.hub.wants.pages.clear()
-        pages: list[tuple[StreamReader, int, list[ChunkRow]]] = []
+        pages: list[tuple[StreamReader, int, list[Chunk]]] = []
         for reader in readers:
             assert reader.next is not None
             chunks = self.streams[reader.topic.run_id, reader.topic.key].chunks
-            pages.append((reader, reader.next, chunks[reader.next : reader.next + 3]))
+            page = [chunk_of(each) for each in chunks[reader.next : reader.next + 3]]
+            pages.append((reader, reader.next, page))
 
         texts = [(reader, self._text_of(reader)) for reader in self.hub.wants.texts]
         self.hub.wants.texts.clear()
