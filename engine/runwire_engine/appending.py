@@ -1,6 +1,6 @@
 """One transaction that stores appends: locks, places, writes, and records itself."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TypeAlias
 
 import orjson
@@ -8,14 +8,7 @@ import orjson
 from runwire._stream_keys import INPUT_PREFIX, is_reserved
 from runwire.wire import Json
 from runwire_engine.database import Database, Row, Transaction
-from runwire_engine.direct_call import DirectCall
-from runwire_engine.errors import (
-    CommitUnknownError,
-    DatabaseUnavailableError,
-    EngineError,
-    LockHeldError,
-)
-from runwire_engine.memory import PIECE_END, Expected
+from runwire_engine.errors import CommitUnknownError
 from runwire_engine.placement import (
     Append,
     AppendAnswer,
@@ -82,55 +75,6 @@ class Appending:
         except CommitUnknownError:
             self._writer.unsure = self._number
             raise
-
-    async def store_expected(
-        self, expected: Expected, bell: str | None, append_known: DirectCall
-    ) -> bool:
-        """Commit what is right if all is as expected, and ring for it; return whether it was.
-
-        Any error may also be that of the bell, which rings behind the commit.
-        """
-        try:
-            (stored,) = await append_known.one(self._written(expected, bell))
-        except CommitUnknownError:
-            self._writer.unsure = self._number
-            raise
-        return stored == "t"
-
-    async def is_stored(self, error: EngineError) -> bool:
-        """Say whether the flush that `store_expected` failed with is stored nevertheless."""
-        if isinstance(error, DatabaseUnavailableError) and not isinstance(error, LockHeldError):
-            return False  # not known now; it is repeated, and finds out then
-        return await self._writer.answer_of(self.environment_id, self._number) is not None
-
-    def _written(self, expected: Expected, bell: str | None) -> dict[str, object]:
-        runs, before, after = expected.runs, expected.before, expected.after
-        pieces = expected.pieces
-        return self._with(
-            run_ids=_array(run.id for run in runs),
-            run_statuses=_array(run.status for run in runs),
-            run_executions=_array(run.execution for run in runs),
-            stream_ids=_array(stream.id for stream in before),
-            stream_seqs=_array(stream.next_seq for stream in before),
-            stream_executions=_array(stream.execution for stream in before),
-            stream_counts=_array(
-                b.next_seq - a.next_seq for a, b in zip(before, after, strict=True)
-            ),
-            stream_bytes=_array(b.bytes - a.bytes for a, b in zip(before, after, strict=True)),
-            stream_ends=_array(stream.ended_execution for stream in after),
-            piece_streams=_array(piece.stream_id for piece in pieces),
-            piece_buckets=_array(piece.bucket for piece in pieces),
-            piece_seqs=_array(piece.seq for piece in pieces),
-            piece_counts=_array(piece.count for piece in pieces),
-            piece_executions=_array(piece.execution for piece in pieces),
-            piece_attempts=_array(piece.attempt for piece in pieces),
-            piece_writers=PIECE_END.join([piece.writer or "" for piece in pieces]),
-            bodies=PIECE_END.join([piece.bodies for piece in pieces]),
-            writer_id=self._writer.id,
-            number=self._number,
-            result=_record(expected.answers),
-            bell=bell,
-        )
 
     async def stuck(self, appends: Sequence[Append]) -> set[StreamName]:
         """Return the streams of which somebody holds a lock right now."""
@@ -298,15 +242,6 @@ def _record(outcomes: Sequence[Outcome]) -> str:
             for outcome in outcomes
         ]
     ).decode()
-
-
-def _array(values: Iterable[object]) -> str:
-    """Return an array as Postgres reads it: of numbers, dates, ids or names, and None.
-
-    Written by hand, since the driver takes 30 times as long for one of 50.
-    """
-    texts = ["null" if value is None else str(value) for value in values]
-    return f"{{{','.join(texts)}}}"
 
 
 def _fences(rows: Sequence[Row]) -> dict[str, RunFence]:

@@ -266,16 +266,19 @@ class Database:
     async def close(self) -> None:
         await self._pool.close()
 
-    async def connect(self, *, one_plan: bool = False) -> AsyncConnection[Row]:
+    async def connect(self, *, one_plan: bool = False, settings: str = "") -> AsyncConnection[Row]:
         """Return a connection beside the pool, in autocommit; whoever asks for it closes it.
 
-        `one_plan`: what runs there has one good plan whatever its parameters.
+        `one_plan`: what runs there has one good plan whatever its parameters. `settings`: more of
+        the session's, as start-up options; behind a pooler there are none.
         """
-        settings = self._driver_settings()
-        if one_plan and not self._is_pooled:
-            settings["options"] += " -c plan_cache_mode=force_generic_plan"
+        options = self._driver_settings()
+        if one_plan:
+            settings += " -c plan_cache_mode=force_generic_plan"
+        if not self._is_pooled:
+            options["options"] += settings
         try:
-            connection = await AsyncConnection[Row].connect(self.dsn, **settings)
+            connection = await AsyncConnection[Row].connect(self.dsn, **options)
         except psycopg.Error as error:
             raise translate(error) from None
         if self._connected is not None:

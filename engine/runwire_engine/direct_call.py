@@ -1,12 +1,14 @@
-"""One statement, called again and again on a connection of its own, past the driver's cursors.
+"""A statement, called again and again on a connection of its own, past the driver's cursors.
 
 For a statement psycopg looks up types, plans and adapters, and a waiter joins the event loop and
 leaves it; a pool lends a connection. Each time that costs several round trips to a local Postgres.
 Here the statement is prepared once, its parameters are texts, and the loop watches the connection
-for as long as it lives. One call at a time.
+for as long as it lives. `one` and `all` make one call at a time; `begin` sends one behind those
+that are under way, which Postgres executes one after the other, each in a transaction of its own.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,16 +16,15 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from runwire_engine.arrays import parameter
 from runwire_engine.database import Database, Parameters, Row, repeated
 from runwire_engine.driver_errors import translate
-from runwire_engine.errors import CommitUnknownError, DatabaseUnavailableError, EngineError
+from runwire_engine.errors import CommitUnknownError, DatabaseUnavailableError
 from runwire_engine.statements import by_position
 
-_PREPARED = b"call"
 # uvloop does not say that a socket is readable where it has an error, as when the other end was
 # killed with something unread: so often it is read all the same.
 _LOOK_SECONDS = 0.5
@@ -32,23 +33,47 @@ _WELL = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK})
 _STALE = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
 
 
-class DirectCall:
-    """Calls one named statement in autocommit. It belongs to the loop that first calls it."""
+class _Statement:
+    """A named statement, and what it is called where it is prepared."""
 
-    def __init__(self, database: Database, name: str, *, one_plan: bool = False) -> None:
-        """Take a statement; `one_plan`: it has one good plan whatever its parameters."""
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.prepared = name.encode()
+        text, self.words = by_position(name)
+        self.text = text.encode()
+
+    def values(self, parameters: Parameters) -> list[bytes | None]:
+        return [parameter(parameters[word]) for word in self.words]
+
+
+class DirectCall:
+    """Calls named statements in autocommit. It belongs to the loop that first calls it."""
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        *others: str,
+        one_plan: bool = False,
+        settings: str = "",
+    ) -> None:
+        """Take the statement of `one` and `all`, and others that can be begun.
+
+        `one_plan`: they have one good plan whatever their parameters. `settings`: of the session,
+        as start-up options.
+        """
         self._database = database
         self._one_plan = one_plan
-        self._name = name
-        text, self._words = by_position(name)
-        self._text = text.encode()
+        self._settings = settings
+        self._statement = _Statement(name)
+        self._statements = {name: self._statement, **{o: _Statement(o) for o in others}}
         self._connection: AsyncConnection[Row] | None = None
         # Its number, which a broken connection does not know any more.
         self.socket = -1
-        # Of the call that is under way: the promise of its answer, and what came of it so far.
-        self._answer: asyncio.Future[PGresult] | None = None
+        # The promises of what is under way, in order, and what came for the first of them so far.
+        self._answers: deque[asyncio.Future[PGresult]] = deque()
         self._result: PGresult | None = None
-        self._is_writing = False
+        self._is_writing = self._is_looking = False
         # A call is under way, or connects.
         self.is_busy = False
 
@@ -70,27 +95,41 @@ class DirectCall:
             0, result.ntuples, lambda values: dict(zip(names, values, strict=True))
         )
 
+    def begin(self, name: str, parameters: Parameters) -> "asyncio.Future[PGresult]":
+        """Send a call behind those under way; only while connected.
+
+        The promise raises CommitUnknownError when the connection broke meanwhile, psycopg's own
+        errors where Postgres refused it. Raises those of a parameter that cannot be sent.
+        """
+        statement = self._statements[name]
+        values = statement.values(parameters)
+        try:
+            return self._sent(partial(self._send, statement, values))
+        except psycopg.OperationalError:
+            self.close()
+            raise self._unknown() from None
+
     async def _call(self, parameters: Parameters) -> tuple[PGresult, AsyncConnection[Row]]:
         assert not self.is_busy, "one call at a time"
         self.is_busy = True
         try:
-            values = [parameter(parameters[word]) for word in self._words]
+            values = self._statement.values(parameters)
             try:
-                return await self._sent(values)
+                return await self._asked(values)
             except _STALE:
                 # Refused before anything was done; what is prepared anew fits.
                 self.close()
-                return await self._sent(values)
+                return await self._asked(values)
         except (psycopg.Error, UnicodeError) as error:
-            translated = translate(error, self._name)
+            translated = translate(error, self._statement.name)
             self._database.note(translated)
             raise translated from None
         finally:
             self.is_busy = False
 
-    async def _sent(self, values: Sequence[bytes | None]) -> tuple[PGresult, AsyncConnection[Row]]:
+    async def _asked(self, values: Sequence[bytes | None]) -> tuple[PGresult, AsyncConnection[Row]]:
         connection = self._connection or await self._connect()
-        return await self._ask(partial(self._send, values)), connection
+        return await self._ask(partial(self._send, self._statement, values)), connection
 
     @property
     def is_connected(self) -> bool:
@@ -98,7 +137,7 @@ class DirectCall:
         return self._connection is not None
 
     def close(self) -> None:
-        """Close the connection; a call under way is given up, and may have happened."""
+        """Close the connection; calls under way are given up, and may have happened."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -107,16 +146,31 @@ class DirectCall:
         loop.remove_writer(self.socket)
         self._is_writing = False
         connection.pgconn.finish()
-        self._settle(self._unknown())
+        self._result = None
+        while self._answers:
+            self._settle(self._unknown())
+
+    async def connect(self) -> None:
+        """Connect, unless it is. Raises EngineError."""
+        if self._connection is not None:
+            return
+        try:
+            await self._connect()
+        except psycopg.Error as error:
+            raise translate(error, self._statement.name) from None
 
     async def _connect(self) -> AsyncConnection[Row]:
-        self._connection = connection = await self._database.connect(one_plan=self._one_plan)
+        self._connection = connection = await self._database.connect(
+            one_plan=self._one_plan, settings=self._settings
+        )
+        connection.pgconn.enter_pipeline_mode()
         self.socket = connection.pgconn.socket
         asyncio.get_running_loop().add_reader(self.socket, self._readable)
         if self._database.is_pooled:
             return connection
         try:
-            await self._ask(lambda pgconn: pgconn.send_prepare(_PREPARED, self._text))
+            for statement in self._statements.values():
+                await self._ask(partial(_prepare, statement))
         except CommitUnknownError as error:
             raise DatabaseUnavailableError(str(error)) from None
         except psycopg.Error:
@@ -125,41 +179,44 @@ class DirectCall:
             raise
         return connection
 
-    def _send(self, values: Sequence[bytes | None], pgconn: PGconn) -> None:
+    def _send(self, statement: _Statement, values: Sequence[bytes | None], pgconn: PGconn) -> None:
         if self._database.is_pooled:
-            pgconn.send_query_params(self._text, values)
+            pgconn.send_query_params(statement.text, values)
         else:
-            pgconn.send_query_prepared(_PREPARED, values)
+            pgconn.send_query_prepared(statement.prepared, values)
 
     async def _ask(self, send: Callable[[PGconn], None]) -> PGresult:
-        connection = self._connection
-        assert connection is not None
-        pgconn = connection.pgconn
-        answer: asyncio.Future[PGresult] = asyncio.get_running_loop().create_future()
-        self._answer = answer
-        looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look, answer)
+        answer: asyncio.Future[PGresult] | None = None
         try:
-            send(pgconn)
-            self._flush()
-            result = await answer
+            answer = self._sent(send)
+            return await answer
         except BaseException as error:
+            if answer is not None and answer.done() and not answer.cancelled():
+                raise
             # Nobody waits any more for what is under way there.
-            answer.cancel()
             self.close()
             if isinstance(error, psycopg.OperationalError):
                 raise self._unknown() from None
             raise
-        finally:
-            looking.cancel()
-        if result.status in _WELL:
-            return result
-        if pgconn.status != ConnStatus.OK:
-            self.close()
-            raise self._unknown()
-        raise error_from_result(result)
+
+    def _sent(self, send: Callable[[PGconn], None]) -> "asyncio.Future[PGresult]":
+        """Send a statement, in a transaction of its own, and return the promise of its answer."""
+        assert self._connection is not None
+        pgconn = self._connection.pgconn
+        loop = asyncio.get_running_loop()
+        send(pgconn)
+        pgconn.pipeline_sync()
+        answer: asyncio.Future[PGresult] = loop.create_future()
+        self._answers.append(answer)
+        self._flush()
+        if not self._is_looking:
+            self._is_looking = True
+            loop.call_later(_LOOK_SECONDS, self._look)
+        return answer
 
     def _unknown(self) -> CommitUnknownError:
-        return CommitUnknownError(f"{self._name}: the connection broke; it may have happened")
+        name = self._statement.name
+        return CommitUnknownError(f"{name}: the connection broke; it may have happened")
 
     def _flush(self) -> None:
         """Send what the socket takes, and the rest when it takes more."""
@@ -179,10 +236,11 @@ class DirectCall:
         except psycopg.Error:
             self.close()
 
-    def _look(self, answer: "asyncio.Future[PGresult]") -> None:
-        if not answer.done():
-            self._readable()
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look, answer)
+    def _look(self) -> None:
+        self._readable()
+        self._is_looking = bool(self._answers)
+        if self._is_looking:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def _readable(self) -> None:
         connection = self._connection
@@ -198,23 +256,33 @@ class DirectCall:
         pgconn.consume_input()
         if self._is_writing:
             self._flush()
-        while not pgconn.is_busy():
+        was_there = True
+        while self._answers and not pgconn.is_busy():
             result = pgconn.get_result()
-            if result is not None:
-                self._result = result
+            # One None ends each statement; a second one says that nothing more has come.
+            if result is None and not was_there:
+                return
+            was_there = result is not None
+            if result is None:
                 continue
-            if self._result is not None:
-                self._settle(self._result)
-            return
+            if result.status != ExecStatus.PIPELINE_SYNC:
+                self._result = result
+            elif self._result is not None:
+                whole, self._result = self._result, None
+                self._settle(whole if whole.status in _WELL else error_from_result(whole))
 
-    def _settle(self, outcome: PGresult | EngineError) -> None:
-        answer, self._answer, self._result = self._answer, None, None
-        if answer is None or answer.done():
+    def _settle(self, outcome: PGresult | Exception) -> None:
+        answer = self._answers.popleft()
+        if answer.done():
             return
-        if isinstance(outcome, EngineError):
+        if isinstance(outcome, Exception):
             answer.set_exception(outcome)
         else:
             answer.set_result(outcome)
+
+
+def _prepare(statement: _Statement, pgconn: PGconn) -> None:
+    pgconn.send_prepare(statement.prepared, statement.text)
 
 
 class DirectCalls:

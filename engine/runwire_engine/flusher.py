@@ -7,6 +7,10 @@ silently. A Flusher belongs to the event loop that first uses it and lives as lo
 A numbered flush gets a number that rises with every flush and is the *same* when a flush is
 repeated after a COMMIT whose answer was lost. The flush function writes the number in its own
 transaction (runwire.writers) and, finding it there already, returns what was answered then.
+
+Where flushes can be begun without waiting for those before (`begin`), a few are under way, which
+take effect in order. One that did nothing, and so those behind it, is flushed again, in order, one
+after the other, before anything new is.
 """
 
 import asyncio
@@ -14,7 +18,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import anyio
 
@@ -37,6 +41,8 @@ MAX_BYTES = 4 * 1024 * 1024
 RETRY_FOR = 30.0
 _BACK_OFF = (0.05, 2.0)  # the first wait and the longest, in seconds
 _TRIES = 5  # after a deadlock, as Database.retrying
+# Begun and not answered: one that is executed, and one that waits behind it.
+_UNDER_WAY = 2
 
 
 class FlusherClosedError(EngineError):
@@ -67,8 +73,12 @@ class _Pending(Generic[Item, Answer]):
             self.answer.set_result(answer)
 
 
+# Answers to come; None: that nothing of the flush happened, nor will.
+Promised: TypeAlias = "asyncio.Future[Sequence[Answer] | None]"
+
+
 class Flusher(Generic[Item, Answer]):
-    """Collects items and flushes them in groups, one flush in flight."""
+    """Collects items and flushes them in groups, one flush in flight unless they can be begun."""
 
     def __init__(
         self,
@@ -77,6 +87,8 @@ class Flusher(Generic[Item, Answer]):
         *,
         numbered: Callable[[int, Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
         | None = None,
+        begin: "Callable[[int, Sequence[Item]], Promised[Answer] | None] | None" = None,
+        alike: Callable[[Item], object] | None = None,
         max_items: int = MAX_ITEMS,
         max_bytes: int = MAX_BYTES,
         size: Callable[[Item], int] | None = None,
@@ -84,14 +96,18 @@ class Flusher(Generic[Item, Answer]):
     ) -> None:
         """Take `flush(items)` or `numbered(number, items)`, which returns an answer per item.
 
-        The bounds are of what waits, so of one flush too; an item heavier than `max_bytes` goes
-        alone. A flush that finds the database away is repeated for `retry_for` seconds.
+        `begin` begins a flush behind those that were begun, and returns None where that is not
+        possible now. The items of a flush are `alike`. The bounds are of what waits, so of one
+        flush too; an item heavier than `max_bytes` goes alone. A flush that finds the database
+        away is repeated for `retry_for` seconds.
         """
         if (flush is None) == (numbered is None):
             raise ValueError("a flusher takes either flush or numbered")
         self.name = name
         self._flush = flush
         self._numbered = numbered
+        self._begin = begin
+        self._alike = alike
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._size = size
@@ -101,7 +117,10 @@ class Flusher(Generic[Item, Answer]):
         self._queued_bytes = 0
         # Producers for whom there is no room yet, in the order they came; each gate opens once.
         self._waiting: deque[tuple[_Pending[Item, Answer], asyncio.Future[None]]] = deque()
-        self._flying: Sequence[_Pending[Item, Answer]] = ()
+        # Taken from the queue, and not begun.
+        self._flying: list[Sequence[_Pending[Item, Answer]]] = []
+        self._begun: deque[tuple[Sequence[_Pending[Item, Answer]], Promised[Answer]]] = deque()
+        # Something is to be flushed, or what was begun is answered.
         self._arrived = asyncio.Event()
         self._closing = False
         self._stopped = False
@@ -142,12 +161,11 @@ class Flusher(Generic[Item, Answer]):
     @property
     def idle(self) -> bool:
         """Whether everything handed in has been answered."""
-        return not (self._flying or self._queue or self._waiting)
+        return not (self._flying or self._begun or self._queue or self._waiting)
 
     async def drain(self) -> None:
         """Wait until everything handed in so far has been answered, well or badly."""
-        waiting = (pending for pending, _ in tuple(self._waiting))
-        promises = [pending.answer for pending in (*self._flying, *self._queue, *waiting)]
+        promises = [pending.answer for pending in self._unanswered()]
         if promises:
             await asyncio.wait(promises)
 
@@ -159,7 +177,7 @@ class Flusher(Generic[Item, Answer]):
     async def run(self) -> None:
         """Flush until closed; cancelled, answer what is left with FlusherClosedError."""
         try:
-            while not (self._closing and not self._queue):
+            while not (self._closing and not self._queue and not self._begun):
                 await self._arrived.wait()
                 self._arrived.clear()
                 await self._flush_queued()
@@ -167,10 +185,52 @@ class Flusher(Generic[Item, Answer]):
             self._stop()
 
     async def _flush_queued(self) -> None:
-        while self._queue:
-            self._flying = self._take()
-            await self._settle(self._flying)
-            self._flying = ()
+        await self._answer_begun()
+        while self._queue and len(self._begun) < _UNDER_WAY:
+            batch = self._take()
+            self._flying.append(batch)
+            if not self._has_begun(batch):
+                await self._flush_behind(batch)
+            self._flying.remove(batch)
+
+    async def _flush_behind(self, batch: Sequence[_Pending[Item, Answer]]) -> None:
+        """Flush a batch that could not be begun, once what was begun is answered."""
+        if self._begun:
+            await asyncio.wait([promise for _, promise in self._begun])
+            await self._answer_begun()
+            if self._has_begun(batch):
+                return
+        await self._settle(batch)
+
+    def _has_begun(self, batch: Sequence[_Pending[Item, Answer]]) -> bool:
+        """Begin a batch if that is possible."""
+        if self._begin is None or not batch:
+            return False
+        self._number += 1
+        promise = self._begin(self._number, [pending.item for pending in batch])
+        if promise is None:
+            return False
+        self._begun.append((batch, promise))
+        promise.add_done_callback(lambda _: self._arrived.set())
+        return True
+
+    async def _answer_begun(self) -> None:
+        """Answer the flushes that are answered, in order; flush again those that did nothing."""
+        again: list[Sequence[_Pending[Item, Answer]]] = []
+        while self._begun and (again or self._begun[0][1].done()):
+            batch, promise = self._begun[0]
+            if not promise.done():
+                await asyncio.wait([promise])
+            self._begun.popleft()
+            answers = _outcome(promise, len(batch))
+            if answers is None:
+                again.append(batch)
+                self._flying.append(batch)
+            else:
+                _resolve(batch, answers)
+        for batch in again:
+            await self._settle(batch)
+            self._flying.remove(batch)
 
     def _pending(self, item: Item) -> _Pending[Item, Answer]:
         if self._closing or self._stopped:
@@ -194,6 +254,12 @@ class Flusher(Generic[Item, Answer]):
         batch = [pending for pending in self._queue if not pending.answer.cancelled()]
         self._queue.clear()
         self._queued_bytes = 0
+        if self._alike is not None and batch:
+            kind = self._alike(batch[0].item)
+            self._queue.extend(p for p in batch if self._alike(p.item) != kind)
+            if self._queue:
+                self._queued_bytes = sum(pending.size for pending in self._queue)
+                batch = [pending for pending in batch if self._alike(pending.item) == kind]
         while self._waiting and self._fits(self._waiting[0][0]):
             pending, gate = self._waiting.popleft()
             self._admit(pending)
@@ -257,15 +323,20 @@ class Flusher(Generic[Item, Answer]):
 
     def _stop(self) -> None:
         self._stopped = True
-        left = [*self._flying, *self._queue, *(pending for pending, _ in self._waiting)]
-        for pending in left:
+        for pending in self._unanswered():
             pending.resolve(FlusherClosedError(f"the {self.name} flusher was stopped"))
         for _, gate in self._waiting:
             if not gate.done():
                 gate.set_result(None)
         self._queue.clear()
         self._waiting.clear()
-        self._flying = ()
+        self._begun.clear()
+        self._flying.clear()
+
+    def _unanswered(self) -> list[_Pending[Item, Answer]]:
+        taken = [*(batch for batch, _ in self._begun), *self._flying]
+        waiting = (pending for pending, _ in self._waiting)
+        return [*(pending for batch in taken for pending in batch), *self._queue, *waiting]
 
 
 def _resolve(
@@ -273,6 +344,19 @@ def _resolve(
 ) -> None:
     for pending, answer in zip(batch, answers, strict=True):
         pending.resolve(answer)
+
+
+def _outcome(
+    promise: "Promised[Answer]", count: int
+) -> Sequence[Answer] | Sequence[Exception] | None:
+    """Return what became of a flush that was begun, as an answer for each of its items."""
+    if promise.cancelled():
+        return [FlusherClosedError("the flush was given up")] * count
+    error = promise.exception()
+    if error is None:
+        return promise.result()
+    assert isinstance(error, Exception)
+    return [error] * count
 
 
 def _back_offs() -> Iterator[float]:

@@ -1,9 +1,10 @@
 """What a process remembers of the runs and streams it writes to. [core]
 
 A flush may be placed by what the last one left behind, if the database proves under its locks that
-all of it still holds: then it needs one round trip instead of two. `StreamMemory.expect` places
-appends so, or says that it cannot: something is unknown, or out of the ordinary. Nothing is refused
-by what is remembered: the locked rows decide that.
+all of it still holds: then it needs one round trip instead of two, and may be begun before the last
+one is answered. `StreamMemory.expect` places appends so, or says that it cannot: something is
+unknown, or out of the ordinary. Nothing is refused by what is remembered: the locked rows decide
+that. What a flush leaves behind is kept once it is begun, and doubted where it was not stored.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,20 +56,26 @@ class Expected:
     answers: tuple[AppendAnswer, ...]
     pieces: tuple[Piece, ...]
 
+    @property
+    def is_lone(self) -> bool:
+        """Whether it is of one stream, of one run, by one writer."""
+        return len(self.runs) == len(self.before) == len(self.pieces) == 1
+
 
 class StreamMemory:
     """What is remembered of one environment's runs and streams."""
 
     def __init__(self) -> None:
         self._runs: dict[str, RunFence] = {}
-        self._streams: dict[StreamName, StreamState] = {}
+        # None: it exists, but where it stands is not known.
+        self._streams: dict[StreamName, StreamState | None] = {}
 
     def __contains__(self, name: object) -> bool:
         """Say whether a stream is known to exist."""
         return name in self._streams
 
     def keep(self, runs: Mapping[str, RunFence], streams: Iterable[StreamState]) -> None:
-        """Remember what a committed flush has left behind."""
+        """Remember what a flush leaves behind."""
         if max(len(self._streams), len(self._runs)) > _MOST:
             self._streams.clear()
             self._runs.clear()
@@ -76,10 +83,12 @@ class StreamMemory:
         for stream in streams:
             self._streams[stream.run_id, stream.key] = _still(stream)
 
-    def forget_runs(self, run_ids: Iterable[str]) -> None:
-        """Remember nothing of how these runs stand."""
-        for run_id in run_ids:
-            self._runs.pop(run_id, None)
+    def doubt(self, expected: Expected) -> None:
+        """Remember nothing of how the runs and streams of a flush stand: it was not stored."""
+        for run in expected.runs:
+            self._runs.pop(run.id, None)
+        for stream in expected.before:
+            self._streams[stream.run_id, stream.key] = None
 
     def expect(self, appends: Sequence[Append], *, stream_limit: int) -> Expected | None:
         """Place appends by what is remembered; None: the database has to be asked."""

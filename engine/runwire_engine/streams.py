@@ -3,6 +3,7 @@
 Appends of a process are committed in groups. One transaction holds the runs still (the fence),
 takes the streams' locks (under which seq is given out), stores all chunks with one statement and
 records the flush in runwire.writers. Runs are locked before streams, each in order, by everybody.
+Flushes of streams that are known are begun one behind the other (`known_appends.py`).
 
 A stream whose lock somebody holds for over 200 ms gets a lane of its own, a second flusher, so that
 the others do not wait with it; its order is kept, since only the main flush hands items to lanes.
@@ -14,21 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
-from typing import TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
 
 from runwire_engine.appending import Appending, marks_of, names_of, recorded
 from runwire_engine.bells import ChunkRow as ChunkRow
-from runwire_engine.bells import StreamMoved
 from runwire_engine.database import Database, Row
-from runwire_engine.direct_call import DirectCall
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.errors import EngineError, LockHeldError
 from runwire_engine.flusher import RETRY_FOR, Flusher
-from runwire_engine.memory import Expected, StreamMemory
-from runwire_engine.placement import MAX_STREAM_BYTES, Outcome, StreamName, StreamState
+from runwire_engine.known_appends import KnownAppends, Placed, moved
+from runwire_engine.placement import MAX_STREAM_BYTES, Outcome, StreamName
 from runwire_engine.placement import Append as Append
 from runwire_engine.placement import AppendAnswer as AppendAnswer
 from runwire_engine.placement import AttemptMark as AttemptMark
@@ -37,8 +35,6 @@ from runwire_engine.writers import Writer
 
 logger = logging.getLogger("runwire.streams")
 
-# What a bell can carry as a hint is less than 8 000 bytes; more is read from the table anyway.
-HINT_BYTES = 6_000
 PAGE_BYTES = 512 * 1024
 PAGE_CHUNKS = 2_000
 
@@ -76,7 +72,6 @@ class _Item:
     append: Append
     # The promise of the lane the item was handed to, so that a repeated flush does not do it twice.
     lane: "asyncio.Future[AppendAnswer] | None" = None
-    # Set once its environment's transaction is committed, for the same reason.
     outcome: Outcome | None = None
 
     @property
@@ -84,18 +79,10 @@ class _Item:
         return self.environment_id, self.append.run_id, self.append.key
 
     @property
-    def is_open(self) -> bool:
-        return self.lane is None and self.outcome is None
-
-    @property
     def answer(self) -> "AppendAnswer | asyncio.Future[AppendAnswer] | Exception":
         answer = self.lane or self.outcome
         assert answer is not None, "an item was not flushed"
         return answer
-
-
-# What the main flusher answers: where the chunks stand, or the promise of a lane's answer.
-_Promised: TypeAlias = AppendAnswer | asyncio.Future[AppendAnswer]
 
 
 class Streams:
@@ -115,11 +102,14 @@ class Streams:
         self._database = database
         self._bell = bell
         self._limit = stream_limit
-        self._writer = Writer(database, "chunks")
-        self._append_known = DirectCall(database, "streams.append_known")
-        self._memories: dict[int, StreamMemory] = {}
-        self._flusher: Flusher[_Item, _Promised] = Flusher(
-            "chunks", numbered=self._flush, size=_weight, retry_for=retry_for
+        self._known = KnownAppends(database, bell, stream_limit=stream_limit, retry_for=retry_for)
+        self._flusher: Flusher[_Item, Placed] = Flusher(
+            "chunks",
+            numbered=self._flush,
+            begin=self._begin,
+            alike=_environment,
+            size=_weight,
+            retry_for=retry_for,
         )
         self._lanes: dict[tuple[int, str, str], Flusher[_Item, AppendAnswer]] = {}
         self._tasks: TaskGroup | None = None
@@ -128,12 +118,12 @@ class Streams:
         """Flush appends until `close`, and everything handed in before it."""
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
+                self._tasks = self._known.tasks = tasks
                 await self._flusher.run()
                 for lane in self._lanes.values():
                     lane.close()
         finally:
-            self._append_known.close()
+            self._known.close()
 
     def close(self) -> None:
         """Take no more appends."""
@@ -154,13 +144,13 @@ class Streams:
         answer = await self._flusher.submit(_Item(environment_id, append))
         return answer if isinstance(answer, AppendAnswer) else await answer
 
-    async def put(self, environment_id: int, append: Append) -> "asyncio.Future[_Promised]":
+    async def put(self, environment_id: int, append: Append) -> "asyncio.Future[Placed]":
         """Queue an append in order, waiting only for room; `settled` awaits what it returns."""
         return await self._flusher.put(_Item(environment_id, append))
 
     @staticmethod
     async def settled(
-        promise: "asyncio.Future[_Promised]",
+        promise: "asyncio.Future[Placed]",
     ) -> AppendAnswer:
         """Return the answer to an append that was `put`, or raise why it was refused."""
         answer = await promise
@@ -214,33 +204,52 @@ class Streams:
         )
         return [_stream_row(row) for row in rows]
 
-    async def _flush(self, number: int, items: Sequence[_Item]) -> Sequence[_Promised | Exception]:
-        repeated = self._writer.repeats(number)
+    def _begin(
+        self, number: int, items: Sequence[_Item]
+    ) -> "asyncio.Future[Sequence[Placed] | None] | None":
+        """Begin a flush by what is remembered, in one round trip, if all is as remembered."""
+        if self._lanes:
+            return None
+        return self._known.begin(number, items[0].environment_id, [item.append for item in items])
+
+    async def _flush(self, number: int, items: Sequence[_Item]) -> Sequence[Placed | Exception]:
+        """Flush items of one environment the longer way, in two round trips."""
+        repeated = self._known.writer.repeats(number)
         self._close_idle_lanes()
         await self._hand_to_lanes(items)
-        for environment_id in sorted({item.environment_id for item in items}):
-            group = [i for i in items if i.environment_id == environment_id and i.is_open]
-            if group:
-                await self._flush_main(environment_id, number, group, repeated)
+        if free := _without_lane(items):
+            await self._flush_main(number, free, repeated)
         return [item.answer for item in items]
 
-    async def _flush_main(
-        self, environment_id: int, number: int, items: Sequence[_Item], repeated: bool
-    ) -> None:
-        """Flush items of one environment, all but those that turn out to need a lane."""
-        answer = await self._writer.answer_of(environment_id, number) if repeated else None
+    async def _flush_main(self, number: int, items: Sequence[_Item], repeated: bool) -> None:
+        """Flush items, all but those that turn out to need a lane."""
+        writer, environment_id = self._known.writer, items[0].environment_id
+        answer = await writer.answer_of(environment_id, number) if repeated else None
         if answer is not None:
             _settle(items, recorded(answer))
-            return
+        else:
+            await self._store_free(number, items, repeated)
+        self._known.stored(environment_id, number)
+        await self._be_ready()
+
+    async def _store_free(self, number: int, items: Sequence[_Item], repeated: bool) -> None:
+        writer = self._known.writer
         try:
-            await self._store(self._writer, number, items, repeated=repeated, hasten=True)
+            await self._store(writer, number, items, repeated=repeated, hasten=True)
         except LockHeldError:
-            if self._writer.unsure == number:
+            if writer.unsure == number:
                 # What holds it may be that try of these very items, which can commit yet.
                 raise
-            await self._open_lanes(environment_id, items)
-            free = [item for item in items if item.lane is None]
-            await self._store(self._writer, number, free, repeated=repeated, hasten=False)
+            await self._open_lanes(items[0].environment_id, items)
+            free = _without_lane(items)
+            await self._store(writer, number, free, repeated=repeated, hasten=False)
+
+    async def _be_ready(self) -> None:
+        """Connect for those that are known now; without, all go the longer way."""
+        try:
+            await self._known.connect()
+        except EngineError as error:
+            logger.warning("appends take longer: %s", error)
 
     async def _flush_lane(
         self, writer: Writer, number: int, items: Sequence[_Item]
@@ -266,56 +275,25 @@ class Streams:
             return
         environment_id = items[0].environment_id
         appends = [item.append for item in items]
-        memory = self._memories.setdefault(environment_id, StreamMemory())
+        memory = self._known.memory(environment_id)
         appending = Appending(
             self._database, environment_id, writer, number, self._limit, repeated=repeated
         )
-        if hasten and not repeated:
-            expected = memory.expect(appends, stream_limit=self._limit)
-            if expected is not None and await self._store_expected(appending, memory, expected):
-                _settle(items, expected.answers)
-                return
         outcomes = await appending.store(appends, memory, hasten=hasten)
         _settle(items, outcomes)
         memory.keep(appending.runs, appending.touched)
         self._ring(environment_id, appending)
 
-    async def _store_expected(
-        self, appending: Appending, memory: StreamMemory, expected: Expected
-    ) -> bool:
-        """Store a flush in one round trip, if all is as remembered."""
-        environment_id = appending.environment_id
-        bell = self._bell.behind_a_commit(environment_id, map(_moved, expected.after))
-        try:
-            is_stored = await appending.store_expected(expected, bell, self._append_known)
-        except EngineError as error:
-            memory.forget_runs(run.id for run in expected.runs)
-            if not await appending.is_stored(error):
-                raise
-            # It is the bell that failed.
-            self._ring_moved(environment_id, expected.after)
-            return True
-        if is_stored:
-            memory.keep({}, expected.after)
-            if bell is None:
-                self._ring_moved(environment_id, expected.after)
-        else:
-            memory.forget_runs(run.id for run in expected.runs)
-        return is_stored
-
-    def _ring_moved(self, environment_id: int, streams: Sequence[StreamState]) -> None:
-        self._bell.ring_feed(environment_id, streams=map(_moved, streams))
-
     def _ring(self, environment_id: int, appending: Appending) -> None:
         """Tell what moved, now that the commit is acknowledged."""
-        moved = [_moved(stream) for stream in appending.touched if stream.changed]
-        if moved or appending.fresh:
-            self._bell.ring_feed(environment_id, {run_id for run_id, _ in appending.fresh}, moved)
+        streams = [moved(stream) for stream in appending.touched if stream.changed]
+        if streams or appending.fresh:
+            self._bell.ring_feed(environment_id, {run_id for run_id, _ in appending.fresh}, streams)
         if appending.awaiting and self._waits is not None:
             self._waits.ended(environment_id, appending.awaiting)
 
     async def _open_lanes(self, environment_id: int, items: Sequence[_Item]) -> None:
-        appending = Appending(self._database, environment_id, self._writer, 0, self._limit)
+        appending = Appending(self._database, environment_id, self._known.writer, 0, self._limit)
         stuck = await appending.stuck([item.append for item in items])
         for item in items:
             if (item.append.run_id, item.append.key) in stuck:
@@ -350,24 +328,25 @@ def _settle(items: Sequence[_Item], outcomes: Sequence[Outcome]) -> None:
         item.outcome = outcome
 
 
+def _without_lane(items: Sequence[_Item]) -> list[_Item]:
+    return [item for item in items if item.lane is None]
+
+
+def _environment(item: _Item) -> int:
+    return item.environment_id
+
+
 def _weight(item: _Item) -> int:
     # A chunk costs its bytes and about a hundred for its row.
     bodies = item.append.bodies
     return sum(map(len, bodies)) + 100 * len(bodies)
 
 
-async def _outcome(promise: "asyncio.Future[_Promised]") -> Outcome:
+async def _outcome(promise: "asyncio.Future[Placed]") -> Outcome:
     try:
         return await Streams.settled(promise)
     except Exception as error:
         return error
-
-
-def _moved(stream: StreamState) -> StreamMoved:
-    chunks: tuple[ChunkRow, ...] = ()
-    if sum(sum(map(len, stretch.bodies)) for stretch in stream.written) <= HINT_BYTES:
-        chunks = tuple(chunk for stretch in stream.written for chunk in stretch.rows())
-    return StreamMoved(stream.run_id, stream.key, stream.next_seq, chunks, stream.ended_now)
 
 
 def _stream_row(row: Row) -> StreamRow:

@@ -62,6 +62,14 @@ class Writer:
             raise RuntimeError(f"flush {number} of {self.id} is repeated after {row['last_no']}")
         return str(row["last_result"])
 
+    async def close(self, environment_id: int) -> int:
+        """End it: nothing of it is stored from now on. Return the number of the last that is."""
+        row = await self._database.one(
+            "writers.close",
+            {"environment_id": environment_id, "target": self.target, "writer_id": self.id},
+        )
+        return 0 if row is None else int(row["last_no"])
+
 
 class StoredError(Exception):
     """The flush finds its number stored already: it must roll back and read the answer."""

@@ -163,6 +163,120 @@ begin
         perform pg_notify('runwire_feed', bell);
     end if;
 end $$;
+CREATE PROCEDURE runwire.append_known_v3(IN in_environment integer, IN run_ids text[], IN run_statuses text[], IN run_executions integer[], IN stream_ids bigint[], IN stream_seqs bigint[], IN stream_executions integer[], IN stream_counts integer[], IN stream_bytes bigint[], IN stream_ends integer[], IN piece_streams bigint[], IN piece_buckets date[], IN piece_seqs bigint[], IN piece_counts integer[], IN piece_executions integer[], IN piece_attempts integer[], IN piece_writers text[], IN bodies text, IN in_writer text, IN in_after bigint, IN in_number bigint, IN bell text, IN in_session boolean, INOUT stored boolean)
+    LANGUAGE plpgsql
+    AS $$
+declare
+    held integer;
+    at timestamptz := runwire.now_v1();
+begin
+    stored := false;
+    if not in_session then
+        perform set_config('lock_timeout', '200ms', true),
+                set_config('plan_cache_mode', 'force_generic_plan', true),
+                set_config('enable_seqscan', 'off', true);
+    end if;
+    select count(*) into held
+      from (select r.id
+              from runwire.runs r
+              join unnest(run_ids, run_statuses, run_executions) as known (id, status, execution)
+                on r.id = known.id and r.status = known.status and r.execution = known.execution
+             where r.environment_id = in_environment and r.id = any(run_ids)
+             order by r.id
+               for share of r) as locked;
+    if held <> cardinality(run_ids) then
+        return;
+    end if;
+    select count(*) into held
+      from (select s.id
+              from runwire.streams s
+              join unnest(stream_ids, stream_seqs, stream_executions)
+                   as known (id, next_seq, execution)
+                on s.id = known.id and s.next_seq = known.next_seq
+               and s.execution = known.execution
+             where s.id = any(stream_ids) and s.ended_execution is null
+             order by s.run_id, s.key
+               for no key update of s) as locked;
+    if held <> cardinality(stream_ids) then
+        return;
+    end if;
+    update runwire.writers w
+       set last_no = in_number, last_result = 'null',
+           updated_at = case when w.updated_at < at - interval '1 hour' then at
+                             else w.updated_at end
+     where w.environment_id = in_environment and w.target = 'chunks' and w.writer_id = in_writer
+       and w.last_no = in_after;
+    if not found then
+        return;
+    end if;
+    update runwire.streams s
+       set next_seq = s.next_seq + new.count, bytes = s.bytes + new.bytes,
+           ended_execution = new.ended
+      from unnest(stream_ids, stream_counts, stream_bytes, stream_ends)
+           as new (id, count, bytes, ended)
+     where s.id = new.id and s.id = any(stream_ids);
+    -- Set-returning functions side by side, which need no table of their own between them.
+    insert into runwire.stream_chunks
+           (bucket, stream_id, seq, execution, attempt, writer, body, created_at)
+    select piece.bucket, piece.stream_id,
+           generate_series(piece.seq, piece.seq + piece.count - 1),
+           piece.execution, piece.attempt, piece.writer,
+           unnest(string_to_array(piece.bodies, e'\x1e')), at
+      from unnest(piece_buckets, piece_streams, piece_seqs, piece_counts, piece_executions,
+                  piece_attempts, piece_writers, string_to_array(bodies, e'\x1d'))
+           as piece (bucket, stream_id, seq, count, execution, attempt, writer, bodies);
+    stored := true;
+    commit;
+    if bell is not null then
+        perform pg_notify('runwire_feed', bell);
+    end if;
+end $$;
+CREATE PROCEDURE runwire.append_lone_v1(IN in_environment integer, IN in_run text, IN in_status text, IN in_execution integer, IN in_stream bigint, IN in_seq bigint, IN in_stream_execution integer, IN in_count integer, IN in_bytes bigint, IN in_end integer, IN in_bucket date, IN by_execution integer, IN by_attempt integer, IN by_writer text, IN bodies text, IN in_writer text, IN in_after bigint, IN in_number bigint, IN bell text, IN in_session boolean, INOUT stored boolean)
+    LANGUAGE plpgsql
+    AS $$
+declare
+    at timestamptz := runwire.now_v1();
+begin
+    stored := false;
+    if not in_session then
+        perform set_config('lock_timeout', '200ms', true),
+                set_config('plan_cache_mode', 'force_generic_plan', true),
+                set_config('enable_seqscan', 'off', true);
+    end if;
+    perform from runwire.runs r
+      where r.environment_id = in_environment and r.id = in_run
+        and r.status = in_status and r.execution = in_execution
+        for share;
+    if not found then
+        return;
+    end if;
+    update runwire.streams s
+       set next_seq = s.next_seq + in_count, bytes = s.bytes + in_bytes, ended_execution = in_end
+     where s.id = in_stream and s.next_seq = in_seq
+       and s.execution = in_stream_execution and s.ended_execution is null;
+    if not found then
+        return;
+    end if;
+    update runwire.writers w
+       set last_no = in_number, last_result = 'null',
+           updated_at = case when w.updated_at < at - interval '1 hour' then at
+                             else w.updated_at end
+     where w.environment_id = in_environment and w.target = 'chunks' and w.writer_id = in_writer
+       and w.last_no = in_after;
+    if not found then
+        rollback;
+        return;
+    end if;
+    insert into runwire.stream_chunks
+           (bucket, stream_id, seq, execution, attempt, writer, body, created_at)
+    select in_bucket, in_stream, generate_series(in_seq, in_seq + in_count - 1),
+           by_execution, by_attempt, by_writer, unnest(string_to_array(bodies, e'\x1e')), at;
+    stored := true;
+    commit;
+    if bell is not null then
+        perform pg_notify('runwire_feed', bell);
+    end if;
+end $$;
 CREATE FUNCTION runwire.close_day_v1(day date, final_before timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql
     AS $$

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import anyio
+import psycopg
 import pytest
 
 from runwire_engine.database import Database
@@ -155,6 +156,26 @@ async def test_an_answer_that_the_loop_does_not_tell_of_is_read_all_the_same(
     asyncio.get_running_loop().remove_reader(call.socket)
     with anyio.fail_after(30):
         assert (await echoed(call, "b"))[0] == "b"
+
+
+async def test_calls_that_are_begun_behind_each_other_fail_for_themselves(
+    call: DirectCall,
+) -> None:
+    await call.connect()
+    promises = [
+        call.begin("testing.echo", {"text": str(n), "divisor": n - 3, "seconds": 0})
+        for n in range(6)
+    ]
+    outcomes = await asyncio.gather(*promises, return_exceptions=True)
+    assert isinstance(outcomes.pop(3), psycopg.errors.DivisionByZero)
+    texts = [out.get_value(0, 0) for out in outcomes if not isinstance(out, BaseException)]
+    assert texts == [b"0", b"1", b"2", b"4", b"5"]
+    promises = [
+        call.begin("testing.echo", {"text": "x" * 1_000_000, "divisor": 1, "seconds": 0})
+        for _ in range(3)
+    ]
+    call.close()
+    assert all(isinstance(promise.exception(), CommitUnknownError) for promise in promises)
 
 
 async def test_a_call_that_is_given_up_is_in_nobodys_way(

@@ -219,3 +219,97 @@ async def test_a_producer_that_gives_up_withdraws_its_item() -> None:
         assert await first == 10
         assert await flusher.submit(4) == 40
     assert sink.flushes == [[1], [4]]
+
+
+class Pipe:
+    """Begins flushes while it is open, and keeps the promises of their answers."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.begun: list[list[int]] = []
+        self.promises: list[asyncio.Future[Sequence[int] | None]] = []
+
+    def __call__(self, _: int, items: Sequence[int]) -> asyncio.Future[Sequence[int] | None] | None:
+        if not self.is_open:
+            return None
+        self.begun.append(list(items))
+        self.promises.append(asyncio.get_running_loop().create_future())
+        return self.promises[-1]
+
+    def answer(self, at: int, *, well: bool = True) -> None:
+        self.promises[at].set_result([n * 10 for n in self.begun[at]] if well else None)
+
+
+def piped(sink: Sink, pipe: Pipe) -> Flusher[int, int]:
+    async def flush(_: int, items: Sequence[int]) -> Sequence[int | Exception]:
+        return await sink(items)
+
+    return Flusher("test", numbered=flush, begin=pipe, alike=lambda n: n // 100)
+
+
+async def put(flusher: Flusher[int, int], *items: int) -> list[asyncio.Future[int]]:
+    """Queue items as flushes of their own, as far as those may be begun."""
+    promises: list[asyncio.Future[int]] = []
+    for item in items:
+        promises.append(flusher.submit_nowait(item))
+        await wait_all_tasks_blocked()
+    return promises
+
+
+async def test_one_flush_is_begun_behind_another_and_what_then_arrives_goes_together() -> None:
+    sink, pipe = Sink(), Pipe()
+    async with running(piped(sink, pipe)) as flusher:
+        promises = await put(flusher, 1, 2, 3, 4, 100)
+        assert pipe.begun == [[1], [2]]
+        pipe.answer(1)
+        await wait_all_tasks_blocked()
+        assert not promises[1].done()
+        pipe.answer(0)
+        assert [await promise for promise in promises[:2]] == [10, 20]
+        await wait_all_tasks_blocked()
+        assert pipe.begun == [[1], [2], [3, 4], [100]]
+        assert not flusher.idle
+        pipe.answer(2)
+        pipe.answer(3)
+        assert [await promise for promise in promises[2:]] == [30, 40, 1000]
+    assert sink.flushes == []
+
+
+async def test_flushes_that_did_nothing_are_flushed_again_in_order_before_anything_new() -> None:
+    sink, pipe = Sink(), Pipe()
+    async with running(piped(sink, pipe)) as flusher:
+        promises = await put(flusher, 1, -2, 3)
+        pipe.answer(0, well=False)
+        await wait_all_tasks_blocked()
+        assert pipe.begun == [[1], [-2]]
+        pipe.is_open = False
+        pipe.answer(1, well=False)
+        answers = await asyncio.gather(*promises, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["10", "negative", "30"]
+    assert sink.flushes == [[1], [-2], [3]]
+
+
+async def test_what_cannot_be_begun_waits_for_what_was() -> None:
+    sink, pipe = Sink(), Pipe()
+    async with running(piped(sink, pipe)) as flusher:
+        (first,) = await put(flusher, 1)
+        pipe.is_open = False
+        (second,) = await put(flusher, 2)
+        assert sink.flushes == []
+        pipe.answer(0)
+        assert [await first, await second] == [10, 20]
+    assert sink.flushes == [[2]]
+
+
+async def test_stopped_it_answers_what_was_begun() -> None:
+    pipe = Pipe()
+    flusher = piped(Sink(), pipe)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(flusher.run)
+        begun = await put(flusher, 1, 2)
+        pipe.promises[0].set_exception(DatabaseUnavailableError("away"))
+        with pytest.raises(DatabaseUnavailableError):
+            await begun[0]
+        tasks.cancel_scope.cancel()
+    with pytest.raises(FlusherClosedError):
+        await begun[1]

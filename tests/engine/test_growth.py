@@ -464,6 +464,7 @@ _LEFT_OUT: Final[dict[str, str]] = {
     "schedules.insert": "inserts by key",
     "schedules.count": "counts what a page shows a part of",
     "streams.append_known": "a CALL has no plan; test_plans.py holds what it reads",
+    "streams.append_lone": "a CALL has no plan; test_plans.py holds what it reads",
     "streams.hasten": "a setting",
     "sweep.make_partitions": "once for each day",
     "sweep.stale_statistics": "reads the statistics of tables",

@@ -90,11 +90,18 @@ def test_what_begins_a_lineage_or_takes_an_end_back_is_left_to_the_database() ->
     assert ended.expect([own("1")], stream_limit=LIMIT) is None
 
 
-def test_runs_that_were_forgotten_are_asked_about() -> None:
-    memory = remembering()
-    memory.forget_runs([RUN, OTHER])
-    assert (RUN, "log") in memory
-    assert memory.expect([own("1")], stream_limit=LIMIT) is None
+def test_what_was_not_stored_after_all_is_asked_about() -> None:
+    memory = remembering(None, stream("a"), stream("b"))
+    begun = expected(memory, own("1", key="a"))
+    memory.keep({}, begun.after)
+    memory.doubt(begun)
+    assert (RUN, "a") in memory
+    for key in ("a", "b"):
+        assert memory.expect([own("1", key=key)], stream_limit=LIMIT) is None
+    # Where another stream of that run stands is known still.
+    memory.keep({RUN: fence()}, [])
+    assert expected(memory, own("1", key="b")).answers == (AppendAnswer(5, 6),)
+    assert memory.expect([own("1", key="a")], stream_limit=LIMIT) is None
 
 
 def test_an_end_is_expected_too() -> None:

@@ -1,7 +1,10 @@
 """Appending to streams and reading them, against a real Postgres."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -17,9 +20,11 @@ from runwire_engine.errors import (
     RunNotFoundError,
     StreamFullError,
 )
+from runwire_engine.known_appends import KnownAppends
 from runwire_engine.streams import Append, AppendAnswer, AttemptMark, Streams
 from tests.support.faultproxy import fault_proxy
 from tests.support.postgres import opened_database
+from tests.support.processes import until, until_async
 from tests.support.run_rows import insert_run, set_run
 
 pytestmark = pytest.mark.anyio
@@ -405,6 +410,121 @@ async def test_what_others_did_meanwhile_is_found_out_under_the_locks(
     assert await bodies(streams, env, run_id) == [str(n) for n in range(12)]
 
 
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of flushes that were begun."""
+    numbers: list[int] = []
+    begin = KnownAppends.begin
+
+    def spied(known: KnownAppends, number: int, env: int, appends: Sequence[Append]) -> object:
+        promise = begin(known, number, env, appends)
+        if promise is not None:
+            numbers.append(number)
+        return promise
+
+    monkeypatch.setattr(KnownAppends, "begin", spied)
+    return numbers
+
+
+def _has_grown(begun: list[int], before: int) -> bool:
+    return len(begun) > before
+
+
+async def begin(
+    streams: Streams, begun: list[int], env: int, *appends: Append
+) -> list[asyncio.Future[Any]]:
+    """Begin each append as a flush of its own."""
+    promises: list[asyncio.Future[Any]] = []
+    for append in appends:
+        before = len(begun)
+        promises.append(await streams.put(env, append))
+        await until(partial(_has_grown, begun, before))
+    return promises
+
+
+async def test_behind_a_flush_that_is_refused_nothing_is_stored_out_of_order(
+    streams: Streams, database: Database, database_url: str, env: int, begun: list[int]
+) -> None:
+    run_id = await insert_run(database, env)
+    await streams.append_many(env, [own(run_id, "0"), own(run_id, "0", key="b")])
+    async with running(Streams(database, Doorbell(database_url))) as others:
+        await others.append(env, own(run_id, "1"))
+    promises = await begin(
+        streams, begun, env, own(run_id, "2"), own(run_id, "1", key="b", end=True)
+    )
+    answers = [await streams.settled(promise) for promise in promises]
+    assert answers == [AppendAnswer(2, 3), AppendAnswer(1, 2)]
+    assert await bodies(streams, env, run_id) == ["0", "1", "2"]
+    assert await bodies(streams, env, run_id, "b") == ["0", "1"]
+    (moments,) = await rows(
+        database,
+        "select max(created_at) filter (where body = '2') as refused,"
+        " max(created_at) filter (where body = '1' and writer is null) as behind"
+        " from runwire.stream_chunks where stream_id in"
+        " (select id from runwire.streams where run_id = %s)",
+        run_id,
+    )
+    assert moments["refused"] < moments["behind"]
+
+
+@pytest.mark.parametrize("stored", [0, 1, 2])
+async def test_flushes_without_an_answer_are_stored_once(
+    database: Database, database_url: str, env: int, begun: list[int], stored: int
+) -> None:
+    run_id = await insert_run(database, env)
+
+    async def are_stored() -> bool:
+        (found,) = await rows(
+            database,
+            "select coalesce(sum(next_seq), 0)::int as n from runwire.streams where run_id = %s",
+            run_id,
+        )
+        return bool(found["n"] == 2 + stored)
+
+    async with (
+        fault_proxy(database_url) as proxy,
+        opened_database(proxy.dsn(database_url)) as behind,
+        running(Streams(behind, Doorbell(database_url))) as streams,
+    ):
+        await streams.append_many(env, [own(run_id, "0"), own(run_id, "0", key="b")])
+        appends = [own(run_id, "1"), own(run_id, "1", key="b")]
+        proxy.to_client.delay = 60.0
+        promises = await begin(streams, begun, env, *appends[:stored])
+        await until_async(are_stored)
+        proxy.to_server.delay = 60.0
+        promises += await begin(streams, begun, env, *appends[stored:])
+        proxy.to_client.delay = proxy.to_server.delay = 0.0
+        proxy.cut()
+        answers = [await streams.settled(promise) for promise in promises]
+        assert answers == [AppendAnswer(1, 2)] * 2
+        assert await streams.append(env, own(run_id, "2")) == AppendAnswer(2, 3)
+        assert await bodies(streams, env, run_id) == ["0", "1", "2"]
+        assert await bodies(streams, env, run_id, "b") == ["0", "1"]
+
+
+async def test_flushes_that_get_through_after_they_were_given_up_double_nothing(
+    database: Database, database_url: str, env: int, begun: list[int]
+) -> None:
+    """Postgres executes what it was sent, also when nobody is there any more."""
+    run_id = await insert_run(database, env)
+    async with (
+        fault_proxy(database_url) as proxy,
+        opened_database(proxy.dsn(database_url)) as behind,
+        running(Streams(behind, Doorbell(database_url))) as streams,
+    ):
+        await streams.append_many(env, [own(run_id, "0"), own(run_id, "0", key="b")])
+        async with database.transaction() as tx:
+            await tx.connection.execute("select from runwire.writers for update")
+            appends = [own(run_id, "1"), own(run_id, "1", key="b")]
+            promises = await begin(streams, begun, env, *appends)
+            proxy.cut()
+        answers = [await streams.settled(promise) for promise in promises]
+        assert answers == [AppendAnswer(1, 2)] * 2
+        assert await streams.append(env, own(run_id, "2")) == AppendAnswer(2, 3)
+        assert await bodies(streams, env, run_id) == ["0", "1", "2"]
+        assert await bodies(streams, env, run_id, "b") == ["0", "1"]
+
+
 async def test_a_bell_that_fails_behind_its_commit_costs_and_doubles_nothing(
     streams: Streams, database: Database, env: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,20 +569,23 @@ async def test_a_killed_connection_costs_no_chunk_and_doubles_none(
     run_id = await insert_run(database, env)
     written = 0
 
-    async def write() -> None:
+    async def write(key: str) -> None:
         nonlocal written
-        for n in range(60):
-            assert await streams.append(env, own(run_id, str(n))) == AppendAnswer(n, n + 1)
+        for n in range(40):
+            appended = await streams.append(env, own(run_id, str(n), key=key))
+            assert appended == AppendAnswer(n, n + 1)
             written += 1
 
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(write)
-            while written < 60:
+            for key in "abc":
+                tasks.start_soon(write, key)
+            while written < 120:
                 await rows(
                     database,
                     "select pg_terminate_backend(pid) from pg_stat_activity"
                     " where datname = current_database() and pid <> pg_backend_pid()",
                 )
                 await anyio.sleep(0.03)  # some appends in between
-    assert await bodies(streams, env, run_id) == [str(n) for n in range(60)]
+    for key in "abc":
+        assert await bodies(streams, env, run_id, key) == [str(n) for n in range(40)]

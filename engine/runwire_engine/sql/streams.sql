@@ -142,18 +142,29 @@ values (%(environment_id)s, 'chunks', %(writer_id)s, %(number)s, %(result)s)
  where w.last_no < excluded.last_no
 returning w.last_no;
 
+-- append_lone --
+-- Stores a flush of one stream that was placed by what its writer remembers, commits it and rings for
+-- it; answers whether everything was as remembered: else nothing was written.
+call runwire.append_lone_v1(
+    %(environment_id)s::integer, %(run_id)s::text, %(run_status)s::text, %(run_execution)s::integer,
+    %(stream_id)s::bigint, %(stream_seq)s::bigint, %(stream_execution)s::integer,
+    %(stream_count)s::integer, %(stream_bytes)s::bigint, %(stream_end)s::integer,
+    %(bucket)s::date, %(execution)s::integer, %(attempt)s::integer, %(writer)s::text,
+    %(bodies)s::text, %(writer_id)s::text, %(after)s::bigint, %(number)s::bigint, %(bell)s::text,
+    %(in_session)s::boolean, null);
+
 -- append_known --
--- Stores a flush that was placed by what its writer remembers, commits it and rings for it; answers
--- whether everything was as remembered: else nothing was written.
-call runwire.append_known_v2(
-    %(environment_id)s,
+-- Does the same for streams of several, or of several runs.
+call runwire.append_known_v3(
+    %(environment_id)s::integer,
     %(run_ids)s::text[], %(run_statuses)s::text[], %(run_executions)s::integer[],
     %(stream_ids)s::bigint[], %(stream_seqs)s::bigint[], %(stream_executions)s::integer[],
     %(stream_counts)s::integer[], %(stream_bytes)s::bigint[], %(stream_ends)s::integer[],
     %(piece_streams)s::bigint[], %(piece_buckets)s::date[], %(piece_seqs)s::bigint[],
     %(piece_counts)s::integer[], %(piece_executions)s::integer[], %(piece_attempts)s::integer[],
     string_to_array(%(piece_writers)s::text, e'\x1d', ''), %(bodies)s::text,
-    %(writer_id)s::text, %(number)s::bigint, %(result)s::text, %(bell)s::text, null);
+    %(writer_id)s::text, %(after)s::bigint, %(number)s::bigint, %(bell)s::text,
+    %(in_session)s::boolean, null);
 
 -- heads --
 -- Where streams stand.

@@ -21,3 +21,13 @@ values (%(environment_id)s, %(target)s, %(writer_id)s, %(number)s, %(result)s)
        updated_at = runwire.now_v1()
  where w.last_no < excluded.last_no
 returning w.last_no;
+
+-- close --
+-- Ends a writer: no flush of it is stored any more. Waits for one that is still committing, and
+-- returns the number of the last that is, also when asked again.
+update runwire.writers
+   set last_no = 9223372036854775807,
+       last_result = case when last_no = 9223372036854775807 then last_result
+                          else last_no::text end
+ where environment_id = %(environment_id)s and target = %(target)s and writer_id = %(writer_id)s
+returning last_result::bigint as last_no;
