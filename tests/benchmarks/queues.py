@@ -39,14 +39,19 @@ def throughput(stand: Stand, name: str, count: int, concurrency: int) -> Figures
     return {"runs": float(json.loads(line)["runs"])}
 
 
-def start(stand: Stand, name: str, per_second: int, count: int, concurrency: int) -> Figures:
-    """Return how long a peer takes from trigger to start. Raises UnavailableError."""
+def start(
+    stand: Stand, name: str, per_second: int, count: int, concurrency: int, *, warm: int
+) -> Figures:
+    """Return how long a peer takes from trigger to start, the first so many left out.
+
+    Raises UnavailableError.
+    """
     with _store(stand, name) as url:
-        line = _said(SCRIPTS[name], url, "start", per_second, count, concurrency)
+        line = _said(SCRIPTS[name], url, "start", per_second, warm + count, concurrency)
     latencies = json.loads(line)["latencies"]
-    if len(latencies) != count:
-        raise AssertionError(f"{len(latencies)} of {count} runs")
-    return percentiles(latencies)
+    if len(latencies) != warm + count:
+        raise AssertionError(f"{len(latencies)} of {warm + count} runs")
+    return percentiles(latencies[warm:])
 
 
 def stream(stand: Stand, per_second: int, count: int) -> Figures:
