@@ -25,8 +25,7 @@ def beginning(
             return None
         sizes["metadata"] = then["metadata"]["$large"]["bytes"]
         metadata = None
-    row = replace(
-        run.row,
+    row = run.row._replace(
         status=then["status"],
         revision=1,
         execution=0,

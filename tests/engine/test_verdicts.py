@@ -12,7 +12,7 @@ from runwire_engine.verdicts import Failed, Interruption, Returned, Stopped, out
 from tests.support.working import defined
 
 RUN: dict[str, Any] = {
-    **dict.fromkeys(ClaimedRun.__dataclass_fields__),
+    **dict.fromkeys(ClaimedRun._fields),
     "environment_id": 1,
     "id": "run_00000000",
     "execution": 7,

@@ -1,7 +1,6 @@
 """The hub as a whole, without a loop: whatever happens in whatever order, clients end up right."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -824,14 +823,14 @@ def test_a_page_of_a_feed_leaves_out_no_value_that_is_followed_whole() -> None:
     world = World(HubLimits())
     world.create(RUNS[0], ("x",))
     payload = "p" * 20_000
-    world.rows[RUNS[0]] = replace(world.rows[RUNS[0]], payload=f'"{payload}"')
+    world.rows[RUNS[0]] = world.rows[RUNS[0]]._replace(payload=f'"{payload}"')
     both, other = world.connect(), world.connect()
     both.subscribe("run", {"run": RUNS[0]})
     world.settle()
     both.subscribe("tag", {"tags": ["x"]})
     feed = world.take_load()
     # As the pages of feeds are read: without what is too large for feeds.
-    row = replace(world.rows[RUNS[0]], payload=None)
+    row = world.rows[RUNS[0]]._replace(payload=None)
     feed.page([FollowedRun(row, {"payload": 20_002})], cursor=None, more=False)
     feed.complete()
     other.subscribe("run", {"run": RUNS[0]})

@@ -1,6 +1,6 @@
 """What of a run is shown to whom."""
 
-from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
@@ -27,9 +27,9 @@ PUBLIC = Visibility(internal=False)
 ERROR = '{"name":"ValueError","message":"no","stackTrace":"File secret.py","code":"TASK_ERROR"}'
 
 
-def row(**changes: object) -> RunRow:
-    base = replace(new_row("run_a0000000", ("t",)), error=ERROR, worker_id="worker_1")
-    return replace(base, **changes)  # type: ignore[arg-type]
+def row(**changes: Any) -> RunRow:
+    base = new_row("run_a0000000", ("t",))._replace(error=ERROR, worker_id="worker_1")
+    return base._replace(**changes)
 
 
 def shown(run: RunRow, visibility: Visibility, **sizes: int) -> JsonObject:

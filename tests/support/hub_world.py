@@ -6,7 +6,7 @@ be: a patch that does not apply, a chunk that is not the next one, an end too ea
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -139,9 +139,8 @@ class World:
             metadata = orjson.dumps(document).decode()
         revision = row.revision + 1
         at = _BEGAN + timedelta(milliseconds=len(self.events) + 1)
-        self.rows[run_id] = replace(
-            row, **{**columns, "revision": revision, "updated_at": at, "metadata": metadata}
-        )
+        changed: dict[str, Any] = {**columns, "revision": revision, "updated_at": at}
+        self.rows[run_id] = row._replace(**changed, metadata=metadata)
         delta: JsonObject = {"set": changes}
         if operations:
             delta["metadata"] = list(operations)
