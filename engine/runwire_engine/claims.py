@@ -73,6 +73,8 @@ class Claims:
         self._bell = bell
         # Takes turns, so that neither kind of queue starves the other.
         self._limited_first = False
+        # The last claim got all it wanted: the next looks no further at first.
+        self._is_plenty = False
         # False while nothing waited in groups at the last look.
         self._others_wait = True
         # Whether the last claim left groups to others that were at them: it is worth looking again.
@@ -175,16 +177,31 @@ class Claims:
         self.crowded = False
         met = _Met()
         is_first = self._limited_first and self._others_wait
-        rows = await self._take(wanted, slots, met, with_groups=is_first)
+        is_narrow = self._is_plenty and not is_first
+        rows = await self._take(wanted, slots, met, with_groups=is_first, is_narrow=is_narrow)
+        if is_narrow and len(rows) < slots:
+            self._is_plenty = False
+            more, strays = await self._claim_once(wanted, slots - len(rows))
+            return rows + more, strays | met.strays
         if not is_first and len(rows) < slots and self._others_wait:
             rows += await self._take(wanted, slots - len(rows), met, with_groups=True)
+        self._is_plenty = len(rows) == slots
         self._others_wait = self._others_wait or bool(met.strays)
         return rows, met.strays
 
     async def _take(
-        self, wanted: Mapping[str, object], slots: int, met: _Met, *, with_groups: bool
+        self,
+        wanted: Mapping[str, object],
+        slots: int,
+        met: _Met,
+        *,
+        with_groups: bool,
+        is_narrow: bool = False,
     ) -> list[Row]:
-        """Claim runs in one transaction: first those of groups, where these have their turn."""
+        """Claim runs in one transaction: first those of groups, where these have their turn.
+
+        `is_narrow`: looks at no more runs than it wants.
+        """
 
         async def work(tx: Transaction) -> list[Row]:
             met.turns.clear()
@@ -195,7 +212,8 @@ class Claims:
         if with_groups:
             rows = await self._database.retrying(work, lazy=True)
         else:
-            rows = await self._hot.all("claims.take", _taken(wanted, slots, [], met))
+            taken = _taken(wanted, slots, [], met, is_narrow=is_narrow)
+            rows = await self._hot.all("claims.take", taken)
         self._others_wait = rows[0]["others_wait"]
         met.strays.update((queue, "") for queue in rows[0]["unmade_queues"] or ())
         return [row for row in rows if row["id"] is not None]
@@ -264,14 +282,19 @@ class Claims:
 
 
 def _taken(
-    wanted: Mapping[str, object], slots: int, ids: Sequence[str], met: _Met
+    wanted: Mapping[str, object],
+    slots: int,
+    ids: Sequence[str],
+    met: _Met,
+    *,
+    is_narrow: bool = False,
 ) -> dict[str, object]:
     left = slots - len(ids)
     return {
         **wanted,
         "ids": ids,
         "slots": left,
-        "reach": max(_LEAST_REACH, left * _REACH),
+        "reach": left if is_narrow else max(_LEAST_REACH, left * _REACH),
         "queues": [queue for queue, _ in met.turns],
         "keys": [key for _, key in met.turns],
         "had_turns": list(met.turns.values()),
