@@ -29,6 +29,8 @@ T = TypeVar("T")
 Turn: TypeAlias = Callable[[], Awaitable[None]]
 
 _PAUSE: Final = 0.2  # seconds between tries while the database is away
+# The longest that rows and heads gather, in seconds.
+_GATHERING: Final = 0.01
 _HEADS_PER_READ: Final = 500
 # Streams whose news one statement reads; beyond so many, less of each.
 _FILLS_PER_READ: Final = 64
@@ -64,8 +66,10 @@ class Reads:
         self._texts_held = anyio.CapacityLimiter(self._hub.limits.texts_held)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            for turn in (self._rows, self._heads, self._fills, self._catch_up):
+            for turn in (self._fills, self._catch_up):
                 tasks.start_soon(self._repeat, turn)
+            for turn in (self._rows, self._heads):
+                tasks.start_soon(self._repeat, turn, _GATHERING)
 
     async def caught_up(self) -> None:
         """Wait until the rows, heads and chunks that are wanted now have been read.
@@ -89,14 +93,19 @@ class Reads:
         for event in self._wanted:
             event.set()
 
-    async def _repeat(self, turn: Turn) -> None:
-        """Take turns: one at the start, then whenever something is wanted."""
+    async def _repeat(self, turn: Turn, gathering: float = 0.0) -> None:
+        """Take turns: one at the start, then whenever something is wanted.
+
+        Where that is so already, as many come at the same time, more gathers for as long again as
+        the turn took, or so many seconds: else each turn would read the same for a few of them.
+        """
         event = anyio.Event()
         self._wanted.append(event)
         while True:
             at = self._wanted.index(event)
             event = self._wanted[at] = anyio.Event()
             self._begun[turn] += 1
+            began = anyio.current_time()
             try:
                 await turn()
             except EngineError as error:
@@ -107,6 +116,8 @@ class Reads:
                 self._whole[turn] = self._begun[turn]
                 self._turned.set()
                 self._turned = anyio.Event()
+            if event.is_set():
+                await anyio.sleep(min(gathering, anyio.current_time() - began))
             await event.wait()
 
     async def _rows(self) -> None:
