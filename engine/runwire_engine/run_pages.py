@@ -1,8 +1,8 @@
 """Lists of runs: filters, pages, and the opaque cursors between them. Newest first.
 
-A list goes along one index: a batch's items, or each wanted tag, task, or all runs by creation;
-whatever else is filtered by is checked row by row. Of several tags or tasks each gives a page of
-its own, and the newest of all of them are the page.
+A list goes along one index: a batch's items, a run's children, a schedule's runs, or each wanted
+tag, task, or all runs by creation; whatever else is filtered by is checked row by row. Of several
+tags or tasks each gives a page of its own, and the newest of all of them are the page.
 """
 
 import base64
@@ -34,6 +34,9 @@ class RunQuery:
     task: Sequence[str] = ()
     tag: Sequence[str] = ()
     batch: str | None = None
+    # The run that triggered them, and the schedule that did.
+    parent: str | None = None
+    schedule: str | None = None
     created_from: datetime | None = None
     created_to: datetime | None = None
     size: int = DEFAULT_SIZE
@@ -87,6 +90,8 @@ async def _places(
         "statuses": list(query.status) or None,
         "tasks": list(query.task) or None,
         "batch_id": query.batch,
+        "parent_id": query.parent,
+        "schedule_id": query.schedule,
         "tags": list(query.tag) or None,
         "created_from": query.created_from,
         "created_to": query.created_to,
@@ -106,6 +111,10 @@ def _walks(query: RunQuery) -> list[tuple[str, Mapping[str, object]]]:
     """Return the statements to run, each with the value whose index it goes along."""
     if query.batch is not None:
         return [("of_batch", {})]
+    if query.parent is not None:
+        return [("by_parent", {})]
+    if query.schedule is not None:
+        return [("by_schedule", {})]
     if query.tag:
         return [("by_tag", {"tag": tag}) for tag in dict.fromkeys(query.tag)]
     if query.task:

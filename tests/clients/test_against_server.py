@@ -276,6 +276,8 @@ async def test_a_batch_that_a_run_started_is_followed_to_its_end(client: AsyncRu
     assert all(run.parent_id == handle.id for run in final.values())
     held = await client.batch.retrieve(batch_id)
     assert held.is_completed and set(held.run_ids) == set(final)
+    assert {run.id async for run in client.runs.list(parent=handle)} == set(final)
+    assert [run async for run in client.runs.list(parent=next(iter(final)))] == []
 
 
 async def test_the_first_runs_of_an_iterable_are_over_before_its_last_item_is_there(

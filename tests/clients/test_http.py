@@ -352,6 +352,17 @@ async def test_a_list_follows_its_pages(server: ScriptedHttp, client: AsyncRunwi
     assert "page[after]=c1" in server.asked[1].path
 
 
+async def test_a_list_is_of_a_runs_children_or_of_a_schedule(
+    server: ScriptedHttp, client: AsyncRunwire
+) -> None:
+    for _ in range(2):
+        server.answer(200, {"data": [], "pagination": {}})
+    assert [run async for run in client.runs.list(parent="run_a")] == []
+    assert [run async for run in client.runs.list(parent="run_b", schedule="sched_1")] == []
+    assert "filter[parent]=run_a" in server.asked[0].path
+    assert "filter[parent]=run_b&filter[schedule]=sched_1" in server.asked[1].path
+
+
 async def test_a_public_token_is_asked_for_with_scopes_as_text(
     server: ScriptedHttp, client: AsyncRunwire
 ) -> None:

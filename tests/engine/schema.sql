@@ -1047,6 +1047,8 @@ CREATE INDEX request_keys_by_age ON runwire.request_keys USING btree (created_at
 CREATE INDEX revoked_tokens_expiring ON runwire.revoked_tokens USING btree (expires_at);
 CREATE INDEX run_events_by_txid ON ONLY runwire.run_events USING btree (txid);
 CREATE INDEX runs_by_creation ON runwire.runs USING btree (environment_id, created_at DESC, id DESC);
+CREATE INDEX runs_by_parent ON runwire.runs USING btree (environment_id, parent_id, created_at DESC, id DESC) WHERE (parent_id IS NOT NULL);
+CREATE INDEX runs_by_schedule ON runwire.runs USING btree (environment_id, schedule_id, created_at DESC, id DESC) WHERE (schedule_id IS NOT NULL);
 CREATE INDEX runs_by_task ON runwire.runs USING btree (environment_id, task, created_at DESC, id DESC);
 CREATE UNIQUE INDEX runs_by_tick ON runwire.runs USING btree (environment_id, schedule_id, scheduled_at) WHERE (schedule_id IS NOT NULL);
 CREATE INDEX runs_delayed ON runwire.runs USING btree (environment_id, delayed_until) WHERE (status = 'DELAYED'::text);

@@ -419,7 +419,9 @@ _PAGE_CASES: Final[dict[str, list[dict[str, object]]]] = {
         "by_creation": {},
         "by_task": {"task": "task-2"},
         "by_tag": {"tag": "everyone"},
-        "of_batch": {},
+        "by_parent": {"parent_id": run("finished"), "schedule_id": None},
+        "by_schedule": {"schedule_id": "sched_hourly"},
+        "of_batch": {"parent_id": None, "schedule_id": None},
         "open": {},
     }.items()
     for direction in ("after", "before")

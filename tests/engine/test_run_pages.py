@@ -10,7 +10,7 @@ from runwire.wire import Json
 from runwire_engine.engine import Engine
 from runwire_engine.run_pages import RunQuery
 from runwire_engine.statements import statement
-from runwire_engine.wanted_runs import NewRun, TriggerResult
+from runwire_engine.wanted_runs import NewRun, Parent, TriggerResult
 from tests.support.engines import ALL_TASKS, query, there
 
 pytestmark = pytest.mark.anyio
@@ -100,6 +100,42 @@ async def test_each_filter_narrows_the_list(engine: Engine, env: int) -> None:
         flat = [id for page in await all_pages(engine, env, replace(wanted, size=2)) for id in page]
         assert flat == expected, wanted
     assert await listed(engine, env + 1, RunQuery()) == []
+
+
+async def test_a_runs_children_are_listed(engine: Engine, env: int) -> None:
+    await make(engine, env, NewRun("plain"))
+    (parent,) = await engine.claims.claim(env, "w1", ALL_TASKS, 1)
+    of = Parent(parent.id, parent.execution)
+    children = await make(
+        engine,
+        env,
+        NewRun("plain", parent=of),
+        NewRun("other", parent=of, tags=("a",)),
+        NewRun("plain", parent=of),
+    )
+    await make(engine, env, NewRun("plain"))
+    pages = await all_pages(engine, env, RunQuery(parent=parent.id, size=2))
+    assert pages == chunks(children, 2)
+    wanted = RunQuery(parent=parent.id, task=["plain"], status=["QUEUED"])
+    assert await listed(engine, env, wanted) == [children[0], children[2]]
+    assert await listed(engine, env, RunQuery(parent=parent.id, tag=["a"])) == [children[1]]
+    assert await listed(engine, env, RunQuery(parent=children[0])) == []
+    assert await listed(engine, env + 1, RunQuery(parent=parent.id)) == []
+
+
+async def test_the_runs_of_a_schedule_are_listed(engine: Engine, env: int) -> None:
+    await make(engine, env, NewRun("plain"))
+    ids = await make(engine, env, *(NewRun("plain") for _ in range(3)))
+    await query(
+        engine.database,
+        "update runwire.runs set schedule_id = 'sched_1', scheduled_at = created_at"
+        " where id = any(%s)",
+        ids,
+    )
+    pages = await all_pages(engine, env, RunQuery(schedule="sched_1", size=2))
+    assert pages == chunks(ids, 2)
+    assert await listed(engine, env, RunQuery(schedule="sched_1", task=["other"])) == []
+    assert await listed(engine, env, RunQuery(schedule="sched_2")) == []
 
 
 async def test_what_executes_is_listed(engine: Engine, env: int) -> None:

@@ -17,6 +17,7 @@ from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.database import Database
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.engine import Engine, open_engine
+from runwire_engine.run_pages import RunQuery
 from runwire_engine.run_row import RunRow
 from runwire_engine.schedules import ScheduleRow, ScheduleSpec
 from runwire_engine.settings import EngineSettings
@@ -93,6 +94,8 @@ async def test_a_tick_makes_a_run_that_knows_its_times(engine: Engine, env: int)
     assert minutes == [1, 2, 3, 4, 5]
     after = await again(engine, row)
     assert after.last_at == row.next_at and after.next_at == told.upcoming[0]
+    listed = await engine.runs.list(env, RunQuery(schedule=row.id))
+    assert [each.id for each in listed.runs] == [run.id]
     assert after.due_at == after.next_at
 
 

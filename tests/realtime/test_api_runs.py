@@ -248,6 +248,8 @@ async def test_a_list_pages_newest_first_and_back(http: httpx.AsyncClient) -> No
         ("filter[createdAt][to]", "2020-01-01", 0),
         ("filter[createdAt][to]", "1577836800000", 0),
         ("filter[batch]", "batch_nowhere", 0),
+        ("filter[parent]", "run_nowhere", 0),
+        ("filter[schedule]", "sched_nowhere", 0),
     ],
 )
 async def test_filters_choose(http: httpx.AsyncClient, name: str, value: str, count: int) -> None:

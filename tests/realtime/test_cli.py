@@ -54,6 +54,8 @@ async def test_a_run_is_triggered_listed_shown_canceled_and_repeated(server: Tes
     again = (await _run(server, "runs", "replay", run_id, "--payload", "[2]")).strip()
     assert orjson.loads(await _run(server, "runs", "show", again))["payload"] == [2]
     assert "no runs" in await _run(server, "runs", "list", "--task", "other")
+    assert "no runs" in await _run(server, "runs", "list", "--parent", run_id)
+    assert "no runs" in await _run(server, "runs", "list", "--schedule", "sched_1")
 
 
 async def test_a_payload_may_come_from_standard_input(server: TestRealtime) -> None:

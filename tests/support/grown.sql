@@ -17,7 +17,8 @@ select 'worker-' || n, 1, now() + case when n <= 20 then 1 else -1 end * interva
 insert into runwire.runs
        (environment_id, id, bucket, task, status, execution, attempt, queue, concurrency_key, limited,
         sort_at, worker_id, payload, output, tags, stream_keys, batch_id, expires_at, delayed_until,
-        wake_at, waited, claimed_at, parent_id, created_at, updated_at, queued_at, finished_at)
+        wake_at, waited, claimed_at, parent_id, schedule_id, scheduled_at, created_at, updated_at, queued_at,
+        finished_at)
 select k.environment_id, 'run_' || k.kind || lpad(n::text, 20, '0'), current_date,
        case when k.kind in ('ready', 'grouped') then 'task-1' else 'task-2' end,
        k.status, (k.kind in ('finished', 'executing', 'waiting'))::integer, 1,
@@ -34,6 +35,7 @@ select k.environment_id, 'run_' || k.kind || lpad(n::text, 20, '0'), current_dat
        (k.kind = 'waiting')::integer,
        case when k.kind in ('finished', 'executing') then now() end,
        case when n % 100 = 0 then 'run_finished' || lpad('1', 20, '0') end,
+       case when n % 100 = 1 and k.kind = 'finished' then 'sched_hourly' end, at.at,
        at.at, at.at, case when k.kind <> 'delayed' then at.at end,
        case when k.kind = 'finished' then at.at end
   from (select * from (values ('finished', 'COMPLETED', %(runs)s), ('ready', 'QUEUED', %(runs)s / 4),

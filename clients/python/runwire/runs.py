@@ -120,17 +120,24 @@ class Runs:
         task: OneOrMore | None = None,
         tag: OneOrMore | None = None,
         batch: str | None = None,
+        parent: str | RunHandle[Any] | None = None,
+        schedule: str | None = None,
         created_from: datetime | None = None,
         created_to: datetime | None = None,
         created_in_last: Duration | None = None,
         page_size: int = 20,
     ) -> RunList:
-        """Return the runs that match all filters, newest first; nothing is asked until iterated."""
+        """Return the runs that match all filters, newest first; nothing is asked until iterated.
+
+        `parent`: the run that triggered them. `schedule`: the id of the schedule that did.
+        """
         filters = {
             "filter[status]": _joined(status),
             "filter[taskIdentifier]": _joined(task),
             "filter[tag]": _joined(tag),
             "filter[batch]": batch,
+            "filter[parent]": None if parent is None else _id(parent),
+            "filter[schedule]": schedule,
             "filter[createdAt][from]": _time(created_from),
             "filter[createdAt][to]": _time(created_to),
             "filter[createdAt][period]": _span(created_in_last),

@@ -58,6 +58,68 @@ select r.created_at, r.id
  order by r.created_at, r.id
  limit %(limit)s;
 
+-- by_parent_after --
+-- Runs that a run triggered, older than a place, newest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s and r.parent_id = %(parent_id)s
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(schedule_id)s::text is null or r.schedule_id = %(schedule_id)s)
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at desc, r.id desc
+ limit %(limit)s;
+
+-- by_parent_before --
+-- Runs that a run triggered, newer than a place, oldest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s and r.parent_id = %(parent_id)s
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(schedule_id)s::text is null or r.schedule_id = %(schedule_id)s)
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at, r.id
+ limit %(limit)s;
+
+-- by_schedule_after --
+-- Runs that a schedule started, older than a place, newest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s and r.schedule_id = %(schedule_id)s
+   and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at desc, r.id desc
+ limit %(limit)s;
+
+-- by_schedule_before --
+-- Runs that a schedule started, newer than a place, oldest first.
+select r.created_at, r.id
+  from runwire.runs r
+ where r.environment_id = %(environment_id)s and r.schedule_id = %(schedule_id)s
+   and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),
+                                  coalesce(%(from_id)s::text, ''))
+   and (%(created_from)s::timestamptz is null or r.created_at >= %(created_from)s)
+   and (%(created_to)s::timestamptz is null or r.created_at <= %(created_to)s)
+   and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
+   and (%(tasks)s::text[] is null or r.task = any(%(tasks)s::text[]))
+   and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+ order by r.created_at, r.id
+ limit %(limit)s;
+
 -- held_after --
 -- Runs that a worker holds, older than a place, newest first.
 select r.created_at, r.id
@@ -203,6 +265,8 @@ select r.created_at, r.id
           and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
           and (%(tasks)s::text[] is null or r.task || '' = any(%(tasks)s::text[]))
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+          and (%(parent_id)s::text is null or r.parent_id || '' = %(parent_id)s)
+          and (%(schedule_id)s::text is null or r.schedule_id || '' = %(schedule_id)s)
         limit 1) as r
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
    and (r.created_at, r.id) < (coalesce(%(from_time)s::timestamptz, 'infinity'),
@@ -223,6 +287,8 @@ select r.created_at, r.id
           and (%(statuses)s::text[] is null or r.status = any(%(statuses)s::text[]))
           and (%(tasks)s::text[] is null or r.task || '' = any(%(tasks)s::text[]))
           and (%(tags)s::text[] is null or r.tags && %(tags)s::text[])
+          and (%(parent_id)s::text is null or r.parent_id || '' = %(parent_id)s)
+          and (%(schedule_id)s::text is null or r.schedule_id || '' = %(schedule_id)s)
         limit 1) as r
  where i.environment_id = %(environment_id)s and i.batch_id = %(batch_id)s
    and (r.created_at, r.id) > (coalesce(%(from_time)s::timestamptz, '-infinity'),

@@ -38,6 +38,8 @@ class RunsQuery(BaseModel):
     task: Annotated[str | None, Field(alias="filter[taskIdentifier]", max_length=2600)] = None
     tag: Annotated[str | None, Field(alias="filter[tag]", max_length=2600)] = None
     batch: Annotated[str | None, Field(alias="filter[batch]", max_length=128)] = None
+    parent: Annotated[str | None, Field(alias="filter[parent]", max_length=128)] = None
+    schedule: Annotated[str | None, Field(alias="filter[schedule]", max_length=128)] = None
     created_from: Annotated[str | None, Field(alias="filter[createdAt][from]", max_length=40)] = (
         None
     )
@@ -165,6 +167,8 @@ def _wanted(query: RunsQuery) -> RunQuery:
         task=_values(query.task, "filter[taskIdentifier]"),
         tag=_values(query.tag, "filter[tag]"),
         batch=query.batch,
+        parent=query.parent,
+        schedule=query.schedule,
         created_from=_from(query),
         created_to=_to(query),
         size=query.size,

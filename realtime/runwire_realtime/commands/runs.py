@@ -79,6 +79,8 @@ def list_runs(
     status: Annotated[list[str] | None, typer.Option(help="Only this status.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task.")] = None,
     tag: Tags = None,
+    parent: Annotated[str | None, typer.Option(help="Only what this run triggered.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Only what this schedule started.")] = None,
     period: Annotated[str | None, typer.Option(help="Created in the last 10m, 2d.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
 ) -> None:
@@ -93,6 +95,8 @@ def list_runs(
             status=chosen,
             task=task,
             tag=tag,
+            parent=parent,
+            schedule=schedule,
             created_in_last=None if period is None else seconds(period),
             page_size=min(limit, 100),
         )

@@ -35,6 +35,8 @@ export interface ListQuery {
   status?: readonly RunStatus[];
   task?: readonly string[];
   tag?: readonly string[];
+  /** The run that triggered them. */
+  parent?: string;
   /** ISO times, ends included. */
   createdFrom?: string;
   createdTo?: string;
@@ -93,6 +95,7 @@ export class Http {
     if (query.status?.length) search.set("filter[status]", query.status.join(","));
     if (query.task?.length) search.set("filter[taskIdentifier]", query.task.join(","));
     if (query.tag?.length) search.set("filter[tag]", query.tag.join(","));
+    if (query.parent) search.set("filter[parent]", query.parent);
     if (query.createdFrom) search.set("filter[createdAt][from]", query.createdFrom);
     if (query.createdTo) search.set("filter[createdAt][to]", query.createdTo);
     if (query.size) search.set("page[size]", String(query.size));

@@ -65,11 +65,12 @@ test("a token that ended is replaced once", async () => {
 
 test("a list says its filters in the query and its pages by cursor", async () => {
   const { runwire, calls } = client([json({ data: [], pagination: { next: "n" } })]);
-  const page = await runwire.list({ status: ["FAILED", "CRASHED"], tag: ["user:1"], size: 50 });
+  const page = await runwire.list({ status: ["FAILED", "CRASHED"], tag: ["user:1"], parent: "run_a", size: 50 });
   expect(page).toEqual({ runs: [], next: "n", previous: null });
   const query = new URL(calls[0]?.url ?? "").searchParams;
   expect(query.get("filter[status]")).toBe("FAILED,CRASHED");
   expect(query.get("filter[tag]")).toBe("user:1");
+  expect(query.get("filter[parent]")).toBe("run_a");
   expect(query.get("page[size]")).toBe("50");
 });
 
