@@ -130,7 +130,7 @@ waits.waiters waits.note_input waits.drop_wakes waits.due waits.lock_waiters wai
 waits.note_journal
 workers.held workers.cancel_requests workers.orphans workers.overdue_cancels workers.expire
 workers.bury workers.heartbeat workers.stop
-writers.ensure writers.answered writers.record
+writers.ensure writers.answered writers.record writers.close
 retention.keeper retention.still_keeps retention.expired_runs retention.note_emptied
 retention.delete_streams retention.delete_metadata retention.delete_batch_items
 retention.delete_idempotency_keys retention.delete_runs retention.delete_batches
