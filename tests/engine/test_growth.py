@@ -413,17 +413,18 @@ _CASES: Final[dict[str, list[dict[str, object]]]] = {
     "run_pages.failed_after": [{"tasks": None, "statuses": ["FAILED"]}],
     "run_pages.failed_before": [{"tasks": None, "statuses": ["FAILED"]}],
 }
+_WALKS: Final[dict[str, dict[str, object]]] = {
+    "by_creation": {},
+    "by_task": {"task": "task-2"},
+    "by_tag": {"tag": "everyone"},
+    "by_parent": {"parent_id": run("finished"), "schedule_id": None},
+    "by_schedule": {"schedule_id": "sched_hourly"},
+    "of_batch": {"parent_id": None, "schedule_id": None},
+    "open": {},
+}
 _PAGE_CASES: Final[dict[str, list[dict[str, object]]]] = {
     f"run_pages.{walk}_{direction}": [{**case, **more} for case in _PAGES]
-    for walk, more in {
-        "by_creation": {},
-        "by_task": {"task": "task-2"},
-        "by_tag": {"tag": "everyone"},
-        "by_parent": {"parent_id": run("finished"), "schedule_id": None},
-        "by_schedule": {"schedule_id": "sched_hourly"},
-        "of_batch": {"parent_id": None, "schedule_id": None},
-        "open": {},
-    }.items()
+    for walk, more in _WALKS.items()
     for direction in ("after", "before")
 }
 
