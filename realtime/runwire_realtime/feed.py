@@ -101,11 +101,12 @@ class Feed:
     async def run(self) -> None:
         """Feed the hub until cancelled."""
         self._bells = Listener(self._listen_dsn, rung=self.rang)
-        async with self._bells, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._follow_tail)
-            tasks.start_soon(self._poll)
-            tasks.start_soon(self._watch)
-            tasks.start_soon(self._come_back)
+        with self._tail.own_connection():
+            async with self._bells, anyio.create_task_group() as tasks:
+                tasks.start_soon(self._follow_tail)
+                tasks.start_soon(self._poll)
+                tasks.start_soon(self._watch)
+                tasks.start_soon(self._come_back)
 
     @property
     def notifications(self) -> Notifications:
