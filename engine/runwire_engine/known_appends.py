@@ -34,7 +34,8 @@ logger = logging.getLogger("runwire.streams")
 # In a hurry, as everybody else's chunks wait behind these. Planned always by key: a table is small
 # only at first.
 _SETTINGS = " -c lock_timeout=200ms -c enable_seqscan=off"
-# What a bell can carry as a hint is less than 8 000 bytes; more is read from the table anyway.
+# What a bell can carry as a hint is less than 8 000 bytes. Where a flush is larger its followers
+# read the table anyway, all streams at once: a part of it would cost both sides for little.
 _HINT_BYTES = 6_000
 # Between two tries to find out how far a writer was, seconds.
 _PAUSE = 0.2
@@ -125,7 +126,7 @@ class KnownAppends:
         expected = memory.expect(appends, stream_limit=self._limit)
         if expected is None:
             return None
-        bell = self._bell.behind_a_commit(environment_id, map(moved, expected.after))
+        bell = self._bell.behind_a_commit(environment_id, moved(expected.after))
         common = {
             "environment_id": environment_id,
             "writer_id": self.writer.id,
@@ -163,7 +164,7 @@ class KnownAppends:
 
     def _settle(self, flush: _Flush, *, is_stored: bool) -> None:
         if is_stored and not flush.is_rung:
-            self._bell.ring_feed(flush.environment_id, streams=map(moved, flush.expected.after))
+            self._bell.ring_feed(flush.environment_id, streams=moved(flush.expected.after))
         if not is_stored:
             self.memory(flush.environment_id).doubt(flush.expected)
             # Behind it nothing can be stored, until one has gone the longer way.
@@ -210,10 +211,19 @@ class KnownAppends:
             self._database.note(translate(error, "streams.append_known"))
 
 
-def moved(stream: StreamState) -> StreamMoved:
-    """Return what a bell says of a stream that a flush has written to."""
+def moved(streams: Sequence[StreamState]) -> list[StreamMoved]:
+    """Return what a bell says of streams that a flush has written to."""
+    room = _HINT_BYTES
+    for stretch in (stretch for stream in streams for stretch in stream.written):
+        room -= sum(map(len, stretch.bodies))
+        if room < 0:
+            break
+    return [_moved(stream, carried=room >= 0) for stream in streams]
+
+
+def _moved(stream: StreamState, *, carried: bool) -> StreamMoved:
     chunks: tuple[ChunkRow, ...] = ()
-    if sum(sum(map(len, stretch.bodies)) for stretch in stream.written) <= _HINT_BYTES:
+    if carried:
         chunks = tuple(chunk for stretch in stream.written for chunk in stretch.rows())
     return StreamMoved(stream.run_id, stream.key, stream.next_seq, chunks, stream.ended_now)
 

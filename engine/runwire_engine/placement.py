@@ -218,8 +218,9 @@ def fencing(appends: Sequence[Append]) -> list[str]:
 
 
 def _are_large(bodies: Sequence[str]) -> bool:
-    # A character is at most four bytes: few bodies are worth encoding.
-    return max(map(len, bodies), default=0) * 4 > MAX_CHUNK_BYTES
+    # A character is at most four bytes: few bodies are worth encoding, and together they are
+    # measured at once.
+    return len("".join(bodies)) * 4 > MAX_CHUNK_BYTES
 
 
 def _is_too_large(body: str) -> bool:

@@ -286,7 +286,7 @@ class Streams:
 
     def _ring(self, environment_id: int, appending: Appending) -> None:
         """Tell what moved, now that the commit is acknowledged."""
-        streams = [moved(stream) for stream in appending.touched if stream.changed]
+        streams = moved([stream for stream in appending.touched if stream.changed])
         if streams or appending.fresh:
             self._bell.ring_feed(environment_id, {run_id for run_id, _ in appending.fresh}, streams)
         if appending.awaiting and self._waits is not None:

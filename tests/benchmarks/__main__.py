@@ -21,6 +21,7 @@ from types import FrameType
 from tests.benchmarks import (
     fanout,
     growth,
+    hops,
     latency,
     memory,
     report,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Comparison]]] = {
     "resume": resume.tables,
     "watchers": watchers.tables,
     "growth": growth.tables,
+    "hops": hops.tables,
 }
 REPORT = "report"
 SHORT = BENCH / "short"

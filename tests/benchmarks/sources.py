@@ -41,11 +41,16 @@ Opened: TypeAlias = Callable[[], AbstractContextManager[Source]]
 
 
 @contextlib.contextmanager
-def ours(stand: Stand, streams: int = 1, *, writer_on: set[int] = REST) -> Generator[Source]:
+def ours(
+    stand: Stand,
+    streams: int = 1,
+    *,
+    writer_on: set[int] = REST,
+    appender: Sequence[str] = (sys.executable, "-m", "tests.benchmarks.appender"),
+) -> Generator[Source]:
     """Append to streams of a new run, and read all of them through the running server."""
     run_id = stand.new_run()
-    command = [sys.executable, "-m", "tests.benchmarks.appender", run_id]
-    with program(command, stand.environment, writer_on) as writer:
+    with program([*appender, run_id], stand.environment, writer_on) as writer:
         if next_line(writer) != "ready":
             raise RuntimeError("the appender did not start")
         pipe = input_of(writer).fileno()

@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,6 +111,7 @@ def serving(
     *,
     on: set[int] = SERVER_CORES,
     is_plain: bool = False,
+    command: Sequence[str] = (RUNWIRE, "server"),
 ) -> Generator[Stand]:
     """Run `runwire server` on its core, or others, for the length of a block.
 
@@ -119,8 +120,8 @@ def serving(
     """
     stand = replace(stand, port=free_port())
     environment = {**stand.environment, **ADMISSION, **(settings or {})}
-    command = [*(_PLAIN if is_plain else [RUNWIRE, "server"]), "--port", str(stand.port)]
-    with program(command, environment, on) as it:
+    words = [*(_PLAIN if is_plain else command), "--port", str(stand.port)]
+    with program(words, environment, on) as it:
         deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(httpx.TransportError):
