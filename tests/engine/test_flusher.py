@@ -304,9 +304,10 @@ async def test_what_cannot_be_begun_waits_for_what_was() -> None:
 async def test_stopped_it_answers_what_was_begun() -> None:
     pipe = Pipe()
     flusher = piped(Sink(), pipe)
+    begun: list[asyncio.Future[int]] = []
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(flusher.run)
-        begun = await put(flusher, 1, 2)
+        begun += await put(flusher, 1, 2)
         pipe.promises[0].set_exception(DatabaseUnavailableError("away"))
         with pytest.raises(DatabaseUnavailableError):
             await begun[0]
