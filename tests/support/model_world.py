@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
+from psycopg.pq.abc import PGconn, PGresult
 
 from runwire_engine.batches import Batches
 from runwire_engine.bells import CHANNELS, Payload, StreamMoved, decode, encode
@@ -28,6 +29,7 @@ from runwire_engine.catalogue import Catalogue, TaskAnnouncement
 from runwire_engine.changes import read_by_txid
 from runwire_engine.claims import Claims
 from runwire_engine.database import Database, Row, Transaction
+from runwire_engine.direct_call import DirectCall
 from runwire_engine.doorbell import Doorbell, Listener
 from runwire_engine.environments import Environments
 from runwire_engine.errors import StatementTimeoutError
@@ -125,6 +127,13 @@ class WatchedDatabase(Database):
             connected=connected,
         )
 
+    async def connect(self, *, one_plan: bool = False, settings: str = "") -> AsyncConnection[Row]:
+        self.busy += 1
+        try:
+            return await super().connect(one_plan=one_plan, settings=settings)
+        finally:
+            self.busy -= 1
+
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[Row]]:
         self.busy += 1
@@ -133,6 +142,25 @@ class WatchedDatabase(Database):
                 yield connection
         finally:
             self.busy -= 1
+
+
+class DirectCallsUnderWay:
+    """Counts what is asked past the databases' pools, while its patch lasts."""
+
+    def __init__(self, patches: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        send: Callable[..., asyncio.Future[PGresult]] = getattr(DirectCall, "_sent")  # noqa: B009
+
+        def sent(call: DirectCall, how: Callable[[PGconn], None]) -> asyncio.Future[PGresult]:
+            answer = send(call, how)
+            self.count += 1
+            answer.add_done_callback(self._answered)
+            return answer
+
+        patches.setattr(DirectCall, "_sent", sent)
+
+    def _answered(self, _: asyncio.Future[PGresult]) -> None:
+        self.count -= 1
 
 
 async def read_patiently(
@@ -378,6 +406,7 @@ class World:
 
         self._patches = pytest.MonkeyPatch()
         self._patches.setattr("runwire_realtime.feed.Listener", listen)
+        self._direct_calls = DirectCallsUnderWay(self._patches)
         self.hubs = [
             HubProcess(make_conninfo(dsn, application_name=f"hub{number}"), each, listeners)
             for number, each in enumerate(limits)
@@ -408,6 +437,8 @@ class World:
 
     async def _live(self, ready: asyncio.Event) -> None:
         self._patches.setattr("runwire_realtime.feed.anyio", self.clock)
+        # Nobody would see that reads gather: the world would be at rest.
+        self._patches.setattr("runwire_realtime.reads._GATHERING", 0.0)
         for name in ("runs.new_run_id", "batches.new_run_id"):
             self._patches.setattr(f"runwire_engine.{name}", self.new_run_id)
         self._patches.setattr("runwire_engine.batches.new_batch_id", self.new_batch_id)
@@ -465,7 +496,7 @@ class World:
         databases = [self.database, *(hub.database for hub in self.hubs)]
         with anyio.fail_after(_PATIENCE):
             while calm < _CALM_TURNS:
-                if any(each.busy for each in databases):
+                if self._direct_calls.count or any(each.busy for each in databases):
                     calm = 0
                     await asyncio.sleep(0.0003)
                 else:
