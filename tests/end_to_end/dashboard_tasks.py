@@ -71,3 +71,10 @@ async def chatty(payload: int, ctx: Context) -> None:
 async def patient() -> None:
     """Wait until somebody cancels it."""
     await anyio.sleep_forever()
+
+
+@task(id="family", retry={"max_attempts": 1})
+async def family() -> bool:
+    """Have one child that is soon over, and wait for one that is not."""
+    await drip.trigger(Drip(words=2, pause=0))
+    return (await patient.trigger_and_wait()).ok

@@ -179,6 +179,24 @@ async def test_the_log_of_a_run_is_shown_by_level_and_attempt(
         await expect(log.locator("li")).to_have_count(3)
 
 
+async def test_a_runs_children_are_shown_live_on_its_page(browser: Browser, server: Server) -> None:
+    async with signed_in(browser, server.address) as page:
+        parent = await trigger(page, server.address, "family", "null")
+        children = page.get_by_role("region", name="Runs it triggered").locator("a[data-run]")
+        waited = children.filter(has_text="patient")
+        await expect(children.filter(has_text="drip")).to_have_attribute("data-status", "COMPLETED")
+        await expect(waited).to_have_attribute("data-status", "EXECUTING")
+        child = await waited.get_attribute("data-run")
+        assert child is not None
+        async with AsyncRunwire(api_url=server.address, access_token=API_KEY) as client:
+            await client.runs.cancel(child)
+        await expect(waited).to_have_attribute("data-status", "CANCELED")
+        await expect(page.get_by_role("article")).to_have_attribute("data-status", "COMPLETED")
+        await waited.click()
+        await expect(page.get_by_role("link", name=parent)).to_be_visible()
+        await expect(page.get_by_role("region", name="Runs it triggered")).to_have_count(0)
+
+
 async def test_a_run_is_canceled_and_replayed(browser: Browser, server: Server) -> None:
     async with signed_in(browser, server.address) as page:
         first = await trigger(page, server.address, "patient", "")

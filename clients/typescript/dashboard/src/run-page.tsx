@@ -1,6 +1,7 @@
 import type { Run, Runwire } from "@runwire/client";
 import { type ReactNode, useEffect, useMemo, useState } from "react";
 
+import { ChildList } from "./child-list.tsx";
 import { FollowedRun } from "./followed-run.ts";
 import { JsonView } from "./json-view.tsx";
 import { useShortcuts } from "./keyboard.ts";
@@ -54,6 +55,7 @@ export function RunPage({ runwire, id }: Props) {
             <StreamView key={stream.key} stream={stream} isRunning={!run.isCompleted} />
           ))}
           {log.length > 0 && <LogView entries={log} />}
+          <ChildList runwire={runwire} run={run} />
           <Failure run={run} />
           {run.output !== undefined && (
             <Panel title="Output">
