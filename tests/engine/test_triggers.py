@@ -1,5 +1,6 @@
 """Triggering runs: what they become, and which keys lead to which run."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -125,6 +126,17 @@ async def test_missing_partitions_are_made(engine: Engine, env: int) -> None:
 # Bells -----------------------------------------------------------------------------------------
 
 
+def work_rung(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Keep what the doorbell is told of work, instead of ringing it."""
+    rung: list[set[str]] = []
+
+    def keep(bell: Doorbell, environment_id: int, queues: Iterable[str]) -> None:
+        rung.append(set(queues))
+
+    monkeypatch.setattr(Doorbell, "ring_work", keep)
+    return rung
+
+
 async def test_a_lone_trigger_rings_in_the_session_that_has_committed_it(
     engine: Engine, env: int, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,8 +155,7 @@ async def test_while_notify_fails_a_lone_trigger_leaves_its_bell_to_the_doorbell
     engine: Engine, env: int, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Doorbell, "takes_notify", False)
-    rung: list[set[str]] = []
-    monkeypatch.setattr(Doorbell, "ring_work", lambda bell, env, queues: rung.append(set(queues)))
+    rung = work_rung(monkeypatch)
     await triggered(engine, env)
     assert rung == [{"task/plain"}]
 
@@ -155,8 +166,7 @@ async def test_a_bell_that_fails_behind_its_commit_costs_and_doubles_no_run(
     # Longer than a NOTIFY can be, with what the bell says besides.
     long = "q" * 7_990
     await query(engine.database, f"update runwire.tasks set queue = '{long}' where id = 'plain'")
-    rung: list[set[str]] = []
-    monkeypatch.setattr(Doorbell, "ring_work", lambda bell, env, queues: rung.append(set(queues)))
+    rung = work_rung(monkeypatch)
     run_id = await triggered(engine, env, NewRun("plain", request_key="r"))
     assert rung == [{long}]
     assert await assert_dense(engine, env, run_id) == ["created"]
