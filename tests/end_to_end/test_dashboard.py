@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import urljoin
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, ViewportSize, expect
 
 from runwire import AsyncRunwire
 from tests.end_to_end.dashboard_tasks import NASTY, text_of
@@ -195,6 +195,27 @@ async def test_a_runs_children_are_shown_live_on_its_page(browser: Browser, serv
         await waited.click()
         await expect(page.get_by_role("link", name=parent)).to_be_visible()
         await expect(page.get_by_role("region", name="Runs it triggered")).to_have_count(0)
+
+
+async def test_no_page_is_wider_than_a_small_phone(browser: Browser, server: Server) -> None:
+    small = ViewportSize(width=320, height=640)
+    widest = "document.documentElement.scrollWidth"
+    async with watched(browser) as page:
+        await page.set_viewport_size(small)
+        await page.goto(server.address)
+        await expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+        assert await page.evaluate(widest) == 320
+    async with signed_in(browser, server.address) as page:
+        await page.set_viewport_size(small)
+        await trigger(page, server.address, "drip", '{"words": 1, "pause": 0}', "t" * 128)
+        await expect(page.get_by_role("article")).to_have_attribute("data-status", "COMPLETED")
+        assert await page.evaluate(widest) == 320
+        for link in ("Runs", "Schedules", "New run"):
+            await page.get_by_role("navigation").get_by_role("link", name=link).click()
+            await expect(page.get_by_role("link", name=link).first).to_have_attribute(
+                "aria-current", "page"
+            )
+            assert await page.evaluate(widest) == 320, link
 
 
 async def test_a_run_is_canceled_and_replayed(browser: Browser, server: Server) -> None:
