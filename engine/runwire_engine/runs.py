@@ -273,16 +273,20 @@ class Runs:
         """
         rings = self._bell.takes_notify
         named = {"environment_id": environment_id, **lone_columns(wanted), "rings": rings}
-        is_repeated = False
         try:
             ((queue,),) = [row.values() for row in await self._hot.all("triggers.lone", named)]
         except DatabaseUnavailableError:
             raise  # whoever flushes it again looks first whether it is made
         except EngineError:
             # Perhaps that of the bell, which rings behind the commit.
-            queue, is_repeated = None, True
+            sought = {"environment_id": environment_id, "ids": [wanted.id]}
+            made = await self._database.all("triggers.existing", sought)
+            if not made:
+                raise
+            self._ring(environment_id, made)
+            return TriggerResult(wanted.id, is_cached=False)
         if queue is None:
-            [answer] = await self._trigger(environment_id, [wanted], is_repeated, waits)
+            [answer] = await self._trigger(environment_id, [wanted], False, waits)
             return answer
         if not rings:
             self._ring(environment_id, [{"id": wanted.id, "queue": queue}])
