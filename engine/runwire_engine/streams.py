@@ -223,6 +223,8 @@ class Streams:
 
     async def _flush_main(self, number: int, items: Sequence[_Item], repeated: bool) -> None:
         """Flush items, all but those that turn out to need a lane."""
+        # Before anything is stored: what is has its answer at once.
+        await self._be_ready()
         writer, environment_id = self._known.writer, items[0].environment_id
         answer = await writer.answer_of(environment_id, number) if repeated else None
         if answer is not None:
@@ -230,7 +232,6 @@ class Streams:
         else:
             await self._store_free(number, items, repeated)
         self._known.stored(environment_id, number)
-        await self._be_ready()
 
     async def _store_free(self, number: int, items: Sequence[_Item], repeated: bool) -> None:
         writer = self._known.writer
