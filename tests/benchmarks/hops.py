@@ -22,6 +22,7 @@ import uvloop
 from tests.benchmarks.comparison import Column, Comparison, Figures
 from tests.benchmarks.cores import SERVER_CORES, cores
 from tests.benchmarks.generator import Counted, Load
+from tests.benchmarks.queues import percentiles
 from tests.benchmarks.sources import ours
 from tests.benchmarks.stand import Stand, serving
 
@@ -152,8 +153,4 @@ async def _plain(dsn: str, per_second: int, count: int) -> tuple[list[int], list
 
 
 def _percentiles(nanoseconds: Sequence[int]) -> Figures:
-    in_order = sorted(nanoseconds)
-    if not in_order:
-        return {}
-    at = [in_order[int(len(in_order) * share)] / 1000 for share in (0.5, 0.99)]
-    return {"p50": at[0], "p99": at[1]}
+    return percentiles([each / 1000 for each in nanoseconds]) if nanoseconds else {}

@@ -2,6 +2,7 @@
 
 import { type Run, type Runwire, RunwireError, type Updates } from "@runwire/client";
 
+import { newestFirst } from "./run-list.ts";
 import { Store } from "./store.ts";
 
 /** Shown at first, and with each look further back. */
@@ -108,12 +109,6 @@ export class ChildRuns {
   }
 
   #sorted(): Run[] {
-    return [...this.#rows.values()].sort((left, right) =>
-      left.createdAt === right.createdAt
-        ? Number(left.id < right.id) - Number(left.id > right.id)
-        : left.createdAt < right.createdAt
-          ? 1
-          : -1,
-    );
+    return [...this.#rows.values()].sort(newestFirst);
   }
 }

@@ -142,7 +142,8 @@ export class RunList {
   }
 }
 
-function newestFirst(left: Run, right: Run): number {
+/** The order of lists of runs. */
+export function newestFirst(left: Run, right: Run): number {
   if (left.createdAt !== right.createdAt) return left.createdAt < right.createdAt ? 1 : -1;
   return left.id < right.id ? 1 : -1;
 }
