@@ -4,54 +4,42 @@
 
 A line is an event of the generator and says itself to which stream it belongs (`#0007.…`); the
 stream's key is those four digits. What arrived together is handed over together, one append for
-each stream of it, and committed by the engine's own group commit. Prints "ready" when it may be
-fed.
+each stream of it, as a task does that goes on writing, and committed by the engine's own group
+commit. Prints "ready" when it may be fed.
 """
 
 import asyncio
 import os
 import sys
-from collections import defaultdict
+from collections import defaultdict, deque
 
 import uvloop
 
-from runwire_engine.engine import Engine, open_engine
+from runwire_engine.engine import open_engine
 from runwire_engine.environments import Environments
+from runwire_engine.known_appends import Placed
 from runwire_engine.settings import EngineSettings
 from runwire_engine.streams import Append
 from tests.benchmarks.fed import as_json, events, stream_of
-
-# Appends under way: more than a flush takes, so that the writer is never what waits.
-WINDOW = 1024
 
 
 async def main(run_id: str) -> None:
     async with open_engine(EngineSettings(), sweeping=False) as engine:
         environment_id = await Environments(engine.database).ensure("dev")
-        slots = asyncio.Semaphore(WINDOW)
-        async with asyncio.TaskGroup() as group:
-            async for arrived in events():
-                bodies: dict[str, list[str]] = defaultdict(list)
-                for event in arrived:
-                    bodies[stream_of(event)].append(as_json(event))
-                for key, together in bodies.items():
-                    await slots.acquire()
-                    append = Append(
-                        run_id=run_id,
-                        key=key,
-                        bodies=tuple(together),
-                        writer=f"benchmark-{os.getpid()}",
-                    )
-                    group.create_task(_append(engine, environment_id, append, slots))
-
-
-async def _append(
-    engine: Engine, environment_id: int, append: Append, slots: asyncio.Semaphore
-) -> None:
-    try:
-        await engine.streams.append(environment_id, append)
-    finally:
-        slots.release()
+        streams, writer = engine.streams, f"benchmark-{os.getpid()}"
+        under_way: deque[asyncio.Future[Placed]] = deque()
+        async for arrived in events():
+            bodies: dict[str, list[str]] = defaultdict(list)
+            for event in arrived:
+                bodies[stream_of(event)].append(as_json(event))
+            for key, together in bodies.items():
+                append = Append(run_id=run_id, key=key, bodies=tuple(together), writer=writer)
+                under_way.append(await streams.put(environment_id, append))
+            # A refused one ends the benchmark.
+            while under_way and under_way[0].done():
+                await streams.settled(under_way.popleft())
+        for promise in under_way:
+            await streams.settled(promise)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _tell(fifo: str) -> None:
 
 if __name__ == "__main__":
     fifo, role, *told = sys.argv[1:]
-    _note(Streams, "append", "taken", 2)
+    _note(Streams, "put", "taken", 2)
     _note(KnownAppends, "begin", "begun", 3)
     _note(KnownAppends, "begin", "sent", 3, after=True)
     _note(Listener, "_hear", "heard", 2)
