@@ -95,7 +95,7 @@ class Transaction:
     async def tuples(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows as tuples; in autocommit only."""
         try:
-            cursor = self.connection.cursor(row_factory=tuple_row)
+            cursor = self.connection.cursor(row_factory=tuple_row, binary=True)
             await cursor.execute(statement(name), parameters)
             return await cursor.fetchall()
         except (psycopg.Error, UnicodeError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import NamedTuple
 
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import RunRow
@@ -61,6 +62,16 @@ class LoggedEvent:
     revision: int
     delta: str
     created_at: datetime
+
+
+class Chunk(NamedTuple):
+    """One chunk of a stream, as it is sent: a `ChunkRow` whose body is bytes."""
+
+    seq: int
+    execution: int | None
+    attempt: int | None
+    writer: str | None
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)

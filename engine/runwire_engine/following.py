@@ -6,15 +6,16 @@ Reads only, each one statement; what changed as it changes is `changes`' affair.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from functools import partial
 from typing import Final
 
 import orjson
 
-from runwire_engine.bells import ChunkRow
 from runwire_engine.changes import Place, is_cut_off, place, read_by_txid
 from runwire_engine.database import Database, Row
 from runwire_engine.followed import (
     Before,
+    Chunk,
     FollowedRun,
     LoggedEvent,
     Member,
@@ -204,7 +205,7 @@ class Following:
 
     async def chunks(
         self, wanted: Sequence[tuple[int, date, int]], limit_bytes: int, limit_chunks: int
-    ) -> dict[int, list[ChunkRow]]:
+    ) -> dict[int, list[Chunk]]:
         """Return a page of each stream (id, bucket, first seq), by stream id."""
         rows = await self._database.tuples(
             "following.chunks",
@@ -216,9 +217,10 @@ class Following:
                 "limit_chunks": limit_chunks,
             },
         )
-        pages: dict[int, list[ChunkRow]] = defaultdict(list)
-        for stream_id, *chunk in rows:
-            pages[stream_id].append(ChunkRow._make(chunk))
+        pages: dict[int, list[Chunk]] = defaultdict(list)
+        made = partial(tuple.__new__, Chunk)  # as `Chunk._make`, in a third of the time
+        for row in rows:
+            pages[row[0]].append(made(row[1:]))
         for page in pages.values():
             # They come in order as it is; nothing but the plan says so.
             page.sort()

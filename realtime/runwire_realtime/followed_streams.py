@@ -7,8 +7,7 @@ of the stream which has been quiet for longest is emptied first, and the log has
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from runwire_engine.bells import ChunkRow
-from runwire_engine.followed import StreamHead
+from runwire_engine.followed import Chunk, StreamHead
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_topic import RunTopic
@@ -76,7 +75,7 @@ class FollowedStreams:
         if topic.is_behind:
             self._wants.fill(topic)
 
-    def extend(self, topic: StreamTopic, chunks: Sequence[ChunkRow], head: int = 0) -> None:
+    def extend(self, topic: StreamTopic, chunks: Sequence[Chunk], head: int = 0) -> None:
         """Append chunks that continue a stream, and let its readers write."""
         before = topic.bytes if topic.name in self._rings else 0
         if topic.extend(chunks):
@@ -93,7 +92,7 @@ class FollowedStreams:
         if topic.is_behind:
             self._wants.fill(topic)
 
-    def filled(self, topic: StreamTopic, chunks: Sequence[ChunkRow]) -> None:
+    def filled(self, topic: StreamTopic, chunks: Sequence[Chunk]) -> None:
         """Take chunks that were read from the end of a stream's ring on."""
         place = chunks[0].seq if chunks else topic.head
         if place > topic.end:

@@ -25,6 +25,7 @@ from runwire_realtime.outbox import Outbox
 from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_topic import RunTopic, Step, step_of
 from runwire_realtime.scope import Grant
+from runwire_realtime.stream_topic import chunk_of
 from runwire_realtime.subscription import BatchTarget, RunsTarget, TagsTarget
 from runwire_realtime.wants import StreamName, Wants
 
@@ -405,7 +406,7 @@ class Hub:
             if run is not None and moved.key not in run.stream_keys and _reads_streams(run):
                 self.want_streams(run)
             return
-        self.streams.extend(topic, moved.chunks, moved.next_seq)
+        self.streams.extend(topic, [chunk_of(row) for row in moved.chunks], moved.next_seq)
         if moved.ended:
             self.wants.head(*topic.name)
 

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias, TypeVar
 import anyio
 
 from runwire_engine.errors import EngineError
+from runwire_engine.followed import Chunk
 from runwire_engine.following import Following
 from runwire_realtime import messages
 from runwire_realtime.hub import Hub
@@ -22,7 +23,7 @@ from runwire_realtime.run_reader import RunReader
 from runwire_realtime.run_topic import RunTopic
 from runwire_realtime.run_view import MAX_VALUE_BYTES
 from runwire_realtime.stream_reader import StreamReader
-from runwire_realtime.stream_topic import Chunk, StreamTopic, chunk_of
+from runwire_realtime.stream_topic import StreamTopic
 
 logger = logging.getLogger("runwire.reads")
 T = TypeVar("T")
@@ -206,7 +207,7 @@ class Reads:
                 pages = await self._following.chunks(
                     wanted, self._hub.limits.turn_bytes, _CHUNKS_PER_PAGE
                 )
-                chunks = [chunk_of(row) for row in pages.get(stream_id, [])]
+                chunks = pages.get(stream_id, [])
         except EngineError as error:
             logger.warning("reading a stream failed: %s", error)
             await anyio.sleep(_PAUSE)

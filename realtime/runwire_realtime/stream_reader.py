@@ -6,11 +6,12 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from runwire.wire import EofReason, GapReason, StreamRequest, StreamStart
+from runwire_engine.followed import Chunk
 from runwire_realtime import messages
 from runwire_realtime.cohort import Cohort
 from runwire_realtime.limits import HubLimits
 from runwire_realtime.outbox import Outbox
-from runwire_realtime.stream_topic import Chunk, StreamTopic, of_one_writer
+from runwire_realtime.stream_topic import StreamTopic, of_one_writer
 from runwire_realtime.subscription import is_relative
 from runwire_realtime.wants import Wants
 

@@ -8,10 +8,10 @@ read. Readers hold nothing but a position; who is behind the ring reads the log.
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from runwire_engine.bells import ChunkRow
-from runwire_engine.followed import StreamHead
+from runwire_engine.followed import Chunk, StreamHead
 from runwire_engine.placement import AttemptMark
 from runwire_realtime import messages
 from runwire_realtime.cohort import Cohort
@@ -27,22 +27,8 @@ _ENCODED: Final = 8
 _OVERHEAD: Final = 100
 
 
-class Chunk(NamedTuple):
-    """One chunk as it is sent."""
-
-    seq: int
-    execution: int | None
-    attempt: int | None
-    writer: str | None
-    body: bytes
-
-    @property
-    def by(self) -> tuple[int | None, str | None]:
-        """Who wrote it: chunks of one message are all by one writer."""
-        return self.attempt, self.writer
-
-
 def chunk_of(row: ChunkRow) -> Chunk:
+    """Return a chunk that a bell carried."""
     return Chunk(row.seq, row.execution, row.attempt, row.writer, row.body.encode())
 
 
@@ -111,37 +97,32 @@ class StreamTopic:
         """Note how far the stream reaches, by hearsay."""
         self.head = max(self.head, next_seq)
 
-    def extend(self, rows: Iterable[ChunkRow]) -> bool:
+    def extend(self, chunks: Iterable[Chunk]) -> bool:
         """Append the chunks that continue the ring. Return whether any did."""
         if not self.is_known:
             return False
-        before = self.end
-        for row in rows:
-            if row.seq == self.end:
-                self._append(chunk_of(row))
-        if self.end == before:
+        # What every chunk goes through: in plain loops over locals.
+        ring, end, size = self._ring, self.end, self.bytes
+        newest = self.marks[-1].execution if self.marks else -1
+        for chunk in chunks:
+            seq, execution, attempt, _, body = chunk
+            if seq != end:
+                continue
+            if execution is not None and execution > newest:
+                newest = execution
+                self.marks = (*self.marks, AttemptMark(attempt or 0, execution, seq))
+                self.ended_execution = None
+            ring.append(chunk)
+            size += len(body) + _OVERHEAD
+            end += 1
+        if end == self.end:
             return False
-        self.head = max(self.head, self.end)
+        self.end, self.head = end, max(self.head, end)
         self._encoded.clear()
-        while self.bytes > self._limits.ring_bytes and len(self._ring) > 1:
-            self._drop()
+        while size > self._limits.ring_bytes and len(ring) > 1:
+            size -= len(ring.popleft().body) + _OVERHEAD
+        self.bytes, self.first = size, end - len(ring)
         return True
-
-    def _append(self, chunk: Chunk) -> None:
-        if chunk.execution is not None and (
-            not self.marks or chunk.execution > self.marks[-1].execution
-        ):
-            mark = AttemptMark(chunk.attempt or 0, chunk.execution, chunk.seq)
-            self.marks = (*self.marks, mark)
-            self.ended_execution = None
-        self._ring.append(chunk)
-        self.bytes += len(chunk.body) + _OVERHEAD
-        self.end += 1
-
-    def _drop(self) -> None:
-        chunk = self._ring.popleft()
-        self.bytes -= len(chunk.body) + _OVERHEAD
-        self.first += 1
 
     def empty(self) -> None:
         """Give the ring's memory back; its readers go to the log."""
@@ -194,7 +175,7 @@ class StreamTopic:
         return encoded
 
     def _encode(self, chunks: Sequence[Chunk]) -> bytes:
-        attempt, writer = chunks[0].by
+        _, _, attempt, writer, _ = chunks[0]
         head, tail = messages.chunks_around(self.run_id, self.key, attempt, writer)
         return messages.chunks(head, chunks[0].seq, tail, (chunk.body for chunk in chunks))
 
@@ -218,7 +199,8 @@ class StreamTopic:
 
 def of_one_writer(chunks: Sequence[Chunk]) -> Sequence[Chunk]:
     """Return the first chunks, up to where somebody else wrote."""
+    _, _, attempt, writer, _ = chunks[0]
     for at, chunk in enumerate(chunks):
-        if chunk.by != chunks[0].by:
+        if chunk.attempt != attempt or chunk.writer != writer:
             return chunks[:at]
     return chunks

@@ -15,7 +15,7 @@ import orjson
 from runwire._metadata import apply
 from runwire.wire import Json, JsonObject
 from runwire_engine.bells import ChunkRow, StreamMoved
-from runwire_engine.followed import FollowedRun, StreamHead, Touched
+from runwire_engine.followed import Chunk, FollowedRun, StreamHead, Touched
 from runwire_engine.placement import AttemptMark
 from runwire_engine.run_row import RunRow
 from runwire_realtime import messages
@@ -30,7 +30,7 @@ from runwire_realtime.run_topic import RunTopic, Step, step_of
 from runwire_realtime.run_view import is_final, wire_time
 from runwire_realtime.scope import Grant
 from runwire_realtime.stream_reader import StreamReader
-from runwire_realtime.stream_topic import Chunk, chunk_of
+from runwire_realtime.stream_topic import chunk_of
 from runwire_realtime.subscriber import Subscriber
 from runwire_realtime.wants import StreamName
 from tests.support.pushing import joined, push
@@ -276,7 +276,10 @@ class World:
     def read_fills(self) -> Callable[[], None]:
         topics = [topic for topic in self.hub.wants.fills.values() if topic.is_behind]
         self.hub.wants.fills.clear()
-        pages = [self.streams[t.run_id, t.key].chunks[t.end : t.end + 4] for t in topics]
+        pages = [
+            [chunk_of(each) for each in self.streams[t.run_id, t.key].chunks[t.end : t.end + 4]]
+            for t in topics
+        ]
 
         def answer() -> None:
             for topic, page in zip(topics, pages, strict=True):

@@ -216,7 +216,8 @@ select s.id, s.run_id, s.key, s.bucket, s.next_seq, s.attempts, s.ended_executio
 -- chunks --
 -- A page of each stream from a position: at least one chunk, then as many as fit. The bucket prunes
 -- to one partition. A row for each: to gather them here costs Postgres twice as much.
-select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer, page.body
+select wanted.stream_id, page.seq, page.execution, page.attempt, page.writer,
+       convert_to(page.body, 'UTF8') as body
   from unnest(%(stream_ids)s::bigint[], %(buckets)s::date[], %(from_seqs)s::bigint[])
        as wanted (stream_id, bucket, from_seq)
  cross join lateral (
