@@ -46,7 +46,7 @@ _LATER: Final = 0.05
 class _Worker:
     """The claims of one worker id, one at a time."""
 
-    turn: anyio.Lock = field(default_factory=anyio.Lock)
+    turn: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))
     # When its last answered claim with runs happened, by the database's clock.
     answered: datetime | None = None
     # A later claim got no answer.

@@ -3,8 +3,9 @@
 For a statement psycopg looks up types, plans and adapters, and a waiter joins the event loop and
 leaves it; a pool lends a connection. Each time that costs several round trips to a local Postgres.
 Here the statement is prepared once, its parameters are texts, and the loop watches the connection
-for as long as it lives. `one` and `all` make one call at a time; `begin` sends one behind those
-that are under way, which Postgres executes one after the other, each in a transaction of its own.
+for as long as it lives. `one` and `all` make one call at a time; `begin` and `behind` send one
+behind those that are under way, which Postgres executes one after the other, each in a transaction
+of its own.
 """
 
 import asyncio
@@ -28,8 +29,14 @@ from runwire_engine.statements import by_position
 # killed with something unread: so often it is read all the same.
 _LOOK_SECONDS = 0.5
 _WELL = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK})
+# Behind a call that takes longer, as where it waits for a lock, nobody waits.
+_PATIENCE = 0.02
 # A table has other columns than when the statement was prepared, or somebody dropped that.
 _STALE = (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName)
+
+
+class StaleError(Exception):
+    """What was prepared does not fit any more: nothing was done."""
 
 
 class _Statement:
@@ -56,7 +63,7 @@ class DirectCall:
         one_plan: bool = False,
         settings: str = "",
     ) -> None:
-        """Take the statement of `one` and `all`, and others that can be begun.
+        """Take the statement of `one`, and others that can be begun.
 
         `one_plan`: they have one good plan whatever their parameters. `settings`: of the session,
         as start-up options.
@@ -67,14 +74,18 @@ class DirectCall:
         self._statement = _Statement(name)
         self._statements = {name: self._statement, **{o: _Statement(o) for o in others}}
         self._connection: AsyncConnection[Row] | None = None
-        # What loads its rows, and their columns; known after the first answer.
-        self._rows: tuple[abc.Transformer, list[str]] | None = None
+        # What loads a statement's rows, and their columns; known after its first answer.
+        self._rows: dict[str, tuple[abc.Transformer, list[str]]] = {}
         # Its number, which a broken connection does not know any more.
         self.socket = -1
         # The promises of what is under way, in order, and what came for the first of them so far.
         self._answers: deque[asyncio.Future[PGresult]] = deque()
         self._result: PGresult | None = None
         self._is_writing = self._is_looking = False
+        # When the first of them was sent, or those before it were answered.
+        self._moved_at = 0.0
+        # What is prepared does not fit any more.
+        self._is_stale = False
         # A call is under way, or connects.
         self.is_busy = False
 
@@ -83,23 +94,46 @@ class DirectCall:
 
         Raises CommitUnknownError when the connection broke meanwhile: it may have happened.
         """
-        result, _ = await self._call(parameters)
-        return [_loaded(result.get_value(0, column)) for column in range(result.nfields)]
+        result = await self._call(parameters)
+        return [_text(result.get_value(0, column)) for column in range(result.nfields)]
 
     async def all(self, parameters: Parameters) -> list[Row]:
         """Call it and return its rows. Raises as `one`."""
-        result, connection = await self._call(parameters, in_binary=True)
-        rows, names = self._rows or (adapt.Transformer.from_context(connection), [])
+        return self._loaded(self._statement.name, await self._call(parameters, in_binary=True))
+
+    async def behind(self, name: str, parameters: Parameters) -> list[Row]:
+        """Call a statement behind those under way, and return its rows; only while connected.
+
+        Raises as `one`, and StaleError where it does not fit any more, before anything was done.
+        """
+        if self._connection is None:
+            raise DatabaseUnavailableError(f"{name}: the connection was lost")
+        try:
+            result = await self.begin(name, parameters, in_binary=True)
+        except _STALE:
+            self._is_stale = True
+            raise StaleError(name) from None
+        except (psycopg.Error, UnicodeError) as error:
+            translated = translate(error, name)
+            self._database.note(translated)
+            raise translated from None
+        return self._loaded(name, result)
+
+    def _loaded(self, name: str, result: PGresult) -> list[Row]:
+        known = self._rows.get(name)
+        rows, names = known or (adapt.Transformer.from_context(self._connection), [])
         rows.set_pgresult(result, set_loaders=not names)
         if not names:
             names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
             if not self._database.is_pooled:  # what is prepared keeps its columns
-                self._rows = rows, names
+                self._rows[name] = rows, names
         return rows.load_rows(
             0, result.ntuples, lambda values: dict(zip(names, values, strict=True))
         )
 
-    def begin(self, name: str, parameters: Parameters) -> "asyncio.Future[PGresult]":
+    def begin(
+        self, name: str, parameters: Parameters, *, in_binary: bool = False
+    ) -> "asyncio.Future[PGresult]":
         """Send a call behind those under way; only while connected.
 
         The promise raises CommitUnknownError when the connection broke meanwhile, psycopg's own
@@ -108,14 +142,12 @@ class DirectCall:
         statement = self._statements[name]
         values = statement.values(parameters)
         try:
-            return self._sent(partial(self._send, statement, values))
+            return self._sent(partial(self._send, statement, values, in_binary=in_binary))
         except psycopg.OperationalError:
             self.close()
             raise self._unknown() from None
 
-    async def _call(
-        self, parameters: Parameters, *, in_binary: bool = False
-    ) -> tuple[PGresult, AsyncConnection[Row]]:
+    async def _call(self, parameters: Parameters, *, in_binary: bool = False) -> PGresult:
         assert not self.is_busy, "one call at a time"
         self.is_busy = True
         try:
@@ -133,12 +165,11 @@ class DirectCall:
         finally:
             self.is_busy = False
 
-    async def _asked(
-        self, values: Sequence[bytes | None], in_binary: bool
-    ) -> tuple[PGresult, AsyncConnection[Row]]:
-        connection = self._connection or await self._connect()
+    async def _asked(self, values: Sequence[bytes | None], in_binary: bool) -> PGresult:
+        if self._connection is None:
+            await self._connect()
         send = partial(self._send, self._statement, values, in_binary=in_binary)
-        return await self._ask(send), connection
+        return await self._ask(send)
 
     @property
     def is_connected(self) -> bool:
@@ -148,7 +179,8 @@ class DirectCall:
     def close(self) -> None:
         """Close the connection; calls under way are given up, and may have happened."""
         connection, self._connection = self._connection, None
-        self._rows = None
+        self._rows = {}
+        self._is_stale = False
         if connection is None:
             return
         loop = asyncio.get_running_loop()
@@ -160,14 +192,29 @@ class DirectCall:
         while self._answers:
             self._settle(self._unknown())
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether a call may go behind those under way: none takes its time."""
+        if self.is_busy:
+            return False
+        if not self._answers:
+            return True
+        waited = asyncio.get_running_loop().time() - self._moved_at
+        return waited <= _PATIENCE and not self._is_stale
+
     async def connect(self) -> None:
         """Connect, unless it is. Raises EngineError."""
+        if self._is_stale and not self._answers:
+            self.close()
         if self._connection is not None:
             return
+        self.is_busy = True
         try:
             await self._connect()
         except psycopg.Error as error:
             raise translate(error, self._statement.name) from None
+        finally:
+            self.is_busy = False
 
     async def _connect(self) -> AsyncConnection[Row]:
         self._connection = connection = await self._database.connect(
@@ -226,6 +273,8 @@ class DirectCall:
         send(pgconn)
         pgconn.pipeline_sync()
         answer: asyncio.Future[PGresult] = loop.create_future()
+        if not self._answers:
+            self._moved_at = loop.time()
         self._answers.append(answer)
         self._flush()
         if not self._is_looking:
@@ -292,6 +341,7 @@ class DirectCall:
 
     def _settle(self, outcome: PGresult | Exception) -> None:
         answer = self._answers.popleft()
+        self._moved_at = asyncio.get_running_loop().time()
         if answer.done():
             return
         if isinstance(outcome, Exception):
@@ -305,21 +355,28 @@ def _prepare(statement: _Statement, pgconn: PGconn) -> None:
 
 
 class DirectCalls:
-    """Statements that every run needs, each on a connection of its own, with one plan."""
+    """Statements that every run needs, on connections of their own, with one plan."""
 
-    def __init__(self, database: Database, names: Sequence[str]) -> None:
+    def __init__(self, database: Database, *groups: Sequence[str]) -> None:
+        """Take the statements of each connection: what is sent first there is done first."""
         self._database = database
-        self._calls = {name: DirectCall(database, name, one_plan=True) for name in names}
+        self._calls: dict[str, DirectCall] = {}
+        for group in groups:
+            self._calls |= dict.fromkeys(group, DirectCall(database, *group, one_plan=True))
 
     async def all(self, name: str, parameters: Parameters) -> list[Row]:
         """Run one of the statements in a transaction of its own, as `Database.all`.
 
-        While it is called already, another connection takes this one.
+        While one before it takes its time, another connection takes this one.
         """
         call = self._calls[name]
-        if call.is_busy:
+        if not call.takes_more:
             return await self._database.all(name, parameters)
-        return await repeated(lambda: call.all(parameters))
+        await call.connect()
+        try:
+            return await repeated(lambda: call.behind(name, parameters))
+        except StaleError:
+            return await self._database.all(name, parameters)
 
     def close(self) -> None:
         """Close the connections."""
@@ -327,5 +384,5 @@ class DirectCalls:
             call.close()
 
 
-def _loaded(value: bytes | None) -> str | None:
+def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()

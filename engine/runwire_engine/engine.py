@@ -31,7 +31,11 @@ from runwire_engine.waits import Waits
 from runwire_engine.workers import Workers
 
 # What every run needs.
-_HOT: Final = ("triggers.lone", "triggers.insert", "claims.take", "outcomes.record")
+_HOT: Final = (
+    ("triggers.lone",),
+    ("triggers.insert",),
+    ("claims.take", "outcomes.record"),
+)
 # How long the end waits for what was handed in; and for the last bells, which only save a poll.
 _DRAIN_SECONDS: Final = 5.0
 _LAST_BELLS_SECONDS: Final = 0.2
@@ -71,7 +75,7 @@ async def open_engine(
     Raises DatabaseUnavailableError when Postgres does not answer.
     """
     database = Database(settings.database_url, max_size=settings.pool_size)
-    hot = DirectCalls(database, _HOT)
+    hot = DirectCalls(database, *_HOT)
     await database.open()
     try:
         engine = _compose(settings, database, hot)

@@ -35,6 +35,13 @@ _CLAIMED_WITHIN = 1.0
 _UNWIND_WITHIN = 2.0
 _COMMIT_WITHIN = 5.0
 _LEAVE_WITHIN = 1.0
+# With so many slots a claim is of half of them, so that the worker and Postgres work at once.
+_MANY = 32
+# Runs held, as a multiple of the slots: those that execute, and what has ended until that is
+# stored. One part ends while another is stored and the next is claimed.
+_HELD = 3
+# Seconds in which slots become free together, where more is ready than there are.
+_GATHER = 0.001
 # Until the next look where other workers were serving every key with room.
 _CROWDED_PAUSE = 0.01
 # Between two looks for due runs, where another worker is at those that are.
@@ -70,6 +77,9 @@ class Tenure:
         self._settings = settings
         self._max_attempts = {task.id: task.retry.max_attempts for task in tasks.values()}
         self._declares = [spec.task for spec in declared(tasks, settings.environment)]
+        limit = settings.concurrency
+        # Of one claim.
+        self._portion = limit if limit < _MANY else -(-limit // 2)
         self._wanted = anyio.Event()
         self._due = anyio.Event()
         self._claimed_last = anyio.Event()
@@ -173,6 +183,8 @@ class Tenure:
         while not self._stopping:
             self._wanted = anyio.Event()
             slots = self._free_slots()
+            if self._more and slots < self._portion:
+                slots = await self._gather()
             if slots > 0:
                 try:
                     found = await self._claim_once(slots)
@@ -194,6 +206,14 @@ class Tenure:
             with anyio.move_on_after(pause):
                 await self._wanted.wait()
         self._claimed_last.set()
+
+    async def _gather(self) -> int:
+        """Let slots become free for one claim, for a moment; return how many are."""
+        with anyio.move_on_after(_GATHER):
+            while not self._stopping and self._free_slots() < self._portion:
+                await self._wanted.wait()
+                self._wanted = anyio.Event()
+        return self._free_slots()
 
     async def _claim_once(self, slots: int) -> int:
         runs = await self._around.engine.claims.claim(
@@ -220,7 +240,8 @@ class Tenure:
         bounded too.
         """
         limit = self._settings.concurrency
-        return min(limit - self.executor.executing, 2 * limit - self.executor.holding)
+        free = min(limit - self.executor.executing, _HELD * limit - self.executor.holding)
+        return min(free, self._portion)
 
     async def _promote(self) -> None:
         """Queue delayed runs and retries when they are due."""

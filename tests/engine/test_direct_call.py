@@ -55,10 +55,37 @@ async def test_it_returns_what_it_was_given(call: DirectCall, text: str | None) 
         assert await echoed(call, text) == [text, None if text is None else str(len(text)), "1"]
 
 
-async def test_its_rows_are_those_of_a_cursor(call: DirectCall, database: Database) -> None:
+async def test_its_rows_are_those_of_a_cursor(database: Database) -> None:
+    calls = DirectCalls(database, ["testing.echo"])
     given = {"text": "a", "divisor": 1, "seconds": 0}
     for _ in range(2):
-        assert await call.all(given) == await database.all("testing.echo", given)
+        assert await calls.all("testing.echo", given) == await database.all("testing.echo", given)
+    calls.close()
+
+
+async def test_statements_that_share_a_connection_are_called_behind_each_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = DirectCalls(database, ["testing.echo", "claims.lost"])
+    lost = {"environment_id": 1, "worker_id": "none", "since": None}
+    assert await calls.all("claims.lost", lost) == []
+
+    async def elsewhere(*_: object) -> None:
+        raise AssertionError("it took another connection")
+
+    monkeypatch.setattr(database, "all", elsewhere)
+    told: list[str] = []
+
+    async def tell(text: str) -> None:
+        (row,) = await calls.all("testing.echo", {"text": text, "divisor": 1, "seconds": 0})
+        told.append(row["text"])
+
+    async with anyio.create_task_group() as tasks:
+        for text in ("first", "second", "third"):
+            tasks.start_soon(tell, text)
+            tasks.start_soon(calls.all, "claims.lost", lost)
+    assert told == ["first", "second", "third"]
+    calls.close()
 
 
 async def test_what_is_called_already_goes_another_way_meanwhile(database: Database) -> None:
@@ -72,6 +99,8 @@ async def test_what_is_called_already_goes_another_way_meanwhile(database: Datab
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(tell, "slow", 1)
         await until_async(lambda: is_asleep(database))
+        # So that it is seen to take its time: behind a quick one, one waits.
+        await anyio.sleep(0.05)
         await tell("quick", 0)
     assert told == ["quick", "slow"]
     calls.close()
@@ -105,24 +134,25 @@ async def test_what_could_not_be_prepared_is_prepared_by_the_next_call(
     database_url: str, database: Database
 ) -> None:
     hasty = Database(database_url, lock_timeout="50ms")
-    call = DirectCall(hasty, "testing.finished")
+    calls = DirectCalls(hasty, ["testing.finished"])
     given = {"environment_id": 1, "task": "none"}
     async with database.transaction() as tx:
         await tx.connection.execute("lock table runwire.runs in access exclusive mode")
         with pytest.raises(LockHeldError):
-            await call.all(given)
-    assert await call.all(given) == []
-    call.close()
+            await calls.all("testing.finished", given)
+    assert await calls.all("testing.finished", given) == []
+    calls.close()
 
 
 async def test_a_column_that_is_added_meanwhile_fails_no_call(database: Database) -> None:
-    call = DirectCall(database, "claims.lost")
+    calls = DirectCalls(database, ["claims.lost"])
     given = {"environment_id": 1, "worker_id": "none", "since": None}
-    assert await call.all(given) == []
+    assert await calls.all("claims.lost", given) == []
     async with database.transaction() as tx:
         await tx.connection.execute("alter table runwire.runs add column later integer")
-    assert await call.all(given) == []
-    call.close()
+    for _ in range(3):
+        assert await calls.all("claims.lost", given) == []
+    calls.close()
 
 
 async def test_a_connection_that_breaks_meanwhile_leaves_it_open_whether_it_happened(

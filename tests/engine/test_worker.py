@@ -65,6 +65,36 @@ async def test_a_started_worker_is_registered_and_gone_when_stopped(bench: Bench
     assert not await bench.engine.workers.heartbeat(worker_id)
 
 
+@pytest.mark.parametrize("slots", [1, 40])
+async def test_as_many_functions_execute_as_there_are_slots_and_no_more(
+    bench: Bench, slots: int
+) -> None:
+    """Though a worker with many slots claims for half of them at a time."""
+    inside, most = 0, 0
+    all_inside, go_on = anyio.Event(), anyio.Event()
+
+    async def crowded() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        if inside == slots:
+            all_inside.set()
+        await go_on.wait()
+        inside -= 1
+
+    made = defined(crowded)
+    await announce(bench, made)
+    results = await bench.engine.runs.trigger_many(bench.env, [NewRun(made.id)] * (3 * slots))
+    ids = [result.id for result in results if not isinstance(result, Exception)]
+    async with bench.worker(made, concurrency=slots):
+        with anyio.fail_after(30):
+            await all_inside.wait()
+        go_on.set()
+        for run_id in ids:
+            await bench.until(run_id, "COMPLETED")
+    assert most == slots
+
+
 # Cancel ------------------------------------------------------------------------------------------
 
 
