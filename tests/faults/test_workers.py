@@ -169,14 +169,16 @@ async def test_no_kind_of_write_of_a_worker_that_comes_back_too_late_is_taken(
 ) -> None:
     parent = await _held_parent(bench)
     notes = {kind: tmp_path / kind.replace(" ", "-") for kind in KINDS}
-    ids = [
-        await start(bench, "late-write", {"kind": kind, "file": str(notes[kind])}, parent=parent)
-        for kind in KINDS
-    ]
+    waits = {kind: tmp_path / f"{note.name}-waits" for kind, note in notes.items()}
+    ids: list[str] = []
+    for kind in KINDS:
+        payload = {"kind": kind, "waits": str(waits[kind]), "file": str(notes[kind])}
+        ids.append(await start(bench, "late-write", payload, parent=parent))
     async with worker_on(bench.database_url, TASKS) as late:
-        for run_id in ids:
-            await until_written(bench, run_id, "log", 1)
+        await until(lambda: all(file.exists() for file in waits.values()))
         late.stall()
+        executions = {(await bench.row(run_id)).execution for run_id in ids}
+        assert executions == {1}, "it had lost its lease before it was stalled"
         async with worker_on(bench.database_url, TASKS) as other:
             rows = [await bench.until(run_id) for run_id in ids]
             assert {(row.status, row.output, row.attempt) for row in rows} == {

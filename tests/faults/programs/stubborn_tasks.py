@@ -68,9 +68,12 @@ async def quick(payload: int) -> int:
 
 
 class LateWrite(BaseModel):
-    """What a task tries when its worker comes back, and where it says how that went."""
+    """What a task tries when its worker comes back, and where it says that it waits for that, and
+    how it went.
+    """
 
     kind: str
+    waits: Path
     file: Path
 
 
@@ -103,6 +106,8 @@ def late_write(payload: LateWrite, ctx: Context) -> str:
         return "second"
     streams.sync.append("log", "of the first")
     last = time.monotonic()
+    # Only from here on is a stall noticed.
+    payload.waits.touch()
     while (now := time.monotonic()) - last < 1.0:
         last = now
         time.sleep(A_TICK)
