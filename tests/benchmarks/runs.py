@@ -2,8 +2,9 @@
 
 The time is from the first start to the last end. Ours is the database's, with every state change
 and its event in the log; a peer's is its own, and what it keeps is said in `peers/`. Workers have
-core 0, the database the rest. All have the same number of runs under way at once, but for pgqueuer,
-which may have twice as many.
+core 0, the database the rest. All execute the same number of runs at once, but for pgqueuer, which
+may execute three times as many: so many are held by ours, counting those whose end is not stored
+yet, and pgqueuer has one bound for both.
 """
 
 from collections.abc import Iterator
