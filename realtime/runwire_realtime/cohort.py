@@ -5,7 +5,7 @@ costs one write and nothing else. Whoever is not free when a frame is due leaves
 from before, and is served by its outbox until it has caught up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from runwire_realtime.limits import HubLimits
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Makes a frame of messages.
 Framing = Callable[[Sequence[bytes]], bytes]
+# Brings a frame to each of the sockets that are free; returns the others.
+Send = Callable[[bytes, Iterable[Line]], Collection[Line]]
 
 # A turn of the loop writes to so many sockets, about 3 ms; others have theirs in between.
 MEMBERS: Final = 500
@@ -41,16 +43,8 @@ class Cohort:
         is_there = self.next == topic.end and self._marks == len(topic.marks)
         return is_there and len(self.members) < MEMBERS
 
-    def push(
-        self,
-        framing: Framing,
-        limits: HubLimits,
-        now: float,
-        gathered: dict[Line, list[bytes]] | None = None,
-    ) -> bool:
-        """Write what is new, as one frame, or add it to what is gathered. Return whether there is
-        more.
-        """
+    def push(self, framing: Framing, limits: HubLimits, send: Send) -> bool:
+        """Send what is new, as one frame. Return whether there is more."""
         topic, before = self.topic, self.next
         if before == topic.end:
             return False
@@ -59,19 +53,7 @@ class Cohort:
             self._leave_behind(list(self.members), before)
             return False
         parts, self.next = topic.stretch(before, limits.frame_bytes, limits.turn_bytes)
-        frame = framing(parts)
-        late: set[Line] = set()
-        for line in self.members.values():
-            if not line.is_free:
-                late.add(line)
-                continue
-            line.written_at = now
-            if gathered is None:
-                line.write(frame)
-            elif line in gathered:
-                gathered[line].append(frame)
-            else:
-                gathered[line] = [frame]
+        late = send(framing(parts), self.members.values())
         if late:
             readers = [reader for reader, line in self.members.items() if line in late]
             self._leave_behind(readers, before)

@@ -7,8 +7,11 @@ everybody's. After so many of them the loop is given a turn.
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -99,13 +102,16 @@ class Delivery:
 
     def _push_some(self, cohorts: Sequence[Cohort]) -> None:
         """Write to cohorts what is new; a socket in several of them gets it as one write."""
+        gathered: dict[Line, list[bytes]] = defaultdict(list)
         now = self.now()
-        gathered: dict[Line, list[bytes]] | None = {} if len(cohorts) > 1 else None
+        send = partial(_write_to_all, now)
+        if len(cohorts) > 1:
+            send = partial(_gather_for_all, now, gathered)
         for cohort in cohorts:
-            if cohort.push(self._framed, self._limits, now, gathered):
+            if cohort.push(self._framed, self._limits, send):
                 self._streams.moved[cohort.topic] = None
         joined: dict[tuple[bytes, ...], bytes] = {}
-        for line, frames in gathered.items() if gathered else ():
+        for line, frames in gathered.items():
             if len(frames) == 1:
                 line.write(frames[0])
                 continue
@@ -139,3 +145,38 @@ class Delivery:
             else:
                 if token is not None:
                     verifying.start_soon(connection.verify, token)
+
+
+def _write_to_all(now: float, frame: bytes, lines: Iterable[Line]) -> list[Line]:
+    """Write a frame to each socket that is free; return the others.
+
+    The kernel gets it at once, which is all that is done for nearly every one of thousands.
+    """
+    late: list[Line] = []
+    write, size = os.write, len(frame)
+    for line in lines:
+        if not line.is_free:
+            late.append(line)
+            continue
+        line.written_at = now
+        try:
+            taken = write(line.descriptor, frame)
+        except OSError:
+            taken = 0
+        if taken < size:
+            line.write(frame[taken:])
+    return late
+
+
+def _gather_for_all(
+    now: float, gathered: dict[Line, list[bytes]], frame: bytes, lines: Iterable[Line]
+) -> list[Line]:
+    """Keep a frame for each socket that is free; return the others."""
+    late: list[Line] = []
+    for line in lines:
+        if line.is_free:
+            line.written_at = now
+            gathered[line].append(frame)
+        else:
+            late.append(line)
+    return late

@@ -18,7 +18,7 @@ from runwire_realtime.delivery import Delivery
 from runwire_realtime.feed_loading import FeedLoading
 from runwire_realtime.frames import Frames
 from runwire_realtime.hub import Hub
-from runwire_realtime.line import Line
+from runwire_realtime.line import NOWHERE, Line
 from runwire_realtime.owned_socket import OwnedSocket
 from runwire_realtime.subscriber import Phase
 
@@ -73,7 +73,7 @@ class DirectConnection(Connection):
         """Serve from now on, until `ended` is called. `token` is what came with the request."""
         self._socket = socket
         self._delivery = delivery
-        self._line = Line(socket.write_frame)
+        self._line = Line(socket.write_frame, socket.descriptor)
         super().__init__(hub, frames, loading, authenticate, is_browser=is_browser)
         self.outbox.line = self._line
         # For how many ticks something has waited for the socket. In ticks, so that a loop that was
@@ -193,7 +193,7 @@ class DirectConnection(Connection):
         self._ended(self)
 
     def _leave(self) -> None:
-        self._line.is_free = False
+        self._line.is_free, self._line.descriptor = False, NOWHERE
         self._unread.clear()
         self._token = None
         self._closed()

@@ -24,6 +24,7 @@ from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as Parser
 
 from runwire.wire import CloseCode
+from runwire_realtime.line import NOWHERE
 
 # For the peer to take what it was given before, also when it comes back from a pause.
 CLOSE_SECONDS: Final = 10.0
@@ -34,8 +35,6 @@ MAX_REASON: Final = 100
 _MASK: Final = 4
 # Pings of a peer are answered behind what it has not taken yet, if that is less.
 _ANSWERED_BYTES: Final = 64 * 1024
-# A descriptor that nothing can be written to.
-_NOWHERE: Final = -1
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 # Debugging output of each frame would make the parser ask for each.
 _LOGGER: Final = logging.getLogger("runwire.socket")
@@ -68,7 +67,6 @@ class OwnedSocket(asyncio.Protocol):
     # One for each connection, and many of them: no dict beside it.
     __slots__ = (
         "_beats",
-        "_descriptor",
         "_ending",
         "_farewell",
         "_fragments",
@@ -84,6 +82,7 @@ class OwnedSocket(asyncio.Protocol):
         "_ping",
         "_transport",
         "_unparsed",
+        "descriptor",
     )
 
     def __init__(
@@ -95,8 +94,8 @@ class OwnedSocket(asyncio.Protocol):
     ) -> None:
         """Take a transport over; it stands among `open_sockets` until it is lost."""
         self._transport = transport
-        # What frames are written to, past the transport; _NOWHERE: only the transport knows how.
-        self._descriptor = _descriptor(transport)
+        # What frames are written to, past the transport; NOWHERE: only the transport knows how.
+        self.descriptor = _descriptor(transport)
         self._owner: Owner | None = None
         # What was given has not been taken yet: the transport holds some of it.
         self._is_full = False
@@ -141,7 +140,7 @@ class OwnedSocket(asyncio.Protocol):
         transport gets what the kernel does not take, what comes behind that, and every fault.
         """
         try:
-            taken = 0 if self._is_full else os.write(self._descriptor, frame)
+            taken = 0 if self._is_full else os.write(self.descriptor, frame)
         except OSError:
             taken = 0
         if taken < len(frame):
@@ -210,7 +209,7 @@ class OwnedSocket(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_over = True
         # Its number will be another socket's.
-        self._descriptor = _NOWHERE
+        self.descriptor = NOWHERE
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
@@ -339,7 +338,7 @@ def _descriptor(transport: asyncio.Transport) -> int:
     """Return where the bytes of a transport go as they are, if they do."""
     socket = transport.get_extra_info("socket")
     if os.name != "posix" or socket is None or transport.get_extra_info("sslcontext") is not None:
-        return _NOWHERE
+        return NOWHERE
     return int(socket.fileno())
 
 

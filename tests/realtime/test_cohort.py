@@ -1,8 +1,10 @@
 """Readers that stand at the same place share a frame; who does not keep up goes on alone."""
 
+from functools import partial
+
 from runwire_realtime.limits import HubLimits
 from tests.support.hub_world import Client, World
-from tests.support.pushing import joined
+from tests.support.pushing import joined, send
 
 RUN = "run_a0000000"
 LIMITS = HubLimits()
@@ -40,7 +42,7 @@ def test_what_is_the_same_for_many_is_made_once() -> None:
     frames: list[bytes] = []
     for line in cohort.members.values():
         line.write = frames.append
-    cohort.push(joined, LIMITS, world.now)
+    cohort.push(joined, LIMITS, partial(send, world.now))
     assert len(frames) == len(clients) and len({id(frame) for frame in frames}) == 1
 
 
@@ -119,7 +121,7 @@ def test_what_does_not_fit_into_a_frame_comes_with_the_next() -> None:
     append(world, *bodies)
     (cohort,) = world.hub.streams.topics[1, RUN, "log"].cohorts
     small = HubLimits(frame_bytes=130_000)
-    assert cohort.push(joined, small, world.now)
+    assert cohort.push(joined, small, partial(send, world.now))
     assert read(client) == ["a", *bodies[:2]]
-    assert not cohort.push(joined, small, world.now)
+    assert not cohort.push(joined, small, partial(send, world.now))
     assert read(client) == ["a", *bodies]

@@ -1,7 +1,11 @@
 """A connection that writes to its socket itself, with socket and time moved by hand."""
 
+import asyncio
+import socket as sockets
+from functools import partial
 from typing import cast
 
+import anyio
 import orjson
 import pytest
 
@@ -12,9 +16,11 @@ from runwire_realtime.direct_connection import DirectConnection
 from runwire_realtime.feed_loading import FeedLoading
 from runwire_realtime.frames import Frames
 from runwire_realtime.limits import HubLimits
+from runwire_realtime.line import NOWHERE
 from runwire_realtime.owned_socket import OwnedSocket
 from runwire_realtime.scope import Grant
 from tests.support.hub_world import ENV, World
+from tests.support.pushing import send
 
 pytestmark = pytest.mark.anyio
 RUN = "run_a0000000"
@@ -25,11 +31,15 @@ class Socket:
 
     is_writable = True
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int = NOWHERE) -> None:
+        self.descriptor = descriptor
         self.messages: list[JsonObject] = []
+        self.written: list[bytes] = []
 
     def write_frame(self, frame: bytes) -> None:
-        self.messages += orjson.loads(frame[frame.index(b"[") :])
+        self.written.append(frame)
+        if self.descriptor == NOWHERE:
+            self.messages += orjson.loads(frame[frame.index(b"[") :])
 
     def give_to(self, owner: object) -> None: ...
 
@@ -58,9 +68,11 @@ class Place:
     def append(self, *bodies: str) -> None:
         self.world.hub.rang(self.world.append(RUN, "log", *(f'"{body}"' for body in bodies)))
 
-    def follow(self, start: Json = "start") -> tuple[DirectConnection, Socket]:
+    def follow(
+        self, start: Json = "start", descriptor: int = NOWHERE
+    ) -> tuple[DirectConnection, Socket]:
         """Return a connection that has got everything."""
-        socket = Socket()
+        socket = Socket(descriptor)
         connection = DirectConnection(
             cast(OwnedSocket, socket),
             self.delivery,
@@ -149,7 +161,9 @@ async def test_who_was_written_to_lately_stays_in_step_when_its_heartbeat_would_
     for _ in range(40):
         assert line.is_free
         place.append("b")
-        cohort.push(lambda parts: place.frames.frame(parts).wire, HubLimits(), place.now)
+        cohort.push(
+            lambda parts: place.frames.frame(parts).wire, HubLimits(), partial(send, place.now)
+        )
         place.tick(connection)
     assert set(socket.types()) == {"chunks"}
 
@@ -161,3 +175,33 @@ async def test_a_heartbeat_comes_when_nothing_else_does() -> None:
         place.tick(connection)
         connection.write(place.now)
     assert socket.types().count("hb") in (3, 4)
+
+
+async def test_what_the_kernel_takes_of_a_shared_frame_is_not_written_again() -> None:
+    place = Place(HubLimits())
+    near, far = sockets.socketpair()
+    with near, far:
+        near.setblocking(False)
+        _, tight = place.follow(descriptor=near.fileno())
+        _, plain = place.follow()
+        for socket in (tight, plain):
+            socket.written.clear()
+        # More than the kernel holds for a socket.
+        place.append("b" * 400_000)
+        delivering = asyncio.create_task(place.delivery.run())
+        with anyio.fail_after(30):
+            while not (tight.written and plain.written):
+                await asyncio.sleep(0)
+        delivering.cancel()
+        far.setblocking(False)
+        taken = b"".join(iter(partial(_read, far), b""))
+    (rest,), (whole,) = tight.written, plain.written
+    assert 0 < len(rest) < len(whole)
+    assert taken + rest == whole
+
+
+def _read(socket: sockets.socket) -> bytes:
+    try:
+        return socket.recv(65_536)
+    except BlockingIOError:
+        return b""
