@@ -168,36 +168,45 @@ def _feed(head: dict[str, Json], bell: Bell) -> str:
     body = {**head, "r": 1} if bell.runs_moved else head
     if bell.scan:
         return _text({**body, "scan": 1})
-    bare = [_entry(moved) for moved in bell.streams]
-    room = MAX_PAYLOAD - _size(_text({**body, "s": bare}))
+    if not bell.streams:
+        return _text(body)
+    # Most hints fit all together, and where there are none that costs nothing.
+    if sum([len(chunk.body) for moved in bell.streams for chunk in moved.chunks]) < MAX_PAYLOAD:
+        text = _text({**body, "s": [[*_entry(moved), *_hint(moved)] for moved in bell.streams]})
+        if _size(text) <= MAX_PAYLOAD:
+            return text
+    return _fitted(body, bell.streams)
+
+
+def _fitted(body: dict[str, Json], streams: Sequence[StreamMoved]) -> str:
+    """Return a bell with the hints that there is room for."""
+    room = MAX_PAYLOAD - _size(_text({**body, "s": [_entry(moved) for moved in streams]}))
     if room < 0:
         return _text({**body, "scan": 1})
     entries: list[list[Json]] = []
-    for moved in bell.streams:
-        entry = _entry(moved)
-        hint = _hint(moved.chunks, room)
-        if hint is not None:
-            entry.append(hint)
-            room -= _size(_text(hint)) + 1
-        entries.append(entry)
-    return _text({**body, "s": entries}) if bell.streams else _text(body)
+    for moved in streams:
+        # The sum first: most hints that do not fit are far too large to be worth writing.
+        hint = _hint(moved) if sum([len(chunk.body) for chunk in moved.chunks]) < room else []
+        # With a comma instead of the brackets.
+        size = _size(_text(hint)) - 1 if hint else 0
+        if size > room:
+            hint, size = [], 0
+        room -= size
+        entries.append([*_entry(moved), *hint])
+    return _text({**body, "s": entries})
 
 
 def _entry(moved: StreamMoved) -> list[Json]:
     return [moved.run_id, moved.key, moved.next_seq, int(moved.ended)]
 
 
-def _hint(chunks: Sequence[ChunkRow], room: int) -> list[list[Json]] | None:
-    # The sum first: most hints that do not fit are far too large to be worth writing.
-    if not chunks or sum(len(chunk.body) for chunk in chunks) >= room:
-        return None
+def _hint(moved: StreamMoved) -> list[Json]:
+    """Return what an entry has beyond the stream: its chunks, by who wrote them, if any."""
     hint: list[list[Json]] = []
-    for writer, group in groupby(
-        chunks, lambda chunk: (chunk.execution, chunk.attempt, chunk.writer)
-    ):
+    for writer, group in groupby(moved.chunks, lambda chunk: chunk[1:4]):
         rows = list(group)
-        hint.append([rows[0].seq, *writer, *(row.body for row in rows)])
-    return hint if _size(_text(hint)) < room else None
+        hint.append([rows[0].seq, *writer, *[row.body for row in rows]])
+    return [hint] if hint else []
 
 
 def _rows(hint: list[list[Json]]) -> Iterator[ChunkRow]:

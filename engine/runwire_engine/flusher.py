@@ -235,7 +235,7 @@ class Flusher(Generic[Item, Answer]):
     def _pending(self, item: Item) -> _Pending[Item, Answer]:
         if self._closing or self._stopped:
             raise FlusherClosedError(f"the {self.name} flusher is closed")
-        size = self._size(item) if self._size else 0
+        size = self._size(item) if self._size is not None else 0
         return _Pending(item, size, asyncio.get_running_loop().create_future())
 
     def _fits(self, pending: _Pending[Item, Answer]) -> bool:
@@ -255,11 +255,12 @@ class Flusher(Generic[Item, Answer]):
         self._queue.clear()
         self._queued_bytes = 0
         if self._alike is not None and batch:
-            kind = self._alike(batch[0].item)
-            self._queue.extend(p for p in batch if self._alike(p.item) != kind)
-            if self._queue:
-                self._queued_bytes = sum(pending.size for pending in self._queue)
-                batch = [pending for pending in batch if self._alike(pending.item) == kind]
+            kinds = [self._alike(pending.item) for pending in batch]
+            if any([kind != kinds[0] for kind in kinds]):
+                sorted_out = list(zip(kinds, batch, strict=True))
+                self._queue.extend([each for kind, each in sorted_out if kind != kinds[0]])
+                self._queued_bytes = sum([pending.size for pending in self._queue])
+                batch = [each for kind, each in sorted_out if kind == kinds[0]]
         while self._waiting and self._fits(self._waiting[0][0]):
             pending, gate = self._waiting.popleft()
             self._admit(pending)

@@ -10,7 +10,7 @@ flush of it is stored any more, and says how far they were.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -52,6 +52,8 @@ class _Flush:
     number: int
     environment_id: int
     expected: Expected
+    # What a bell says of it, and whether one does behind its commit.
+    news: Sequence[StreamMoved]
     is_rung: bool
     call: "asyncio.Future[PGresult]"
     promise: "asyncio.Future[Sequence[Placed] | None]"
@@ -126,7 +128,8 @@ class KnownAppends:
         expected = memory.expect(appends, stream_limit=self._limit)
         if expected is None:
             return None
-        bell = self._bell.behind_a_commit(environment_id, moved(expected.after))
+        news = moved(expected.after)
+        bell = self._bell.behind_a_commit(environment_id, news)
         common = {
             "environment_id": environment_id,
             "writer_id": self.writer.id,
@@ -145,7 +148,7 @@ class KnownAppends:
         memory.keep({}, expected.after)
         self._last[environment_id] = number
         promise = asyncio.get_running_loop().create_future()
-        flush = _Flush(number, environment_id, expected, bell is not None, call, promise)
+        flush = _Flush(number, environment_id, expected, news, bell is not None, call, promise)
         self._flushes.append(flush)
         call.add_done_callback(self._answered)
         return promise
@@ -164,7 +167,7 @@ class KnownAppends:
 
     def _settle(self, flush: _Flush, *, is_stored: bool) -> None:
         if is_stored and not flush.is_rung:
-            self._bell.ring_feed(flush.environment_id, streams=moved(flush.expected.after))
+            self._bell.ring_feed(flush.environment_id, streams=flush.news)
         if not is_stored:
             self.memory(flush.environment_id).doubt(flush.expected)
             # Behind it nothing can be stored, until one has gone the longer way.
@@ -214,8 +217,9 @@ class KnownAppends:
 def moved(streams: Sequence[StreamState]) -> list[StreamMoved]:
     """Return what a bell says of streams that a flush has written to."""
     room = _HINT_BYTES
-    for stretch in (stretch for stream in streams for stretch in stream.written):
-        room -= sum(map(len, stretch.bodies))
+    written = (stretch for stream in streams for stretch in stream.written)
+    for append in (append for stretch in written for append in stretch.appends):
+        room -= append.size
         if room < 0:
             break
     return [_moved(stream, carried=room >= 0) for stream in streams]
@@ -229,12 +233,9 @@ def _moved(stream: StreamState, *, carried: bool) -> StreamMoved:
 
 
 def _lone(expected: Expected) -> dict[str, object]:
-    (run,), (before,), (after,), (piece,) = (
-        expected.runs,
-        expected.before,
-        expected.after,
-        expected.pieces,
-    )
+    (run,), (before,), (after,) = expected.runs, expected.before, expected.after
+    ((_, stretch),) = expected.pieces
+    execution, attempt, writer = stretch.by
     return {
         "run_id": run.id,
         "run_status": run.status,
@@ -242,14 +243,14 @@ def _lone(expected: Expected) -> dict[str, object]:
         "stream_id": before.id,
         "stream_seq": before.next_seq,
         "stream_execution": before.execution,
-        "stream_count": piece.count,
+        "stream_count": after.next_seq - before.next_seq,
         "stream_bytes": after.bytes - before.bytes,
         "stream_end": after.ended_execution,
-        "bucket": piece.bucket,
-        "execution": piece.execution,
-        "attempt": piece.attempt,
-        "writer": piece.writer,
-        "bodies": piece.bodies,
+        "bucket": before.bucket,
+        "execution": execution,
+        "attempt": attempt,
+        "writer": writer,
+        "bodies": expected.text,
     }
 
 
@@ -257,29 +258,29 @@ def _several(expected: Expected) -> dict[str, object]:
     runs, before, after = expected.runs, expected.before, expected.after
     pieces = expected.pieces
     return {
-        "run_ids": _array(run.id for run in runs),
-        "run_statuses": _array(run.status for run in runs),
-        "run_executions": _array(run.execution for run in runs),
-        "stream_ids": _array(stream.id for stream in before),
-        "stream_seqs": _array(stream.next_seq for stream in before),
-        "stream_executions": _array(stream.execution for stream in before),
+        "run_ids": _array([run.id for run in runs]),
+        "run_statuses": _array([run.status for run in runs]),
+        "run_executions": _array([run.execution for run in runs]),
+        "stream_ids": _array([stream.id for stream in before]),
+        "stream_seqs": _array([stream.next_seq for stream in before]),
+        "stream_executions": _array([stream.execution for stream in before]),
         "stream_counts": _array(
-            b.next_seq - a.next_seq for a, b in zip(before, after, strict=True)
+            [b.next_seq - a.next_seq for a, b in zip(before, after, strict=True)]
         ),
-        "stream_bytes": _array(b.bytes - a.bytes for a, b in zip(before, after, strict=True)),
-        "stream_ends": _array(stream.ended_execution for stream in after),
-        "piece_streams": _array(piece.stream_id for piece in pieces),
-        "piece_buckets": _array(piece.bucket for piece in pieces),
-        "piece_seqs": _array(piece.seq for piece in pieces),
-        "piece_counts": _array(piece.count for piece in pieces),
-        "piece_executions": _array(piece.execution for piece in pieces),
-        "piece_attempts": _array(piece.attempt for piece in pieces),
-        "piece_writers": PIECE_END.join([piece.writer or "" for piece in pieces]),
-        "bodies": PIECE_END.join([piece.bodies for piece in pieces]),
+        "stream_bytes": _array([b.bytes - a.bytes for a, b in zip(before, after, strict=True)]),
+        "stream_ends": _array([stream.ended_execution for stream in after]),
+        "piece_streams": _array([stream.id for stream, _ in pieces]),
+        "piece_buckets": _array([stream.bucket for stream, _ in pieces]),
+        "piece_seqs": _array([stretch.seq for _, stretch in pieces]),
+        "piece_counts": _array([stretch.count for _, stretch in pieces]),
+        "piece_executions": _array([stretch.by[0] for _, stretch in pieces]),
+        "piece_attempts": _array([stretch.by[1] for _, stretch in pieces]),
+        "piece_writers": PIECE_END.join([stretch.by[2] or "" for _, stretch in pieces]),
+        "bodies": expected.text,
     }
 
 
-def _array(values: Iterable[object]) -> str:
+def _array(values: Sequence[object]) -> str:
     """Return an array as Postgres reads it: of numbers, dates, ids or names, and None.
 
     Written by hand, since the driver takes 30 times as long for one of 50.

@@ -7,54 +7,41 @@ unknown, or out of the ordinary. Nothing is refused by what is remembered: the l
 that. What a flush leaves behind is kept once it is begun, and doubted where it was not stored.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from itertools import groupby
 from typing import Final
 
 from runwire._stream_keys import INPUT_PREFIX
 from runwire_engine.placement import (
+    CHUNK_END,
     Append,
     AppendAnswer,
     Placement,
     RunFence,
     StreamName,
     StreamState,
+    Stretch,
     fencing,
 )
 
-# Between the chunks of a piece, and between pieces: JSON text cannot hold control characters.
-CHUNK_END: Final = "\x1e"
+# Between the texts of pieces, as between chunks.
 PIECE_END: Final = "\x1d"
 # Streams remembered; beyond, all is forgotten, and costs a round trip more once.
 _MOST: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Chunks that one writer wrote to one stream in a row."""
-
-    stream_id: int
-    bucket: date
-    seq: int
-    count: int
-    execution: int | None
-    attempt: int | None
-    writer: str | None
-    bodies: str
-
-
-@dataclass(frozen=True, slots=True)
 class Expected:
     """A flush that is right if the runs and streams are as remembered."""
 
-    runs: tuple[RunFence, ...]
-    # As they were, and as the flush leaves them, in the order of locks.
-    before: tuple[StreamState, ...]
-    after: tuple[StreamState, ...]
-    answers: tuple[AppendAnswer, ...]
-    pieces: tuple[Piece, ...]
+    runs: Sequence[RunFence]
+    # As they were, and as the flush leaves them.
+    before: Sequence[StreamState]
+    after: Sequence[StreamState]
+    answers: Sequence[AppendAnswer]
+    # What is written, and all of it as one text.
+    pieces: Sequence[tuple[StreamState, Stretch]]
+    text: str
 
     @property
     def is_lone(self) -> bool:
@@ -75,13 +62,14 @@ class StreamMemory:
         return name in self._streams
 
     def keep(self, runs: Mapping[str, RunFence], streams: Iterable[StreamState]) -> None:
-        """Remember what a flush leaves behind."""
+        """Remember what a flush leaves behind, and forget what it wrote there."""
         if max(len(self._streams), len(self._runs)) > _MOST:
             self._streams.clear()
             self._runs.clear()
         self._runs.update(runs)
         for stream in streams:
-            self._streams[stream.run_id, stream.key] = _still(stream)
+            stream.written = []
+            self._streams[stream.run_id, stream.key] = stream
 
     def doubt(self, expected: Expected) -> None:
         """Remember nothing of how the runs and streams of a flush stand: it was not stored."""
@@ -92,38 +80,44 @@ class StreamMemory:
 
     def expect(self, appends: Sequence[Append], *, stream_limit: int) -> Expected | None:
         """Place appends by what is remembered; None: the database has to be asked."""
-        names = sorted({(append.run_id, append.key) for append in appends})
-        before = [self._streams.get(name) for name in names]
-        runs = [self._runs.get(run_id) for run_id in fencing(appends)]
-        known = [stream for stream in before if stream is not None]
-        fences = [run for run in runs if run is not None]
-        if len(known) < len(before) or len(fences) < len(runs):
+        runs = {run_id: self._runs.get(run_id) for run_id in fencing(appends)}
+        fences = {run_id: run for run_id, run in runs.items() if run is not None}
+        if len(fences) < len(runs):
             return None
-        if not all(map(_is_plain, appends)) or any(s.ended_execution is not None for s in known):
-            return None
-        return _placed(appends, fences, known, stream_limit)
+        before: list[StreamState] = []
+        after: dict[StreamName, StreamState] = {}
+        placement = Placement(fences, after, {}, stream_limit=stream_limit)
+        answers: list[AppendAnswer] = []
+        for append in appends:
+            name = append.run_id, append.key
+            if name not in after:
+                stream = self._streams.get(name)
+                if stream is None or stream.ended_execution is not None:
+                    return None
+                before.append(stream)
+                after[name] = _still(stream)
+            outcome = placement.place(append) if _is_plain(append) else None
+            if not isinstance(outcome, AppendAnswer):
+                return None
+            answers.append(outcome)
+        return _expected(list(fences.values()), before, list(after.values()), answers)
 
 
-def _placed(
-    appends: Sequence[Append],
+def _expected(
     runs: Sequence[RunFence],
     before: Sequence[StreamState],
-    stream_limit: int,
+    after: Sequence[StreamState],
+    answers: Sequence[AppendAnswer],
 ) -> Expected | None:
-    after = {(stream.run_id, stream.key): _still(stream) for stream in before}
-    placement = Placement({run.id: run for run in runs}, after, {}, stream_limit=stream_limit)
-    answers: list[AppendAnswer] = []
-    for append in appends:
-        outcome = placement.place(append)
-        if not isinstance(outcome, AppendAnswer):
-            return None
-        answers.append(outcome)
-    streams = tuple(after.values())
     # A new execution leaves a mark behind, which is written with the whole row.
-    if any(a.execution != b.execution for a, b in zip(streams, before, strict=True)):
+    if any([a.execution != b.execution for a, b in zip(after, before, strict=True)]):
         return None
-    pieces = tuple(piece for stream in streams for piece in _pieces(stream))
-    return Expected(tuple(runs), tuple(before), streams, tuple(answers), pieces)
+    pieces = [(stream, stretch) for stream in after for stretch in stream.written]
+    text = PIECE_END.join([_text(stretch) for _, stretch in pieces])
+    count = sum([stretch.count for _, stretch in pieces])
+    if text.count(PIECE_END) + text.count(CHUNK_END) != max(0, count - 1):
+        return None  # a chunk holds what is to stand between chunks
+    return Expected(runs, before, after, answers, pieces, text)
 
 
 def _is_plain(append: Append) -> bool:
@@ -133,22 +127,12 @@ def _is_plain(append: Append) -> bool:
         and not append.key.startswith(INPUT_PREFIX)
         and PIECE_END not in (append.writer or "")
         and append.writer != ""
-        and _are_separable(append.bodies)
+        and "" not in append.bodies
     )
 
 
-def _are_separable(bodies: Sequence[str]) -> bool:
-    joined = CHUNK_END.join(bodies)
-    separators = max(0, len(bodies) - 1)
-    return "" not in bodies and PIECE_END not in joined and joined.count(CHUNK_END) == separators
-
-
-def _pieces(stream: StreamState) -> Iterator[Piece]:
-    for (execution, attempt, writer), group in groupby(stream.written, lambda each: each.by):
-        stretches = list(group)
-        bodies = [body for stretch in stretches for body in stretch.bodies]
-        seq, joined = stretches[0].seq, CHUNK_END.join(bodies)
-        yield Piece(stream.id, stream.bucket, seq, len(bodies), execution, attempt, writer, joined)
+def _text(stretch: Stretch) -> str:
+    return CHUNK_END.join([append.text for append in stretch.appends])
 
 
 def _still(stream: StreamState) -> StreamState:

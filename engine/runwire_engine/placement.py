@@ -7,6 +7,7 @@ what to write. Whether an append is allowed is decided here, and only here.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from runwire._stream_keys import refusal_of
@@ -22,13 +23,17 @@ from runwire_engine.states import FINAL
 
 # As Trigger.dev's streams.
 MAX_STREAM_BYTES: Final = 300 * 1024 * 1024
+# Between chunks that are one text: JSON text cannot hold control characters.
+CHUNK_END: Final = "\x1e"
 # The statuses in which an execution may write; a parked one too.
 _WRITING: Final = frozenset({"EXECUTING", "WAITING"})
 
 StreamName: TypeAlias = tuple[str, str]  # run id, key
+Author: TypeAlias = tuple[int | None, int | None, str | None]  # execution, attempt, writer
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, since each append would take longer to make than to place.
+@dataclass(slots=True)
 class Append:
     """Chunks (JSON text each) for one stream, by one writer; all of them or none.
 
@@ -50,6 +55,15 @@ class Append:
     lineage: int | None = None
     # Runwire itself writes one of its own streams: a log, or what was sent as input.
     reserved: bool = False
+    # Its chunks as one text, and their bytes: worked out once, since all that is asked of chunks on
+    # their way is asked of them together.
+    text: str = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Join the chunks and measure them."""
+        self.text = CHUNK_END.join(self.bodies)
+        self.size = _bytes_of(self.text) - max(0, len(self.bodies) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +93,23 @@ class AttemptMark:
     from_seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stretch:
-    """Chunks that one append brings, from `seq` on."""
+    """Chunks that one writer brings, from `seq` on, with one append or several in a row."""
 
     seq: int
-    execution: int | None
-    attempt: int | None
-    writer: str | None
-    bodies: tuple[str, ...]
+    by: Author
+    appends: list[Append]
+    count: int
 
-    @property
-    def by(self) -> tuple[int | None, int | None, str | None]:
-        return self.execution, self.attempt, self.writer
+    def bodies(self) -> list[str]:
+        """Return them one by one."""
+        return [body for append in self.appends for body in append.bodies]
 
     def rows(self) -> Iterator[ChunkRow]:
-        """Yield them one by one."""
-        for seq, body in enumerate(self.bodies, self.seq):
-            yield ChunkRow(seq, self.execution, self.attempt, self.writer, body)
+        """Yield them as they are stored."""
+        for seq, body in enumerate(self.bodies(), self.seq):
+            yield ChunkRow(seq, *self.by, body)
 
 
 @dataclass(slots=True)
@@ -144,50 +157,40 @@ class Placement:
         refusal = check(append) or refuse(append, self._runs)
         if refusal is not None:
             return refusal
-        part = (append.run_id, append.key), append.part or ""
-        if append.part is not None and part in self._parts:
+        stream = self._streams[append.run_id, append.key]
+        if append.part is None:
+            return self._write(stream, append)
+        part = (append.run_id, append.key), append.part
+        if part in self._parts:
             return self._parts[part]
-        outcome = self._write(self._streams[append.run_id, append.key], append)
-        if append.part is not None and isinstance(outcome, AppendAnswer):
+        outcome = self._write(stream, append)
+        if isinstance(outcome, AppendAnswer):
             self._parts[part] = self.new_parts[part] = outcome
         return outcome
 
     def _write(self, stream: StreamState, append: Append) -> Outcome:
-        size = _bytes_of("".join(append.bodies))
-        refusal = self._refuse(stream, append, size)
-        if refusal is not None:
-            return refusal
         own = append.writer is None and append.execution is not None
-        if own and append.execution is not None:
+        if own and _lineage(append) < stream.execution:
+            return _fenced(append.run_id)
+        if stream.bytes + append.size > self._limit:
+            return StreamFullError(append.run_id, append.key, self._limit)
+        if own:
             _begin(stream, _lineage(append), append.attempt or 0)
             # Whoever writes on after its end takes the end back: a second pipe into the same key.
-            stream.ended_execution = None
+            stream.ended_execution = _lineage(append) if append.end else None
+            stream.ended_now = stream.ended_now or append.end
         first = stream.next_seq
         if append.bodies:
-            stream.written.append(_stretch(first, append))
-            stream.next_seq += len(append.bodies)
-            stream.bytes += size
-        if own and append.end:
-            stream.ended_execution = _lineage(append)
-            stream.ended_now = True
+            _extend(stream, append)
         stream.changed = True
         return AppendAnswer(first, stream.next_seq)
-
-    def _refuse(self, stream: StreamState, append: Append, size: int) -> Exception | None:
-        own = append.writer is None
-        if own and append.execution is not None and _lineage(append) < stream.execution:
-            return _fenced(append.run_id)
-        if stream.bytes + size > self._limit:
-            return StreamFullError(append.run_id, append.key, self._limit)
-        return None
 
 
 def check(append: Append) -> Exception | None:
     """Return why no run could accept this append, if so."""
-    refusal = refusal_of(append.key, reserved=append.reserved)
-    if refusal is not None:
-        return refusal
-    if _are_large(append.bodies) and any(map(_is_too_large, append.bodies)):
+    if not _is_key(append.key, append.reserved):
+        return refusal_of(append.key, reserved=append.reserved)
+    if append.size > MAX_CHUNK_BYTES and any(map(_is_too_large, append.bodies)):
         return InvalidValueError(
             f"a chunk is at most {MAX_CHUNK_BYTES} bytes of JSON", code="too_large"
         )
@@ -217,10 +220,10 @@ def fencing(appends: Sequence[Append]) -> list[str]:
     return sorted(ids)
 
 
-def _are_large(bodies: Sequence[str]) -> bool:
-    # A character is at most four bytes: few bodies are worth encoding, and together they are
-    # measured at once.
-    return len("".join(bodies)) * 4 > MAX_CHUNK_BYTES
+# Asked for each append; as many as one process writes to at a time.
+@lru_cache(maxsize=1024)
+def _is_key(key: str, is_reserved: bool) -> bool:
+    return refusal_of(key, reserved=is_reserved) is None
 
 
 def _is_too_large(body: str) -> bool:
@@ -228,7 +231,8 @@ def _is_too_large(body: str) -> bool:
 
 
 def _bytes_of(body: str) -> int:
-    return len(body) if body.isascii() else len(body.encode())
+    # What cannot be encoded is refused where it is to be stored.
+    return len(body) if body.isascii() else len(body.encode(errors="surrogatepass"))
 
 
 def _holds(run: RunFence, execution: int) -> bool:
@@ -251,7 +255,19 @@ def _begin(stream: StreamState, execution: int, attempt: int) -> None:
     stream.attempts += (AttemptMark(attempt, execution, stream.next_seq),)
 
 
-def _stretch(seq: int, append: Append) -> Stretch:
+def _extend(stream: StreamState, append: Append) -> None:
+    """Put an append behind what is written to a stream."""
+    by, written, count = _author(append), stream.written, len(append.bodies)
+    if written and written[-1].by == by:
+        written[-1].appends.append(append)
+        written[-1].count += count
+    else:
+        written.append(Stretch(stream.next_seq, by, [append], count))
+    stream.next_seq += count
+    stream.bytes += append.size
+
+
+def _author(append: Append) -> Author:
     if append.writer is None and append.execution is not None:
-        return Stretch(seq, _lineage(append), append.attempt or 0, None, append.bodies)
-    return Stretch(seq, None, None, append.writer or "api", append.bodies)
+        return _lineage(append), append.attempt or 0, None
+    return None, None, append.writer or "api"

@@ -282,8 +282,8 @@ class Streams:
         )
         outcomes = await appending.store(appends, memory, hasten=hasten)
         _settle(items, outcomes)
-        memory.keep(appending.runs, appending.touched)
         self._ring(environment_id, appending)
+        memory.keep(appending.runs, appending.touched)
 
     def _ring(self, environment_id: int, appending: Appending) -> None:
         """Tell what moved, now that the commit is acknowledged."""
@@ -339,8 +339,7 @@ def _environment(item: _Item) -> int:
 
 def _weight(item: _Item) -> int:
     # A chunk costs its bytes and about a hundred for its row.
-    bodies = item.append.bodies
-    return sum(map(len, bodies)) + 100 * len(bodies)
+    return item.append.size + 100 * len(item.append.bodies)
 
 
 async def _outcome(promise: "asyncio.Future[Placed]") -> Outcome:

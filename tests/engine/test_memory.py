@@ -4,8 +4,8 @@ from datetime import date
 
 import pytest
 
-from runwire_engine.memory import CHUNK_END, PIECE_END, Expected, StreamMemory
-from runwire_engine.placement import Append, AppendAnswer, RunFence, StreamState
+from runwire_engine.memory import PIECE_END, Expected, StreamMemory
+from runwire_engine.placement import CHUNK_END, Append, AppendAnswer, RunFence, StreamState
 
 RUN = "run_000000000000"
 OTHER = "run_000000000001"
@@ -41,24 +41,25 @@ def expected(memory: StreamMemory, *appends: Append) -> Expected:
 def test_chunks_go_on_where_the_last_flush_ended_and_that_is_remembered() -> None:
     memory = remembering()
     first = expected(memory, own("1", "2"), own("3"))
-    assert first.answers == (AppendAnswer(5, 7), AppendAnswer(7, 8))
+    assert first.answers == [AppendAnswer(5, 7), AppendAnswer(7, 8)]
     assert [before.next_seq for before in first.before] == [5]
-    assert [piece.bodies for piece in first.pieces] == [CHUNK_END.join("123")]
+    assert first.text == CHUNK_END.join("123")
     # Not stored, not remembered.
-    assert expected(memory, own("1")).answers == (AppendAnswer(5, 6),)
+    assert expected(memory, own("1")).answers == [AppendAnswer(5, 6)]
     memory.keep({}, first.after)
-    assert expected(memory, own("4")).answers == (AppendAnswer(8, 9),)
+    assert expected(memory, own("4")).answers == [AppendAnswer(8, 9)]
 
 
 def test_a_piece_is_of_one_stream_and_one_writer() -> None:
     memory = remembering(None, stream("a"), stream("b"))
     foreign = Append(RUN, "a", ("2",), writer="backend")
     found = expected(memory, own("3", key="b"), own("1", key="a"), foreign, own("4", key="b"))
-    assert [(piece.seq, piece.writer, piece.bodies) for piece in found.pieces] == [
-        (5, None, "1"),
-        (6, "backend", "2"),
-        (5, None, CHUNK_END.join("34")),
+    assert [(stream.key, stretch.seq, stretch.by[2]) for stream, stretch in found.pieces] == [
+        ("b", 5, None),
+        ("a", 5, None),
+        ("a", 6, "backend"),
     ]
+    assert found.text == PIECE_END.join([CHUNK_END.join("34"), "1", "2"])
 
 
 @pytest.mark.parametrize(
@@ -100,11 +101,11 @@ def test_what_was_not_stored_after_all_is_asked_about() -> None:
         assert memory.expect([own("1", key=key)], stream_limit=LIMIT) is None
     # Where another stream of that run stands is known still.
     memory.keep({RUN: fence()}, [])
-    assert expected(memory, own("1", key="b")).answers == (AppendAnswer(5, 6),)
+    assert expected(memory, own("1", key="b")).answers == [AppendAnswer(5, 6)]
     assert memory.expect([own("1", key="a")], stream_limit=LIMIT) is None
 
 
 def test_an_end_is_expected_too() -> None:
     found = expected(remembering(), own(end=True))
-    assert found.pieces == ()
+    assert found.pieces == []
     assert [stream.ended_execution for stream in found.after] == [1]
