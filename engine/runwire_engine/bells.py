@@ -6,7 +6,7 @@ the first of them is exactly the next chunk the reader wants. When more moved th
 says `scan`: look everywhere.
 
 A payload is JSON {"v": 1, "e": environment id, ...} of less than 8 000 bytes:
-  runwire_work     "q": [queue, ...]
+  runwire_work     "q": [queue, ...]; "i": the run that is all there is, where it is ready
   runwire_feed     "r": 1 when runs moved; "s": [[run, key, next, ended, [[seq, execution,
                    attempt, writer, body, ...], ...]], ...]: bodies of one writer, from seq on
   runwire_control  "c": [[kind, target], ...]
@@ -76,6 +76,8 @@ class Bell:
     """Everything that rang since the last one. `scan`: look everywhere, whatever else it says."""
 
     work: frozenset[str] = frozenset()
+    # All the work there is, where one bell rang for one run that was ready.
+    lone_run: str | None = None
     runs_moved: bool = False
     streams: tuple[StreamMoved, ...] = ()
     control: tuple[Control, ...] = ()
@@ -87,6 +89,7 @@ class Ringing:
     """Collects bells of one environment, or of all on the listening side, until they are taken."""
 
     work: set[str] = field(default_factory=set[str])
+    lone_run: str | None = None
     runs_moved: bool = False
     streams: dict[tuple[str, str], StreamMoved] = field(
         default_factory=dict[tuple[str, str], StreamMoved]
@@ -99,7 +102,9 @@ class Ringing:
     def __bool__(self) -> bool:
         return bool(self.scan or self.runs_moved or self.work or self.streams or self.control)
 
-    def add_work(self, queues: Iterable[str]) -> None:
+    def add_work(self, queues: Iterable[str], lone_run: str | None = None) -> None:
+        """Note work; of two that are lone, neither is."""
+        self.lone_run = None if self.work else lone_run
         self.work.update(queues)
         if len(self.work) > MAX_NAMES:
             self.work.clear()
@@ -129,13 +134,14 @@ class Ringing:
         """Return what rang, and start over."""
         bell = Bell(
             frozenset(self.work),
+            self.lone_run,
             self.runs_moved,
             tuple(self.streams.values()),
             tuple(self.control),
             self.scan,
         )
         self.work, self.streams, self.control = set(), {}, {}
-        self.runs_moved = self.scan = False
+        self.lone_run, self.runs_moved, self.scan = None, False, False
         self.hint_bytes = 0
         return bell
 
@@ -153,7 +159,8 @@ def encode(environment_id: int, bell: Bell) -> Iterator[Payload]:
     """Yield the notifications that say it: at most one for each channel."""
     head = {"v": VERSION, "e": environment_id}
     if bell.work:
-        yield WORK, _fitting({**head, "q": sorted(bell.work)}, head)
+        lone: dict[str, Json] = {} if bell.lone_run is None else {"i": bell.lone_run}
+        yield WORK, _fitting({**head, "q": sorted(bell.work), **lone}, head)
     if bell.control:
         pairs = [[control.kind, control.target] for control in bell.control]
         yield CONTROL, _fitting({**head, "c": pairs}, head)
@@ -249,7 +256,7 @@ def _add(channel: str, body: Json, environment: int, into: Ringing) -> None:
         into.scan = True
     match channel:
         case "runwire_work":
-            into.add_work(body.get("q", ()))
+            into.add_work(body.get("q", ()), body.get("i"))
         case "runwire_control":
             for kind, target in body.get("c", ()):
                 into.add_control(Control(kind, target, environment))

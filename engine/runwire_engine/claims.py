@@ -6,7 +6,8 @@ locks, counts
 what executes in each and picks its next runs: counting in the locking statement would overrun.
 What was picked is then taken over with one revision, one execution and one attempt more, if the
 worker's lease holds; the same statement picks runs of unlimited queues, straight from their index.
-So where nothing waits in groups a claim is one round trip.
+So where nothing waits in groups a claim is one round trip. A run that became ready by itself, on a
+worker that left none behind, is claimed by its id: Postgres then looks for nothing else.
 
 Of a queue with very many keys one look takes in a bounded number, the next look those after them.
 Whether a run goes through a group is written on it when it is queued; a run that was queued while
@@ -84,12 +85,19 @@ class Claims:
         self._workers: dict[str, _Worker] = {}
 
     async def claim(
-        self, environment_id: int, worker_id: str, tasks: Mapping[str, int], slots: int
+        self,
+        environment_id: int,
+        worker_id: str,
+        tasks: Mapping[str, int],
+        slots: int,
+        *,
+        lone_run: str | None = None,
     ) -> list[ClaimedRun]:
         """Claim up to `slots` runs of tasks, given with the attempts each allows its runs.
 
         A worker without a lease gets none. A claim that got no answer may have happened: the next
-        one returns its runs.
+        one returns its runs. `lone_run`: the only one that is known to be ready; others are not
+        looked for, unless it is ready and cannot be claimed by itself.
         """
         if slots < 1 or not tasks:
             return []
@@ -99,9 +107,17 @@ class Claims:
             rows: list[Row] = []
             if worker.unsure:
                 rows += await self._lost(environment_id, worker_id, worker.answered)
+                lone_run = None
             worker.unsure = True
             if len(rows) < slots:
-                rows += await self._claim(environment_id, worker_id, tasks, slots - len(rows))
+                wanted: dict[str, object] = {
+                    "environment_id": environment_id,
+                    "worker_id": worker_id,
+                    "tasks": list(tasks),
+                    "max_attempts": list(tasks.values()),
+                }
+                left = slots - len(rows)
+                rows += await self._claim(environment_id, wanted, left, lone_run)
             worker.unsure = False
             if rows:
                 worker.answered = max(row["claimed_at"] for row in rows)
@@ -154,14 +170,16 @@ class Claims:
         return await self._database.retrying(work)
 
     async def _claim(
-        self, environment_id: int, worker_id: str, tasks: Mapping[str, int], slots: int
+        self,
+        environment_id: int,
+        wanted: Mapping[str, object],
+        slots: int,
+        lone_run: str | None,
     ) -> list[Row]:
-        wanted: dict[str, object] = {
-            "environment_id": environment_id,
-            "worker_id": worker_id,
-            "tasks": list(tasks),
-            "max_attempts": list(tasks.values()),
-        }
+        if lone_run is not None:
+            taken = await self._hot.all("claims.take_lone", {**wanted, "run_id": lone_run})
+            if not taken[0]["is_odd"]:
+                return [row for row in taken if row["id"] is not None]
         rows, strays = await self._claim_once(wanted, slots)
         if strays:
             await self._put_right(environment_id, strays)

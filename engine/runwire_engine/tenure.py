@@ -6,6 +6,7 @@ any more, as every write is fenced by the execution that was claimed under the o
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextvars import Context as Variables
@@ -81,6 +82,10 @@ class Tenure:
         # Of one claim.
         self._portion = limit if limit < _MANY else -(-limit // 2)
         self._wanted = anyio.Event()
+        # All that is wanted, where it is one run that a bell named.
+        self._lone_run: str | None = None
+        # When all that is ready was looked for, by the loop's clock.
+        self._looked_at = -math.inf
         self._due = anyio.Event()
         self._claimed_last = anyio.Event()
         self._leaving = anyio.Event()
@@ -134,7 +139,7 @@ class Tenure:
     def rang(self, bell: Bell) -> None:
         """Act on a bell: claim when there is work, cancel what shall be canceled."""
         if bell.work or bell.scan:
-            self.wake()
+            self._want(None if bell.scan else bell.lone_run)
         for control in bell.control:
             match control.kind:
                 case "cancel":
@@ -146,12 +151,17 @@ class Tenure:
 
     def wake(self) -> None:
         """Look for work now."""
+        self._want(None)
+
+    def _want(self, lone_run: str | None) -> None:
+        """Look for work now, or for the only run there is; of two that are wanted, for all."""
+        self._lone_run = None if self._wanted.is_set() else lone_run
         self._wanted.set()
 
     def _freed(self) -> None:
         """Note a free slot: claim at once if there was more work than slots."""
         if self._more:
-            self._wanted.set()
+            self.wake()
 
     async def _register(self, stopping: anyio.Event) -> Lease | None:
         lease = Lease(
@@ -187,7 +197,7 @@ class Tenure:
                 slots = await self._gather()
             if slots > 0:
                 try:
-                    found = await self._claim_once(slots)
+                    found = await self._claim_once(slots, self._taken_alone())
                 except EngineError as error:
                     logger.warning("runs cannot be claimed: %s", error)
                     with anyio.move_on_after(wait):
@@ -215,9 +225,25 @@ class Tenure:
                 self._wanted = anyio.Event()
         return self._free_slots()
 
-    async def _claim_once(self, slots: int) -> int:
+    def _taken_alone(self) -> str | None:
+        """Return the only run to claim; None where all that is ready is to be looked for.
+
+        That it is all there is holds for as long as bells do: every poll looks all the same.
+        """
+        lone_run, self._lone_run = self._lone_run, None
+        now = anyio.current_time()
+        if lone_run is None or self._more or now - self._looked_at >= self._settings.poll:
+            self._looked_at = now
+            return None
+        return lone_run
+
+    async def _claim_once(self, slots: int, lone_run: str | None) -> int:
         runs = await self._around.engine.claims.claim(
-            self._around.environment_id, self.worker_id, self._max_attempts, slots
+            self._around.environment_id,
+            self.worker_id,
+            self._max_attempts,
+            slots,
+            lone_run=lone_run,
         )
         if self._stopping:
             # Told to stop while it was claiming: none of these was begun.

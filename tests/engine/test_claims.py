@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import orjson
 import pytest
 
 from runwire.wire import Json
@@ -26,7 +27,7 @@ from tests.support.postgres import opened_database
 pytestmark = pytest.mark.anyio
 
 WORKERS = ["a", "b", "c", "d"]
-CLAIMING = ["claims.lock_groups", "claims.pick_limited", "claims.take"]
+CLAIMING = ["claims.lock_groups", "claims.pick_limited", "claims.take", "claims.take_lone"]
 
 
 async def make(engine: Engine, env: int, *new: NewRun) -> list[str]:
@@ -68,13 +69,14 @@ async def test_only_wanted_tasks_and_no_more_than_the_slots_are_claimed(
 
 
 async def test_a_worker_without_a_lease_gets_nothing(engine: Engine, env: int) -> None:
-    await triggered(engine, env)
+    run_id = await triggered(engine, env)
     await engine.workers.register(env, "stopped")
     await engine.workers.stop("stopped")
     await engine.workers.register(env, "late")
     await query(engine.database, "update runwire.workers set expires_at = now() where id = 'late'")
     for worker_id in ("unknown", "stopped", "late"):
         assert await engine.claims.claim(env, worker_id, ALL_TASKS, 10) == []
+        assert await engine.claims.claim(env, worker_id, ALL_TASKS, 10, lone_run=run_id) == []
     assert len(await engine.claims.claim(env, "w1", ALL_TASKS, 10)) == 1
 
 
@@ -373,22 +375,120 @@ async def test_a_retry_is_a_new_execution_and_attempt(engine: Engine, env: int) 
     ]
 
 
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("after", [True, False])
 async def test_a_claim_whose_answer_was_lost_is_handed_out_by_the_next(
-    database_url: str, engine: Engine, env: int, after: bool
+    database_url: str, engine: Engine, env: int, after: bool, alone: bool
 ) -> None:
     async with fault_proxy(database_url) as proxy:
         settings = EngineSettings(database_url=proxy.dsn(database_url))
         async with open_engine(settings, sweeping=False) as behind:
             first = await claimed(behind, env)
+            warm = await triggered(behind, env)
+            assert await behind.claims.claim(env, "w1", ALL_TASKS, 10, lone_run=warm)
             second = await triggered(behind, env)
+            lone_run = second if alone else None
             proxy.cut_next_commit(after=after)
             with pytest.raises(CommitUnknownError):
-                await behind.claims.claim(env, "w1", ALL_TASKS, 10)
-            (run,) = await behind.claims.claim(env, "w1", ALL_TASKS, 10)
+                await behind.claims.claim(env, "w1", ALL_TASKS, 10, lone_run=lone_run)
+            # Whatever a bell says meanwhile.
+            (run,) = await behind.claims.claim(env, "w1", ALL_TASKS, 10, lone_run=first.id)
             assert (run.id, run.execution) == (second, 1)
             assert await behind.claims.claim(env, "w1", ALL_TASKS, 10) == []
     assert first.id != second
+
+
+# One run by its id -----------------------------------------------------------------------------
+
+
+async def alone(engine: Engine, env: int, run_id: str, worker_id: str = "w1") -> list[str]:
+    """Claim the only run that is known to be ready; return what was claimed."""
+    runs = await engine.claims.claim(env, worker_id, ALL_TASKS, 10, lone_run=run_id)
+    return [run.id for run in runs]
+
+
+async def test_a_run_claimed_alone_is_as_one_that_was_looked_for(engine: Engine, env: int) -> None:
+    await query(engine.database, "update runwire.workers set version = 'v7' where id = 'w1'")
+    new = NewRun("plain", '{"a":1}', metadata='{"b":2}', ttl=60, tags=("t",))
+    sought = await claimed(engine, env, new)
+    run_id = await triggered(engine, env, new)
+    (run,) = await engine.claims.claim(env, "w1", ALL_TASKS, 10, lone_run=run_id)
+    assert run == await there(engine, env, run_id)
+    assert run.version == "v7" and run.started_at == run.claimed_at == run.updated_at
+    times = ("sort_at", "created_at", "queued_at", "updated_at", "started_at", "claimed_at")
+    same = {"id": "", **dict.fromkeys(times)}
+    assert run._asdict() | same == sought._asdict() | same
+    _, deltas = zip(*[await last_two(engine, env, id) for id in (sought.id, run_id)], strict=True)
+    assert deltas[0].keys() == deltas[1].keys()
+    assert {**deltas[0], "startedAt": ""} == {**deltas[1], "startedAt": ""}
+    assert await assert_dense(engine, env, run_id) == ["created", "executing"]
+
+
+async def last_two(engine: Engine, env: int, run_id: str) -> list[dict[str, Json]]:
+    """Return what the last two revisions of a run set."""
+    events = await engine.runs.events(env, run_id)
+    return [orjson.loads(event.delta)["set"] for event in events[-2:]]
+
+
+async def test_nothing_is_looked_for_where_another_worker_has_the_only_run(
+    engine: Engine, env: int
+) -> None:
+    await engine.workers.register(env, "w2")
+    run_id = await triggered(engine, env)
+    assert await alone(engine, env, run_id, "w2") == [run_id]
+    (other,) = await make(engine, env, NewRun("plain"))
+    assert await alone(engine, env, run_id) == []
+    assert await alone(engine, env, "run_nowhere00") == []
+    # Nor while the other one is at it: nobody waits.
+    async with engine.database.transaction() as tx:
+        await tx.connection.execute("select from runwire.runs for update")
+        with anyio.fail_after(10):
+            assert await alone(engine, env, other) == []
+    assert await alone(engine, env, other) == [other]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "limited = true",  # by a trigger that raced the limit
+        "execution = 1, attempt = 1",
+        "execution = 1, parked_by = 'w1', resuming = true, attempt = 1",
+    ],
+)
+async def test_what_cannot_be_claimed_alone_is_looked_for(
+    engine: Engine, env: int, change: str
+) -> None:
+    run_id = await triggered(engine, env)
+    await query(engine.database, f"update runwire.runs set {change}")
+    before = await there(engine, env, run_id)
+    (run,) = await engine.claims.claim(env, "w1", ALL_TASKS, 10, lone_run=run_id)
+    resumes = "resuming" in change
+    assert (run.execution, run.attempt) == (before.execution + 1, before.attempt + (not resumes))
+
+
+async def test_a_run_whose_queue_has_got_a_limit_is_not_claimed_past_it(
+    engine: Engine, env: int
+) -> None:
+    run_id = await triggered(engine, env)
+    await query(
+        engine.database,
+        "insert into runwire.queue_groups (environment_id, queue, concurrency_key,"
+        " concurrency_limit) values (%s, 'task/plain', '', 0)",
+        env,
+    )
+    assert await alone(engine, env, run_id) == []
+    await query(engine.database, "update runwire.queue_groups set concurrency_limit = 1")
+    assert await alone(engine, env, run_id) == [run_id]
+    assert (await there(engine, env, run_id)).limited
+
+
+async def test_a_run_past_its_ttl_or_of_another_task_is_not_claimed_alone(
+    engine: Engine, env: int
+) -> None:
+    expired, other = await make(engine, env, NewRun("plain", ttl=60), NewRun("other"))
+    await query(engine.database, "update runwire.runs set expires_at = now() where ttl = 60")
+    assert await alone(engine, env, expired) == []
+    assert not await engine.claims.claim(env, "w1", {"plain": 3}, 10, lone_run=other)
 
 
 # Plans -----------------------------------------------------------------------------------------
@@ -443,6 +543,7 @@ def arguments(env: int, ids: list[str]) -> dict[str, object]:
         "had_turns": [0],
         "limits": [2],
         "ids": ids,
+        "run_id": ids[0],
         "executions": [1] * len(ids),
         "statuses": ["COMPLETED"] * len(ids),
         "outputs": none,
@@ -514,7 +615,8 @@ async def test_many_random_claims_and_outcomes_leave_every_run_final_and_dense(
         chance = random.Random(seed)
         claims = Claims(engine.database, engine.bell)
         while True:
-            runs = await claims.claim(env, "w1", ALL_TASKS, 4)
+            lone_run = chance.choice([None, *ids])
+            runs = await claims.claim(env, "w1", ALL_TASKS, 4, lone_run=lone_run)
             for run in runs:
                 again = 0.0 if run.attempt < 2 and chance.random() < 0.5 else None
                 await engine.outcomes.finish(

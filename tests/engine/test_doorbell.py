@@ -176,6 +176,21 @@ def test_what_does_not_fit_is_said_without_hints_and_then_as_scan() -> None:
     assert heard.scan and not heard.work
 
 
+def test_a_run_is_alone_until_other_work_rings() -> None:
+    lone = Bell(work=frozenset({"emails"}), lone_run="run_1")
+    assert _heard(lone) == lone
+    into = Ringing()
+    for rings in (
+        [(["emails"], "run_1"), (["emails"], "run_2")],
+        [(["a"], None), (["b"], "run_1")],
+    ):
+        for queues, run_id in rings:
+            into.add_work(queues, run_id)
+        assert into.take().lone_run is None
+    into.add_work(["emails"], "run_3")
+    assert into.take().lone_run == "run_3"
+
+
 def test_hints_are_joined_only_where_they_continue_each_other() -> None:
     into = Ringing()
     into.add_stream(StreamMoved("r", "k", 2, (chunk(1),)))

@@ -177,6 +177,7 @@ _CASES: Final[dict[str, list[dict[str, object]]]] = {
         }
         for ids, slots in (([run("ready", 1), run("ready", 2)], 0), ([], 10))
     ],
+    "claims.take_lone": [{"run_id": run("ready"), "tasks": ["task-2"], "max_attempts": [3]}],
     "debounces.claim": [{"tasks": ["task-2"], "keys": ["new"], "ids": [_NEW]}],
     "following.events": [{"after": 1}],
     "environments.name": [{"id": 1}],

@@ -145,10 +145,22 @@ async def test_a_lone_trigger_rings_in_the_session_that_has_committed_it(
     with anyio.fail_after(30):
         async with Listener(database_url, environment_id=env) as bells:
             assert (await anext(bells)).scan
-            await triggered(engine, env, NewRun("plain", tags=("user:1",)))
+            run_id = await triggered(engine, env, NewRun("plain", tags=("user:1",)))
             heard = await anext(bells)
-    assert heard.work == {"task/plain"}
+    assert heard.work == {"task/plain"} and heard.lone_run == run_id
     assert heard.runs_moved and not heard.scan
+
+
+@pytest.mark.parametrize("new", [NewRun("plain", delay=60.0), NewRun("limited")])
+async def test_a_lone_trigger_names_no_run_that_is_not_ready_or_goes_through_a_group(
+    engine: Engine, env: int, database_url: str, new: NewRun
+) -> None:
+    with anyio.fail_after(30):
+        async with Listener(database_url, environment_id=env) as bells:
+            assert (await anext(bells)).scan
+            await triggered(engine, env, new)
+            heard = await anext(bells)
+    assert heard.work and heard.lone_run is None
 
 
 async def test_while_notify_fails_a_lone_trigger_leaves_its_bell_to_the_doorbell(

@@ -17,6 +17,7 @@ from runwire.errors import FencedError
 from runwire.tasks import AnyTask
 from runwire_engine import executor
 from runwire_engine.catalogue import TaskAnnouncement
+from runwire_engine.claims import ClaimedRun, Claims
 from runwire_engine.outcomes import Canceled
 from runwire_engine.verdicts import Interruption
 from runwire_engine.wanted_runs import NewRun
@@ -499,6 +500,60 @@ async def test_no_more_runs_execute_at_once_than_there_are_slots(bench: Bench) -
             assert not isinstance(result, Exception)
             assert (await bench.until(result.id)).status == "COMPLETED"
     assert most[0] == 3
+
+
+async def test_an_idle_worker_claims_the_run_that_a_bell_names(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = _lone_runs(monkeypatch)
+
+    async def brief() -> None: ...
+
+    made = defined(brief)
+    async with bench.worker(made, poll=WAIT):
+        await _until_named(bench, made, named)
+
+
+async def test_a_run_whose_bell_was_lost_is_found_between_runs_that_bells_name(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = _lone_runs(monkeypatch)
+
+    async def brief() -> None: ...
+
+    made = defined(brief)
+    async with bench.worker(made, poll=0.5):
+        silent = await bench.start(made, delay=600.0)
+        await _until_named(bench, made, named)
+        await bench.sql(
+            "update runwire.runs set status = 'QUEUED', queued_at = now(), sort_at = now(),"
+            " delayed_until = null where id = %(id)s",
+            id=silent,
+        )
+        with anyio.fail_after(WAIT):
+            # Each of them comes before the worker would look by itself.
+            while (await bench.row(silent)).status != "COMPLETED":
+                await bench.finished(made)
+
+
+def _lone_runs(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Keep what claims are told to be the only run."""
+    claim = Claims.claim
+    named: list[str | None] = []
+
+    async def kept(*arguments: Any, lone_run: str | None = None) -> list[ClaimedRun]:
+        named.append(lone_run)
+        return await claim(*arguments, lone_run=lone_run)
+
+    monkeypatch.setattr(Claims, "claim", kept)
+    return named
+
+
+async def _until_named(bench: Bench, made: AnyTask, named: list[str | None]) -> None:
+    """Let runs finish until one was claimed by its name, since a worker looks for all at first."""
+    with anyio.fail_after(WAIT):
+        while (await bench.finished(made)).id not in named:
+            pass
 
 
 async def test_a_limited_queue_is_kept_and_its_next_run_starts_at_once(bench: Bench) -> None:

@@ -271,6 +271,67 @@ select look.*, c.*, m.body as metadata
         where m.environment_id = c.environment_id and m.run_id = c.id
         limit 1) as m on true;
 
+-- take_lone --
+-- As `take`, of one run that a bell named: gives it to the worker if nobody ever had it, nobody else is
+-- taking it and its queue has no limit. One row at least: with whether it is ready and was not to be
+-- had so, so that it is worth looking for it as for any other.
+with clock as materialized (
+    select runwire.now_v1() as now
+), picked as materialized (
+    select r.id,
+           r.execution = 0 and not r.limited
+           and not exists (select from runwire.queue_groups g
+                            where g.environment_id = %(environment_id)s and g.queue = r.queue
+                              and g.concurrency_key = '') as is_plain
+      from runwire.runs r
+     where r.environment_id = %(environment_id)s and r.id = %(run_id)s
+       and r.status || '' = 'QUEUED'  -- no partial index: this is a look-up by id
+       and r.task || '' = any(%(tasks)s::text[])
+       and (r.expires_at is null or r.expires_at > runwire.now_v1())
+       for no key update skip locked
+), worker as materialized (
+    select w.id, nullif(w.version, '') as version
+      from runwire.workers w, clock
+     where w.id = %(worker_id)s and w.environment_id = %(environment_id)s
+       and w.stopped_at is null and w.expires_at > clock.now
+       for key share of w
+), claimed as (
+    update runwire.runs r
+       set status = 'EXECUTING',
+           revision = r.revision + 1,
+           execution = 1,
+           attempt = 1,
+           lineage = 1,
+           max_attempts = coalesce(r.max_attempts, (%(max_attempts)s::integer[])[
+                                       array_position(%(tasks)s::text[], r.task)]),
+           worker_id = worker.id,
+           version = coalesce(worker.version, r.version),
+           claimed_at = clock.now,
+           started_at = clock.now,
+           expires_at = null,
+           updated_at = clock.now
+      from clock, worker, picked
+     where r.environment_id = %(environment_id)s and r.id = picked.id and picked.is_plain
+    returning r.*
+), logged as (
+    insert into runwire.run_events
+           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+    select bucket, environment_id, id, revision, 'executing',
+           concat('{"set":{"status":"EXECUTING","attempt":1,"maxAttempts":', max_attempts,
+                  ',"workerId":', to_json(worker_id)::text,
+                  ',"version":' || to_json(version)::text,
+                  ',"startedAt":"', runwire.wire_time_v2(started_at), '"}}'),
+           updated_at, task, tags, batch_id
+      from claimed
+)
+select look.*, c.*, m.body as metadata
+  from (select exists (select from picked where not is_plain) as is_odd) as look
+  left join claimed c on true
+  left join lateral (
+       select body from runwire.run_metadata m
+        where m.environment_id = c.environment_id and m.run_id = c.id
+        limit 1) as m on true;
+
 -- wait_for_claim --
 -- Waits for a claim of this worker that is still committing.
 select from runwire.workers where id = %(worker_id)s for update;

@@ -242,7 +242,7 @@ select %(environment_id)s, item.batch_id, item.index, item.run_id
 -- lone --
 -- Makes one run that asks for nothing beside its own row, commits it and rings for it; answers its
 -- queue. None where its task is unknown, or its call was made before: then nothing was written.
-call runwire.trigger_lone_v1(
+call runwire.trigger_lone_v2(
     %(environment_id)s, %(id)s::text, %(task)s::text, %(concurrency_key)s::text, %(payload)s::text,
     %(payload_type)s::text, %(metadata)s::text, %(delay_until)s::timestamptz,
     %(delay)s::double precision, %(ttl)s::double precision, %(max_attempts)s::integer,
