@@ -85,6 +85,10 @@ class Connection(ABC):
     def cut_off(self, code: int, reason: str) -> None:
         """Close it now, whatever it is doing."""
 
+    def fail(self) -> None:
+        """Cut it off after a fault of ours: its client resumes."""
+        self.cut_off(CloseCode.INSUFFICIENT_STATE, "the server lost its place")
+
     @abstractmethod
     def tick(self, now: float) -> None:
         """Look when something is due, and end what has been stuck for too long."""

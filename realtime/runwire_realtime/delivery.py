@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from runwire.wire import CloseCode
 from runwire_realtime.cohort import MEMBERS, Cohort
 from runwire_realtime.frames import Frames
 from runwire_realtime.hub import Hub
@@ -131,7 +130,7 @@ class Delivery:
                 connection.write(now)
             except Exception:
                 logger.exception("writing to a connection failed; it is told to resume")
-                connection.cut_off(CloseCode.INSUFFICIENT_STATE, "the server lost its place")
+                connection.fail()
 
     def _read(self, verifying: TaskGroup) -> None:
         now = self.now()
@@ -141,7 +140,7 @@ class Delivery:
                 token = connection.read(now)
             except Exception:
                 logger.exception("reading from a connection failed; it is told to resume")
-                connection.cut_off(CloseCode.INSUFFICIENT_STATE, "the server lost its place")
+                connection.fail()
             else:
                 if token is not None:
                     verifying.start_soon(connection.verify, token)

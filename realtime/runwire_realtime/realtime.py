@@ -285,4 +285,8 @@ class Realtime:
                     watchdog.beat()
                     now = time.monotonic()
                     for connection in connections[turn::turns]:
-                        connection.tick(now)
+                        try:
+                            connection.tick(now)
+                        except Exception:
+                            logger.exception("the time of a connection cannot be kept; it resumes")
+                            connection.fail()

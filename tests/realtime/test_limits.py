@@ -8,8 +8,10 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from runwire import AsyncRunwire
-from runwire.wire import JsonObject
+from runwire.wire import CloseCode, JsonObject
 from runwire_engine.wanted_runs import NewRun
+from runwire_realtime.direct_connection import DirectConnection
+from tests.support.raw_socket import CLOSE, RawSocket, raw_socket
 from tests.support.server import TestRealtime, running_realtime
 from tests.support.sockets import Socket, of_type, open_socket, until_true
 from tests.support.stage import open_stage
@@ -125,6 +127,39 @@ async def test_a_heartbeat_comes_as_often_as_the_server_says(database_url: str) 
     ):
         assert (await socket.authenticate(server.key))["heartbeat"] == 0.5
         assert (await socket.next())["type"] == "hb"
+
+
+async def test_each_of_many_sockets_gets_its_heartbeat_though_the_time_of_one_cannot_be_kept(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_time, broken = DirectConnection.tick, list[DirectConnection]()
+
+    def tick(connection: DirectConnection, now: float) -> None:
+        if not broken:
+            broken.append(connection)
+        if connection is broken[0]:
+            raise ZeroDivisionError
+        keep_time(connection, now)
+
+    async with running_realtime(database_url, hub_heartbeat=0.5) as server, AsyncExitStack() as s:
+        bearer = f"authorization: Bearer {server.key}"
+        # In turns of a hundred.
+        sockets = [await s.enter_async_context(raw_socket(server.url, bearer)) for _ in range(250)]
+        monkeypatch.setattr(DirectConnection, "tick", tick)
+        ended = [await _until_heartbeat(socket) for socket in sockets]
+    assert sorted(ended, key=str) == [CloseCode.INSUFFICIENT_STATE, *[None] * 249]
+
+
+async def _until_heartbeat(socket: RawSocket) -> int | None:
+    """Return None once a heartbeat has come, or the code with which the socket was closed."""
+    with anyio.fail_after(60):
+        while (found := await socket.frame()) is not None:
+            opcode, payload = found
+            if opcode == CLOSE:
+                return int.from_bytes(payload[:2], "big")
+            if b'"hb"' in payload:
+                return None
+    raise AssertionError("it was lost without a word")
 
 
 # Draining

@@ -56,7 +56,7 @@ class RawSocket:
     async def close_code(self) -> int | None:
         """Read until the close frame and return its code; None: there was none."""
         with anyio.fail_after(WAIT):
-            while (found := await self._frame()) is not None:
+            while (found := await self.frame()) is not None:
                 opcode, payload = found
                 if opcode == CLOSE and len(payload) >= 2:
                     return int(struct.unpack("!H", payload[:2])[0])
@@ -65,7 +65,7 @@ class RawSocket:
     async def next(self) -> bytes | None:
         """Return the payload of the next text frame, answering pings; None: there is none."""
         with anyio.fail_after(WAIT):
-            while (found := await self._frame()) is not None:
+            while (found := await self.frame()) is not None:
                 opcode, payload = found
                 if opcode == TEXT:
                     return payload
@@ -73,7 +73,8 @@ class RawSocket:
                     await self.send(frame(payload, PONG))
         return None
 
-    async def _frame(self) -> tuple[int, bytes] | None:
+    async def frame(self) -> tuple[int, bytes] | None:
+        """Return the opcode and the payload of the next frame; None: there is none."""
         head = await self._take(2)
         if head is None:
             return None
