@@ -1,4 +1,4 @@
-"""What a writer is fed by the generator: events on standard input, a line each.
+"""What a writer is fed by the generator: events from a pipe, a line each.
 
 Nothing here but the standard library, since peers have an environment of their own.
 """
@@ -6,6 +6,7 @@ Nothing here but the standard library, since peers have an environment of their 
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from typing import IO
 
 _READ = 1 << 16
 # Where the stream stands in an event, from its end: four digits.
@@ -13,12 +14,28 @@ _STREAM = slice(-35, -31)
 
 
 async def events() -> AsyncIterator[list[str]]:
-    """Say "ready", and yield the events that arrived together until the input ends."""
+    """Say "ready", and yield the events that arrived together until the standard input ends."""
+    reader = await _reader(sys.stdin)
+    print("ready", flush=True)
+    async for lines in _lines(reader):
+        yield lines
+
+
+async def events_of(pipe: IO[str]) -> AsyncIterator[list[str]]:
+    """Yield the events that arrived together until a pipe ends."""
+    async for lines in _lines(await _reader(pipe)):
+        yield lines
+
+
+async def _reader(pipe: IO[str]) -> asyncio.StreamReader:
     reader = asyncio.StreamReader(limit=_READ)
     await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
     )
-    print("ready", flush=True)
+    return reader
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[list[str]]:
     rest = ""
     while data := await reader.read(_READ):
         *lines, rest = (rest + data.decode()).split("\n")

@@ -2,7 +2,8 @@
 
 Ours appends through the engine in a process of its own; the chunk is durable before it is sent.
 Hubs have core 0; our writer too, since with Node on LISTEN they are one process; Postgres or Redis
-and the generator share the rest. One row more has our writer there: the hub has its core alone.
+and the generator share the rest. One row more has our writer there: the hub has its core alone. In
+another the chunks are written by a task as tasks do (`streams.writer`), in a worker on core 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from tests.benchmarks.sources import Opened
 from tests.benchmarks.stand import Stand
 
 APART = "runwire, writer beside Postgres"
+RELAYED = "runwire, from a task"
 LISTEN = "node ws on LISTEN"
 REDIS = "redis streams, pipelined"
 REDIS_DURABLE = "redis streams, pipelined, fsync"
@@ -53,6 +55,7 @@ def _table(stand: Stand, rounds: int, *, per_second: int, streams: int, seconds:
     measured: dict[str, Callable[[], Figures]] = {
         name: partial(measure, opened) for name, opened in alternatives(stand, streams).items()
     }
+    measured[RELAYED] = lambda: measure(lambda: sources.relayed(stand, streams))
     goals = [
         Goal("p50", 1.5, most=True),
         Goal("p99", 4.0, most=True),

@@ -20,6 +20,7 @@ from tests.benchmarks.environment import nats_server, node, python, redis_server
 from tests.benchmarks.generator import EVENT_SIZE, Counted, Load
 from tests.benchmarks.program import input_of, next_line, program
 from tests.benchmarks.stand import Stand, serving
+from tests.benchmarks.worker import relaying
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,32 @@ def ours(
     with program([*appender, run_id], stand.environment, writer_on) as writer:
         if next_line(writer) != "ready":
             raise RuntimeError("the appender did not start")
-        pipe = input_of(writer).fileno()
-        load = Load(
-            port=stand.port,
-            path=SOCKET_PATH,
-            subprotocol=PROTOCOL,
-            hellos=hellos(stand, run_id, streams),
-            streams=streams,
-            ready='"live"',
-            publish=f"fd:{pipe}",
-            suffix="\n",
-            check_seq=True,
-            servers=[stand.server, *([writer.pid] if writer_on == SERVER_CORES else [])],
-        )
-        yield Source(load, [pipe], run_id)
+        servers = [stand.server, *([writer.pid] if writer_on == SERVER_CORES else [])]
+        yield _fed(stand, run_id, streams, input_of(writer).fileno(), servers)
+
+
+@contextlib.contextmanager
+def relayed(stand: Stand, streams: int) -> Generator[Source]:
+    """Write to streams of a run from its own task, in a worker that has the server's core too."""
+    with serving(stand) as server, relaying(server, SERVER_CORES) as (run_id, pipe):
+        yield _fed(server, run_id, streams, pipe, [server.server])
+
+
+def _fed(stand: Stand, run_id: str, streams: int, pipe: int, servers: Sequence[int]) -> Source:
+    """Return what reads a run's streams and publishes into a pipe of its writer."""
+    load = Load(
+        port=stand.port,
+        path=SOCKET_PATH,
+        subprotocol=PROTOCOL,
+        hellos=hellos(stand, run_id, streams),
+        streams=streams,
+        ready='"live"',
+        publish=f"fd:{pipe}",
+        suffix="\n",
+        check_seq=True,
+        servers=servers,
+    )
+    return Source(load, [pipe], run_id)
 
 
 @contextlib.contextmanager

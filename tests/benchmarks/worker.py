@@ -1,6 +1,10 @@
 """Our worker, with the tasks it is measured with: queue runs, start it, read how they ended."""
 
 import contextlib
+import errno
+import json
+import os
+import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import anyio
 import psycopg
 
+from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.engine import open_engine
 from runwire_engine.settings import EngineSettings
 from runwire_engine.wanted_runs import NewRun
@@ -42,6 +47,51 @@ async def _queue(stand: Stand, count: int) -> None:
         for start in range(0, count, AT_ONCE):
             new = [NewRun(task="noop", payload=None)] * min(AT_ONCE, count - start)
             await engine.runs.trigger_many(stand.environment_id, new)
+
+
+@contextlib.contextmanager
+def relaying(stand: Stand, wanted: set[int]) -> Generator[tuple[str, int]]:
+    """Run a worker with one run that writes to its streams what it reads from a pipe.
+
+    Yields the run's id and the end of the pipe to write to. The run ends with the block.
+    """
+    with tempfile.TemporaryDirectory() as folder, working(stand, 1, wanted):
+        pipe = Path(folder) / "events"
+        os.mkfifo(pipe)
+        run_id = anyio.run(_relay, stand, str(pipe))
+        end = _opened(pipe)
+        try:
+            yield run_id, end
+        finally:
+            os.close(end)
+            with psycopg.connect(stand.dsn, autocommit=True) as connection:
+                ended = "select count(*) from runwire.runs where status = 'COMPLETED' and id = "
+                _await(connection, f"{ended}'{run_id}'", 1, 30)
+
+
+async def _relay(stand: Stand, pipe: str) -> str:
+    async with open_engine(EngineSettings(database_url=stand.dsn), sweeping=False) as engine:
+        await engine.catalogue.announce(
+            stand.environment_id, [TaskAnnouncement("relay", "task/relay")]
+        )
+        new = NewRun(task="relay", payload=json.dumps(pipe))
+        return (await engine.runs.trigger(stand.environment_id, new)).id
+
+
+def _opened(pipe: Path) -> int:
+    """Open a named pipe for writing once somebody reads it. Raises TimeoutError."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            time.sleep(0.01)
+        else:
+            os.set_blocking(end, True)
+            return end
+    raise TimeoutError("the run that relays did not start within 30 s")
 
 
 def finished(stand: Stand, task: str, count: int, seconds: float) -> tuple[float, list[float]]:
