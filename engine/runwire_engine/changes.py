@@ -94,7 +94,7 @@ class Tail:
         if self._own is None or self._database.is_pooled:
             rows = await read_by_txid(self._database, "changes.tail", parameters)
         else:
-            rows = await self._own.all(parameters)
+            rows = await self._own.all("changes.tail", parameters)
         changes = _changes(rows, self._limit)
         self._position = changes.snapshot
         return changes

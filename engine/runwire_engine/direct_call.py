@@ -3,14 +3,14 @@
 For a statement psycopg looks up types, plans and adapters, and a waiter joins the event loop and
 leaves it; a pool lends a connection. Each time that costs several round trips to a local Postgres.
 Here the statement is prepared once, its parameters are texts, and the loop watches the connection
-for as long as it lives. `one` and `all` make one call at a time; `begin` and `behind` send one
-behind those that are under way, which Postgres executes one after the other, each in a transaction
-of its own.
+for as long as it lives. A call is sent behind those that are under way, which Postgres executes one
+after the other, each in a transaction of its own.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import psycopg
@@ -58,12 +58,11 @@ class DirectCall:
     def __init__(
         self,
         database: Database,
-        name: str,
-        *others: str,
+        *names: str,
         one_plan: bool = False,
         settings: str = "",
     ) -> None:
-        """Take the statement of `one`, and others that can be begun.
+        """Take the statements.
 
         `one_plan`: they have one good plan whatever their parameters. `settings`: of the session,
         as start-up options.
@@ -71,8 +70,8 @@ class DirectCall:
         self._database = database
         self._one_plan = one_plan
         self._settings = settings
-        self._statement = _Statement(name)
-        self._statements = {name: self._statement, **{o: _Statement(o) for o in others}}
+        self._name = names[0]
+        self._statements = {name: _Statement(name) for name in names}
         self._connection: AsyncConnection[Row] | None = None
         # What loads a statement's rows, and their columns; known after its first answer.
         self._rows: dict[str, tuple[abc.Transformer, list[str]]] = {}
@@ -86,31 +85,28 @@ class DirectCall:
         self._moved_at = 0.0
         # What is prepared does not fit any more.
         self._is_stale = False
-        # A call is under way, or connects.
-        self.is_busy = False
+        self._is_connecting = False
 
-    async def one(self, parameters: Parameters) -> list[str | None]:
-        """Call it and return the first row, as texts.
+    async def all(self, name: str, parameters: Parameters) -> list[Row]:
+        """Call a statement behind those under way, and return its rows; connects where it must.
 
-        Raises CommitUnknownError when the connection broke meanwhile: it may have happened.
+        Raises EngineError; CommitUnknownError when the connection broke meanwhile: it may have
+        happened. StaleError where what is prepared does not fit any more, and others are under way.
         """
-        result = await self._call(parameters)
-        return [_text(result.get_value(0, column)) for column in range(result.nfields)]
+        await self.connect()
+        try:
+            return await self._behind(name, parameters)
+        except StaleError:
+            await self.connect()
+            return await self._behind(name, parameters)
 
-    async def all(self, parameters: Parameters) -> list[Row]:
-        """Call it and return its rows. Raises as `one`."""
-        return self._loaded(self._statement.name, await self._call(parameters, in_binary=True))
-
-    async def behind(self, name: str, parameters: Parameters) -> list[Row]:
-        """Call a statement behind those under way, and return its rows; only while connected.
-
-        Raises as `one`, and StaleError where it does not fit any more, before anything was done.
-        """
+    async def _behind(self, name: str, parameters: Parameters) -> list[Row]:
         if self._connection is None:
             raise DatabaseUnavailableError(f"{name}: the connection was lost")
         try:
             result = await self.begin(name, parameters, in_binary=True)
         except _STALE:
+            # Refused before anything was done.
             self._is_stale = True
             raise StaleError(name) from None
         except (psycopg.Error, UnicodeError) as error:
@@ -147,30 +143,6 @@ class DirectCall:
             self.close()
             raise self._unknown() from None
 
-    async def _call(self, parameters: Parameters, *, in_binary: bool = False) -> PGresult:
-        assert not self.is_busy, "one call at a time"
-        self.is_busy = True
-        try:
-            values = self._statement.values(parameters)
-            try:
-                return await self._asked(values, in_binary)
-            except _STALE:
-                # Refused before anything was done; what is prepared anew fits.
-                self.close()
-                return await self._asked(values, in_binary)
-        except (psycopg.Error, UnicodeError) as error:
-            translated = translate(error, self._statement.name)
-            self._database.note(translated)
-            raise translated from None
-        finally:
-            self.is_busy = False
-
-    async def _asked(self, values: Sequence[bytes | None], in_binary: bool) -> PGresult:
-        if self._connection is None:
-            await self._connect()
-        send = partial(self._send, self._statement, values, in_binary=in_binary)
-        return await self._ask(send)
-
     @property
     def is_connected(self) -> bool:
         """Whether its connection stands, as far as is known."""
@@ -195,7 +167,7 @@ class DirectCall:
     @property
     def takes_more(self) -> bool:
         """Whether a call may go behind those under way: none takes its time."""
-        if self.is_busy:
+        if self._is_connecting:
             return False
         if not self._answers:
             return True
@@ -208,15 +180,15 @@ class DirectCall:
             self.close()
         if self._connection is not None:
             return
-        self.is_busy = True
+        self._is_connecting = True
         try:
             await self._connect()
         except psycopg.Error as error:
-            raise translate(error, self._statement.name) from None
+            raise translate(error, self._name) from None
         finally:
-            self.is_busy = False
+            self._is_connecting = False
 
-    async def _connect(self) -> AsyncConnection[Row]:
+    async def _connect(self) -> None:
         self._connection = connection = await self._database.connect(
             one_plan=self._one_plan, settings=self._settings
         )
@@ -224,7 +196,7 @@ class DirectCall:
         self.socket = connection.pgconn.socket
         asyncio.get_running_loop().add_reader(self.socket, self._readable)
         if self._database.is_pooled:
-            return connection
+            return
         try:
             for statement in self._statements.values():
                 await self._ask(partial(_prepare, statement))
@@ -234,7 +206,6 @@ class DirectCall:
             # Every call there would fail: nothing is prepared.
             self.close()
             raise
-        return connection
 
     def _send(
         self,
@@ -283,8 +254,7 @@ class DirectCall:
         return answer
 
     def _unknown(self) -> CommitUnknownError:
-        name = self._statement.name
-        return CommitUnknownError(f"{name}: the connection broke; it may have happened")
+        return CommitUnknownError(f"{self._name}: the connection broke; it may have happened")
 
     def _flush(self) -> None:
         """Send what the socket takes, and the rest when it takes more."""
@@ -370,19 +340,12 @@ class DirectCalls:
         While one before it takes its time, another connection takes this one.
         """
         call = self._calls[name]
-        if not call.takes_more:
-            return await self._database.all(name, parameters)
-        await call.connect()
-        try:
-            return await repeated(lambda: call.behind(name, parameters))
-        except StaleError:
-            return await self._database.all(name, parameters)
+        if call.takes_more:
+            with suppress(StaleError):
+                return await repeated(lambda: call.all(name, parameters))
+        return await self._database.all(name, parameters)
 
     def close(self) -> None:
         """Close the connections."""
         for call in self._calls.values():
             call.close()
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
