@@ -19,7 +19,7 @@ from runwire_engine.wanted_runs import NewRun
 from tests.benchmarks.program import program
 from tests.benchmarks.stand import RUNWIRE, Stand
 
-TASKS = Path("tests/benchmarks/noop_tasks.py")
+TASKS = Path("tests/benchmarks/measured_tasks.py")
 AT_ONCE = 500
 
 
