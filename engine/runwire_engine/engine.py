@@ -34,7 +34,7 @@ from runwire_engine.workers import Workers
 _HOT: Final = (
     ("triggers.lone",),
     ("triggers.insert",),
-    ("claims.take", "claims.take_lone", "outcomes.record"),
+    ("claims.take", "claims.take_lone", "outcomes.complete", "outcomes.record"),
 )
 # How long the end waits for what was handed in; and for the last bells, which only save a poll.
 _DRAIN_SECONDS: Final = 5.0

@@ -234,6 +234,14 @@ _CASES: Final[dict[str, list[dict[str, object]]]] = {
         for seq in (0, RUNS // 2, RUNS - 5)
     ],
     "following.text": [{"stream_id": LONG, "from_seq": RUNS // 2, "before_seq": RUNS // 2 + 50}],
+    "outcomes.complete": [
+        {
+            "ids": [run("executing", 1), run("executing", 2)],
+            "executions": [1, 1],
+            "outputs": ["{}", None],
+            "output_types": ["application/json", None],
+        }
+    ],
     "outcomes.record": [
         {
             "ids": [run("executing", 1), run("executing", 2)],

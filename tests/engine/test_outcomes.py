@@ -283,6 +283,38 @@ async def test_a_stream_made_while_the_outcome_waits_for_it_is_ended_too(
     assert stream.eof_reason == "completed"
 
 
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ("cancel_requested_at = now()", "CANCELED"),
+        ("awaited = true", "COMPLETED"),
+        ("execution = execution + 1", "EXECUTING"),
+    ],
+)
+async def test_an_outcome_that_waits_for_a_change_of_its_run_goes_by_what_the_run_is_then(
+    engine: Engine, env: int, change: str, status: str
+) -> None:
+    run, other = await claimed(engine, env), await claimed(engine, env)
+    told: list[Finished | Exception] = []
+
+    async def finish() -> None:
+        outcomes = [Completed(each.id, each.execution, "1") for each in (run, other)]
+        told.extend(await engine.outcomes.finish_many(env, outcomes))
+
+    async with anyio.create_task_group() as tasks:
+        async with engine.database.transaction() as tx:
+            await tx.connection.execute(
+                f"update runwire.runs set {change} where id = %s".encode(), (run.id,)
+            )
+            tasks.start_soon(finish)
+            await somebody_waits_for_a_lock(engine)
+    after = await there(engine, env, run.id)
+    assert (after.status, after.revision) == (status, 2 + (status in FINAL))
+    assert isinstance(told[0], FencedError) == (status == "EXECUTING")
+    assert told[1] == Finished(other.id, RunStatus.COMPLETED)
+    await assert_dense(engine, env, run.id)
+
+
 async def somebody_waits_for_a_lock(engine: Engine) -> None:
     with anyio.fail_after(60):
         waiting = False

@@ -1,3 +1,54 @@
+-- complete --
+-- Ends attempts that returned, whose execution still holds its run, and whose end entails nothing more
+-- (see Endings), so that it may be the whole transaction; the others are left to `record`. A row that
+-- changed meanwhile is looked at again, as it is then. Ids in order, as everybody locks.
+with clock as (
+    select runwire.now_v1() as now
+), changed as (
+    update runwire.runs r
+       set status = 'COMPLETED',
+           revision = r.revision + 1,
+           worker_id = null,
+           output = given.output,
+           output_type = given.output_type,
+           error = null,
+           duration_ms = r.duration_ms + coalesce(
+               (extract(epoch from clock.now - r.claimed_at) * 1000)::bigint, 0),
+           finished_at = clock.now,
+           updated_at = clock.now
+      from clock,
+           -- Not unnest, of which Postgres expects so few that it compares each with each.
+           (select (%(ids)s::text[])[place] as id,
+                   (%(executions)s::integer[])[place] as execution,
+                   (%(outputs)s::text[])[place] as output,
+                   (%(output_types)s::text[])[place] as output_type
+              from generate_subscripts(%(ids)s::text[], 1) as place) as given
+     where r.environment_id = %(environment_id)s and r.id = any(%(ids)s::text[])
+       and r.id = given.id and r.execution = given.execution
+       -- No partial index: this is a look-up by id.
+       and r.status || '' in ('DEQUEUED', 'EXECUTING')
+       and r.cancel_requested_at is null and r.waited = 0
+       and r.stream_keys = '{}' and r.reserved_stream_keys = '{}'
+    returning r.bucket, r.environment_id, r.id, r.status, r.revision, r.duration_ms, r.finished_at,
+              r.output, r.output_type, r.updated_at, r.task, r.tags, r.batch_id, r.queue, r.limited,
+              r.awaited
+), logged as (
+    insert into runwire.run_events
+           (bucket, environment_id, run_id, revision, type, delta, created_at, task, tags, batch_id)
+    select c.bucket, c.environment_id, c.id, c.revision, 'final',
+           concat(
+               '{"set":{"status":"COMPLETED","workerId":null,"durationMs":', c.duration_ms,
+               ',"finishedAt":"', runwire.wire_time_v2(c.finished_at), '"',
+               case when octet_length(c.output) > 8192
+                    then ',"output":{"$large":{"bytes":' || octet_length(c.output) || '}}'
+                    when c.output is not null then ',"output":' || c.output end,
+               ',"outputType":' || to_json(c.output_type)::text,
+               '}}'),
+           c.updated_at, c.task, c.tags, c.batch_id
+      from changed c
+)
+select environment_id, id, status, queue, limited, awaited from changed;
+
 -- record --
 -- Ends attempts whose execution still holds its run: a transition, a revision and an event each.
 -- A cancellation that was requested before beats whatever the attempt ended with. `alone`: leaves out
