@@ -277,6 +277,22 @@ begin
         perform pg_notify('runwire_feed', bell);
     end if;
 end $$;
+CREATE FUNCTION runwire.check_run_v1() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $_$
+declare
+    broken text := case
+        when new.id !~ '^run_[0-9a-z]+$' or length(new.id) not between 12 and 68
+            then 'runs_id_check'
+        when cardinality(new.tags) > 10 then 'runs_tags_check'
+        when new.ttl <= 0 then 'runs_ttl_check'
+        when new.max_duration <= 0 then 'runs_max_duration_check'
+        else 'runs_status_check' end;
+begin
+    raise exception 'new row for relation "runs" violates check constraint "%"', broken
+        using errcode = 'check_violation', schema = 'runwire', table = 'runs', constraint = broken;
+end
+$_$;
 CREATE FUNCTION runwire.close_day_v1(day date, final_before timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -903,15 +919,7 @@ CASE
     WHEN (status = 'WAITING'::text) THEN true
     ELSE (worker_id IS NULL)
 END),
-    CONSTRAINT runs_attempt_check CHECK ((attempt >= 0)),
-    CONSTRAINT runs_execution_check CHECK ((execution >= 0)),
-    CONSTRAINT runs_id_check CHECK (((id ~ '^run_[0-9a-z]+$'::text) AND ((length(id) >= 12) AND (length(id) <= 68)))),
-    CONSTRAINT runs_max_attempts_check CHECK ((max_attempts > 0)),
-    CONSTRAINT runs_max_duration_check CHECK ((max_duration > (0)::double precision)),
-    CONSTRAINT runs_revision_check CHECK ((revision > 0)),
-    CONSTRAINT runs_status_check CHECK ((status = ANY (ARRAY['PENDING_VERSION'::text, 'DELAYED'::text, 'QUEUED'::text, 'DEQUEUED'::text, 'EXECUTING'::text, 'WAITING'::text, 'COMPLETED'::text, 'CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text]))),
-    CONSTRAINT runs_tags_check CHECK ((cardinality(tags) <= 10)),
-    CONSTRAINT runs_ttl_check CHECK ((ttl > (0)::double precision))
+    CONSTRAINT runs_counts_check CHECK (((attempt >= 0) AND (execution >= 0) AND (revision > 0) AND (max_attempts > 0)))
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 CREATE TABLE runwire.schedules (
@@ -1158,8 +1166,10 @@ CREATE INDEX waits_inputs ON runwire.waits USING btree (environment_id, run_id) 
 CREATE INDEX wakes_by_age ON runwire.wakes USING btree (created_at);
 CREATE INDEX workers_live ON runwire.workers USING btree (expires_at) WHERE (stopped_at IS NULL);
 CREATE INDEX writers_by_age ON runwire.writers USING btree (updated_at);
-CREATE TRIGGER guard_final BEFORE UPDATE OF output, error, execution, attempt, stream_keys ON runwire.runs FOR EACH ROW WHEN (((old.finished_at IS NOT NULL) AND ((old.output IS DISTINCT FROM new.output) OR (old.error IS DISTINCT FROM new.error) OR (old.execution <> new.execution) OR (old.attempt <> new.attempt) OR (old.stream_keys <> new.stream_keys)))) EXECUTE FUNCTION runwire.guard_final_v1();
-CREATE TRIGGER guard_transition BEFORE UPDATE OF status ON runwire.runs FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (NOT ((old.status = 'QUEUED'::text) AND (new.status = 'EXECUTING'::text))) AND (NOT ((old.status = 'EXECUTING'::text) AND (new.status = 'COMPLETED'::text))))) EXECUTE FUNCTION runwire.guard_transition_v1();
+CREATE TRIGGER check_changed AFTER UPDATE OF id, tags, ttl, max_duration ON runwire.runs FOR EACH ROW WHEN (((new.id !~ '^run_[0-9a-z]+$'::text) OR ((length(new.id) < 12) OR (length(new.id) > 68)) OR (cardinality(new.tags) > 10) OR (new.ttl <= (0)::double precision) OR (new.max_duration <= (0)::double precision))) EXECUTE FUNCTION runwire.check_run_v1();
+CREATE TRIGGER check_new AFTER INSERT ON runwire.runs FOR EACH ROW WHEN (((new.id !~ '^run_[0-9a-z]+$'::text) OR ((length(new.id) < 12) OR (length(new.id) > 68)) OR (cardinality(new.tags) > 10) OR (new.ttl <= (0)::double precision) OR (new.max_duration <= (0)::double precision) OR (new.status <> ALL (ARRAY['PENDING_VERSION'::text, 'DELAYED'::text, 'QUEUED'::text, 'DEQUEUED'::text, 'EXECUTING'::text, 'WAITING'::text, 'COMPLETED'::text, 'CANCELED'::text, 'FAILED'::text, 'CRASHED'::text, 'SYSTEM_FAILURE'::text, 'EXPIRED'::text, 'TIMED_OUT'::text])))) EXECUTE FUNCTION runwire.check_run_v1();
+CREATE TRIGGER guard_final AFTER UPDATE OF output, error, execution, attempt, stream_keys ON runwire.runs FOR EACH ROW WHEN (((old.finished_at IS NOT NULL) AND ((old.output IS DISTINCT FROM new.output) OR (old.error IS DISTINCT FROM new.error) OR (old.execution <> new.execution) OR (old.attempt <> new.attempt) OR (old.stream_keys <> new.stream_keys)))) EXECUTE FUNCTION runwire.guard_final_v1();
+CREATE TRIGGER guard_transition AFTER UPDATE OF status ON runwire.runs FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (NOT ((old.status = 'QUEUED'::text) AND (new.status = 'EXECUTING'::text))) AND (NOT ((old.status = 'EXECUTING'::text) AND (new.status = 'COMPLETED'::text))))) EXECUTE FUNCTION runwire.guard_transition_v1();
 CREATE TRIGGER note_cancel AFTER UPDATE OF status ON runwire.runs FOR EACH ROW WHEN (((new.status = 'CANCELED'::text) AND (old.finished_at IS NULL))) EXECUTE FUNCTION runwire.note_cancel_v1();
 CREATE TRIGGER note_end AFTER UPDATE OF status ON runwire.runs FOR EACH ROW WHEN ((new.awaited AND (new.finished_at IS NOT NULL) AND (old.finished_at IS NULL))) EXECUTE FUNCTION runwire.note_end_v1();
 ALTER TABLE ONLY runwire.api_keys

@@ -85,6 +85,37 @@ async def test_a_run_is_named_by_run_and_eight_to_64_small_letters_and_digits(
 
 
 @pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ("id = 'run_A'", "runs_id_check"),
+        ("tags = array_fill('tag'::text, array[11])", "runs_tags_check"),
+        ("ttl = 0", "runs_ttl_check"),
+        ("max_duration = 0", "runs_max_duration_check"),
+        ("attempt = -1", "runs_counts_check"),
+        ("execution = -1", "runs_counts_check"),
+        ("revision = 0", "runs_counts_check"),
+        ("max_attempts = 0", "runs_counts_check"),
+        ("status = 'LOST'", "runs_status_check"),
+    ],
+)
+async def test_what_no_run_may_be_is_neither_changed_to_nor_written(
+    connection: Connection, env: int, change: str, broken: str
+) -> None:
+    await make_run(connection, env)
+    with pytest.raises(psycopg.Error) as caught:
+        await connection.execute(f"update runwire.runs set {change}".encode())
+    # A status that there is not is no transition.
+    assert caught.value.sqlstate == ("RW001" if broken == "runs_status_check" else "23514")
+
+    await connection.execute(b"create temporary table given as select * from runwire.runs")
+    await connection.execute(b"delete from runwire.runs")
+    await connection.execute(f"update given set {change}".encode())
+    with pytest.raises(psycopg.errors.CheckViolation, match=broken) as caught:
+        await connection.execute(b"insert into runwire.runs select * from given")
+    assert caught.value.diag.constraint_name == broken
+
+
+@pytest.mark.parametrize(
     "change",
     [
         "output = '1'",
