@@ -10,7 +10,8 @@ transaction (runwire.writers) and, finding it there already, returns what was an
 
 Where flushes can be begun without waiting for those before (`begin`), a few are under way, which
 take effect in order. One that did nothing, and so those behind it, is flushed again, in order, one
-after the other, before anything new is.
+after the other, before anything new is. As long as nothing has to be waited for, callbacks begin
+and answer them: a task takes longer to wake, in a process that was idle longer than the rest of it.
 """
 
 import asyncio
@@ -117,11 +118,15 @@ class Flusher(Generic[Item, Answer]):
         self._queued_bytes = 0
         # Producers for whom there is no room yet, in the order they came; each gate opens once.
         self._waiting: deque[tuple[_Pending[Item, Answer], asyncio.Future[None]]] = deque()
-        # Taken from the queue, and not begun.
+        # Taken from the queue, and not begun: `run` flushes them.
         self._flying: list[Sequence[_Pending[Item, Answer]]] = []
+        # One of these that it does not know of yet.
+        self._left: Sequence[_Pending[Item, Answer]] | None = None
         self._begun: deque[tuple[Sequence[_Pending[Item, Answer]], Promised[Answer]]] = deque()
-        # Something is to be flushed, or what was begun is answered.
+        # There is something for `run` to do.
         self._arrived = asyncio.Event()
+        # What arrives in one turn of the loop is begun in the next, together.
+        self._is_due = False
         self._closing = False
         self._stopped = False
 
@@ -177,7 +182,7 @@ class Flusher(Generic[Item, Answer]):
     async def run(self) -> None:
         """Flush until closed; cancelled, answer what is left with FlusherClosedError."""
         try:
-            while not (self._closing and not self._queue and not self._begun):
+            while not (self._closing and self.idle):
                 await self._arrived.wait()
                 self._arrived.clear()
                 await self._flush_queued()
@@ -186,12 +191,35 @@ class Flusher(Generic[Item, Answer]):
 
     async def _flush_queued(self) -> None:
         await self._answer_begun()
+        batch, self._left = self._left, None
+        if batch is None:
+            batch = self._begin_queued()
+        while batch is not None:
+            await self._flush_behind(batch)
+            self._flying.remove(batch)
+            batch = self._begin_queued()
+
+    def _begin_queued(self) -> Sequence[_Pending[Item, Answer]] | None:
+        """Begin what waits, as far as that is possible, and return what has to be flushed."""
         while self._queue and len(self._begun) < _UNDER_WAY:
             batch = self._take()
-            self._flying.append(batch)
             if not self._has_begun(batch):
-                await self._flush_behind(batch)
-            self._flying.remove(batch)
+                self._flying.append(batch)
+                return batch
+        return None
+
+    def _advance(self, _: object = None) -> None:
+        """Answer and begin what can be without waiting, while `run` has nothing to do."""
+        self._is_due = False
+        if self._flying:
+            return
+        while self._begun and self._begun[0][1].done() and not _did_nothing(self._begun[0][1]):
+            self._answer_first()
+        if not (self._begun and self._begun[0][1].done()):
+            self._left = self._begin_queued()
+            if self._left is None and not self._closing:
+                return
+        self._arrived.set()
 
     async def _flush_behind(self, batch: Sequence[_Pending[Item, Answer]]) -> None:
         """Flush a batch that could not be begun, once what was begun is answered."""
@@ -207,11 +235,16 @@ class Flusher(Generic[Item, Answer]):
         if self._begin is None or not batch:
             return False
         self._number += 1
-        promise = self._begin(self._number, [pending.item for pending in batch])
+        try:
+            promise = self._begin(self._number, [pending.item for pending in batch])
+        except Exception as error:
+            logger.exception("the %s flush failed", self.name)
+            _resolve(batch, [error] * len(batch))
+            return True
         if promise is None:
             return False
         self._begun.append((batch, promise))
-        promise.add_done_callback(lambda _: self._arrived.set())
+        promise.add_done_callback(self._advance)
         return True
 
     async def _answer_begun(self) -> None:
@@ -221,16 +254,21 @@ class Flusher(Generic[Item, Answer]):
             batch, promise = self._begun[0]
             if not promise.done():
                 await asyncio.wait([promise])
+            if not _did_nothing(promise):
+                self._answer_first()
+                continue
             self._begun.popleft()
-            answers = _outcome(promise, len(batch))
-            if answers is None:
-                again.append(batch)
-                self._flying.append(batch)
-            else:
-                _resolve(batch, answers)
+            again.append(batch)
+            self._flying.append(batch)
         for batch in again:
             await self._settle(batch)
             self._flying.remove(batch)
+
+    def _answer_first(self) -> None:
+        """Answer the first of what was begun, now that it is."""
+        batch, promise = self._begun.popleft()
+        answers = _outcome(promise, len(batch))
+        _resolve(batch, answers)
 
     def _pending(self, item: Item) -> _Pending[Item, Answer]:
         if self._closing or self._stopped:
@@ -247,7 +285,11 @@ class Flusher(Generic[Item, Answer]):
     def _admit(self, pending: _Pending[Item, Answer]) -> None:
         self._queue.append(pending)
         self._queued_bytes += pending.size
-        self._arrived.set()
+        if self._begin is None:
+            self._arrived.set()
+        elif not self._is_due and len(self._begun) < _UNDER_WAY:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._advance)
 
     def _take(self) -> list[_Pending[Item, Answer]]:
         # A cancelled promise is an item its producer withdrew.
@@ -347,17 +389,21 @@ def _resolve(
         pending.resolve(answer)
 
 
-def _outcome(
-    promise: "Promised[Answer]", count: int
-) -> Sequence[Answer] | Sequence[Exception] | None:
+def _did_nothing(promise: "Promised[Answer]") -> bool:
+    """Whether nothing of a flush that was begun happened."""
+    return not promise.cancelled() and promise.exception() is None and promise.result() is None
+
+
+def _outcome(promise: "Promised[Answer]", count: int) -> Sequence[Answer] | Sequence[Exception]:
     """Return what became of a flush that was begun, as an answer for each of its items."""
     if promise.cancelled():
         return [FlusherClosedError("the flush was given up")] * count
-    error = promise.exception()
-    if error is None:
-        return promise.result()
-    assert isinstance(error, Exception)
-    return [error] * count
+    if (error := promise.exception()) is not None:
+        assert isinstance(error, Exception)
+        return [error] * count
+    answers = promise.result()
+    assert answers is not None
+    return answers
 
 
 def _back_offs() -> Iterator[float]:

@@ -30,7 +30,7 @@ PIECE_END: Final = "\x1d"
 _MOST: Final = 50_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expected:
     """A flush that is right if the runs and streams are as remembered."""
 

@@ -15,7 +15,7 @@ from runwire_engine.errors import (
     DataRefusedError,
     StatementError,
 )
-from runwire_engine.flusher import Flusher, FlusherClosedError, FlusherFullError
+from runwire_engine.flusher import Flusher, FlusherClosedError, FlusherFullError, Promised
 
 pytestmark = pytest.mark.anyio
 
@@ -314,3 +314,37 @@ async def test_stopped_it_answers_what_was_begun() -> None:
         tasks.cancel_scope.cancel()
     with pytest.raises(FlusherClosedError):
         await begun[1]
+
+
+async def test_what_arrives_in_one_turn_of_the_loop_is_begun_together() -> None:
+    sink, pipe = Sink(), Pipe()
+    async with running(piped(sink, pipe)) as flusher:
+        promises = [flusher.submit_nowait(n) for n in (1, 2, 100)]
+        await wait_all_tasks_blocked()
+        assert pipe.begun == [[1, 2], [100]]
+        pipe.answer(0)
+        pipe.answer(1)
+        assert [await promise for promise in promises] == [10, 20, 1000]
+
+
+async def test_a_beginning_that_breaks_answers_its_items_and_the_next_one_works() -> None:
+    class Broken(Pipe):
+        def __call__(self, number: int, items: Sequence[int]) -> "Promised[int] | None":
+            if 13 in items:
+                raise ZeroDivisionError
+            return super().__call__(number, items)
+
+    sink, pipe = Sink(), Broken()
+    async with running(piped(sink, pipe)) as flusher:
+        with pytest.raises(ZeroDivisionError):
+            await flusher.submit(13)
+        (promise,) = await put(flusher, 1)
+        pipe.answer(0)
+        assert await promise == 10
+
+
+async def test_an_item_that_is_withdrawn_before_its_flush_keeps_nothing_open() -> None:
+    async with running(piped(Sink(), Pipe())) as flusher:
+        flusher.submit_nowait(1).cancel()
+        await wait_all_tasks_blocked()
+        assert flusher.idle
