@@ -88,6 +88,20 @@ async def test_ringing_never_waits_and_a_burst_becomes_one_bell(
         assert [row.seq for row in heard.streams[0].chunks] == list(range(500))
 
 
+async def test_bells_that_only_say_that_runs_moved_are_apart(
+    bell: Doorbell, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runwire_engine.doorbell._GAP", 0.1)
+    async with Listener(database_url) as listener:
+        await until(listener, lambda heard: heard.scan)
+        began = anyio.current_time()
+        for _ in range(4):
+            bell.ring_feed(1, ["run_1"])
+            await until(listener, lambda heard: heard.runs_moved)
+        # From the first, which is sent at once, to when the last is heard.
+        assert anyio.current_time() - began >= 0.25
+
+
 async def test_a_lost_listen_session_is_opened_again_and_says_scan(
     bell: Doorbell, database_url: str
 ) -> None:
