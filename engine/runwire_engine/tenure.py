@@ -6,7 +6,6 @@ any more, as every write is fenced by the execution that was claimed under the o
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextvars import Context as Variables
@@ -81,11 +80,11 @@ class Tenure:
         limit = settings.concurrency
         # Of one claim.
         self._portion = limit if limit < _MANY else -(-limit // 2)
-        self._wanted = anyio.Event()
+        self._wanted = asyncio.Event()
         # All that is wanted, where it is one run that a bell named.
         self._lone_run: str | None = None
-        # When all that is ready was looked for, by the loop's clock.
-        self._looked_at = -math.inf
+        # Has all that is ready looked for, whatever bells name until then.
+        self._next_look: asyncio.TimerHandle | None = None
         self._due = anyio.Event()
         self._claimed_last = anyio.Event()
         self._leaving = anyio.Event()
@@ -191,17 +190,18 @@ class Tenure:
         """Claim as many runs as there are free slots, when woken and every second."""
         wait, longest = BACK_OFF
         while not self._stopping:
-            self._wanted = anyio.Event()
+            self._wanted.clear()
             slots = self._free_slots()
             if self._more and slots < self._portion:
                 slots = await self._gather()
             if slots > 0:
+                lone_run = self._taken_alone()
                 try:
-                    found = await self._claim_once(slots, self._taken_alone())
+                    found = await self._claim_once(slots, lone_run)
                 except EngineError as error:
                     logger.warning("runs cannot be claimed: %s", error)
-                    with anyio.move_on_after(wait):
-                        await self._wanted.wait()
+                    self._look_in(wait)
+                    await self._wanted.wait()
                     wait = min(wait * 2, longest)
                     continue
                 wait, _ = BACK_OFF
@@ -209,12 +209,13 @@ class Tenure:
                 self._more = found == slots or crowded
                 if found == slots or (crowded and found):
                     continue
-                pause = _CROWDED_PAUSE if crowded else self._settings.poll
+                if lone_run is None:
+                    self._look_in(_CROWDED_PAUSE if crowded else self._settings.poll)
             else:
                 self._more = True
-                pause = self._settings.poll
-            with anyio.move_on_after(pause):
-                await self._wanted.wait()
+                self._look_in(self._settings.poll)
+            await self._wanted.wait()
+        self._look_in(None)
         self._claimed_last.set()
 
     async def _gather(self) -> int:
@@ -222,20 +223,23 @@ class Tenure:
         with anyio.move_on_after(_GATHER):
             while not self._stopping and self._free_slots() < self._portion:
                 await self._wanted.wait()
-                self._wanted = anyio.Event()
+                self._wanted.clear()
         return self._free_slots()
 
     def _taken_alone(self) -> str | None:
-        """Return the only run to claim; None where all that is ready is to be looked for.
-
-        That it is all there is holds for as long as bells do: every poll looks all the same.
-        """
+        """Return the only run to claim; None where all that is ready is to be looked for."""
         lone_run, self._lone_run = self._lone_run, None
-        now = anyio.current_time()
-        if lone_run is None or self._more or now - self._looked_at >= self._settings.poll:
-            self._looked_at = now
+        if lone_run is None or self._more:
+            self._look_in(None)
             return None
         return lone_run
+
+    def _look_in(self, seconds: float | None) -> None:
+        """Look for all that is ready in so many seconds, and not when it was said before."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+        loop = self._around.bridge.loop
+        self._next_look = None if seconds is None else loop.call_later(seconds, self.wake)
 
     async def _claim_once(self, slots: int, lone_run: str | None) -> int:
         runs = await self._around.engine.claims.claim(
