@@ -2,9 +2,8 @@
 
 For a statement psycopg looks up types, plans and adapters, and a waiter joins the event loop and
 leaves it; a pool lends a connection. Each time that costs several round trips to a local Postgres.
-Here the statement is prepared once, its parameters are texts, and the loop watches the connection
-for as long as it lives. A call is sent behind those that are under way, which Postgres executes one
-after the other, each in a transaction of its own.
+Here the statement is prepared once, and its parameters are texts. A call is sent behind those that
+are under way, which Postgres executes one after the other, each in a transaction of its own.
 """
 
 import asyncio
@@ -24,10 +23,8 @@ from runwire_engine.database import Database, Parameters, Row, repeated
 from runwire_engine.driver_errors import translate
 from runwire_engine.errors import CommitUnknownError, DatabaseUnavailableError
 from runwire_engine.statements import by_position
+from runwire_engine.watched_connection import WatchedConnection
 
-# uvloop does not say that a socket is readable where it has an error, as when the other end was
-# killed with something unread: so often it is read all the same.
-_LOOK_SECONDS = 0.5
 _WELL = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK})
 # Behind a call that takes longer, as where it waits for a lock, nobody waits.
 _PATIENCE = 0.02
@@ -75,12 +72,10 @@ class DirectCall:
         self._connection: AsyncConnection[Row] | None = None
         # What loads a statement's rows, and their columns; known after its first answer.
         self._rows: dict[str, tuple[abc.Transformer, list[str]]] = {}
-        # Its number, which a broken connection does not know any more.
-        self.socket = -1
+        self._watched: WatchedConnection | None = None
         # The promises of what is under way, in order, and what came for the first of them so far.
         self._answers: deque[asyncio.Future[PGresult]] = deque()
         self._result: PGresult | None = None
-        self._is_writing = self._is_looking = False
         # When the first of them was sent, or those before it were answered.
         self._moved_at = 0.0
         # What is prepared does not fit any more.
@@ -155,10 +150,9 @@ class DirectCall:
         self._is_stale = False
         if connection is None:
             return
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self.socket)
-        loop.remove_writer(self.socket)
-        self._is_writing = False
+        if self._watched is not None:
+            self._watched.close()
+            self._watched = None
         connection.pgconn.finish()
         self._result = None
         while self._answers:
@@ -193,8 +187,7 @@ class DirectCall:
             one_plan=self._one_plan, settings=self._settings
         )
         connection.pgconn.enter_pipeline_mode()
-        self.socket = connection.pgconn.socket
-        asyncio.get_running_loop().add_reader(self.socket, self._readable)
+        self._watched = WatchedConnection(connection.pgconn, self)
         if self._database.is_pooled:
             return
         try:
@@ -238,62 +231,33 @@ class DirectCall:
 
     def _sent(self, send: Callable[[PGconn], None]) -> "asyncio.Future[PGresult]":
         """Send a statement, in a transaction of its own, and return the promise of its answer."""
-        assert self._connection is not None
-        pgconn = self._connection.pgconn
+        assert self._watched is not None
         loop = asyncio.get_running_loop()
-        send(pgconn)
-        pgconn.pipeline_sync()
+        send(self._watched.pgconn)
+        self._watched.pgconn.pipeline_sync()
         answer: asyncio.Future[PGresult] = loop.create_future()
         if not self._answers:
             self._moved_at = loop.time()
         self._answers.append(answer)
-        self._flush()
-        if not self._is_looking:
-            self._is_looking = True
-            loop.call_later(_LOOK_SECONDS, self._look)
+        self._watched.flush()
         return answer
 
     def _unknown(self) -> CommitUnknownError:
         return CommitUnknownError(f"{self._name}: the connection broke; it may have happened")
 
-    def _flush(self) -> None:
-        """Send what the socket takes, and the rest when it takes more."""
-        connection = self._connection
-        if connection is None:
-            return
-        is_left = bool(connection.pgconn.flush())
-        if is_left and not self._is_writing:
-            asyncio.get_running_loop().add_writer(self.socket, self._writable)
-        elif self._is_writing and not is_left:
-            asyncio.get_running_loop().remove_writer(self.socket)
-        self._is_writing = is_left
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call is under way."""
+        return bool(self._answers)
 
-    def _writable(self) -> None:
-        try:
-            self._flush()
-        except psycopg.Error:
-            self.close()
+    def lost(self, error: psycopg.Error) -> None:
+        """Note that the connection is lost."""
+        self.close()
 
-    def _look(self) -> None:
-        self._readable()
-        self._is_looking = bool(self._answers)
-        if self._is_looking:
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
-
-    def _readable(self) -> None:
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            self._read(connection)
-        except psycopg.Error:
-            self.close()
-
-    def _read(self, connection: AsyncConnection[Row]) -> None:
-        pgconn = connection.pgconn
-        pgconn.consume_input()
-        if self._is_writing:
-            self._flush()
+    def came(self) -> None:
+        """Take the answers that have come."""
+        assert self._connection is not None
+        pgconn = self._connection.pgconn
         was_there = True
         while self._answers and not pgconn.is_busy():
             result = pgconn.get_result()

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 import anyio
 import psycopg
 import pytest
+from psycopg.pq.abc import PGconn
 
 from runwire_engine.database import Database
 from runwire_engine.direct_call import DirectCall, DirectCalls
@@ -16,6 +17,7 @@ from runwire_engine.errors import (
     LockHeldError,
 )
 from runwire_engine.statements import by_position
+from runwire_engine.watched_connection import Owner, WatchedConnection
 from tests.support.faultproxy import FaultProxy, fault_proxy
 from tests.support.processes import until_async
 
@@ -181,11 +183,18 @@ async def test_a_connection_that_breaks_meanwhile_leaves_it_open_whether_it_happ
 
 
 async def test_an_answer_that_the_loop_does_not_tell_of_is_read_all_the_same(
-    call: DirectCall,
+    call: DirectCall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As uvloop does not of a socket with an error: the other end died with something unread."""
+    watched: list[WatchedConnection] = []
+
+    def watch(pgconn: PGconn, owner: Owner) -> WatchedConnection:
+        watched.append(WatchedConnection(pgconn, owner))
+        return watched[0]
+
+    monkeypatch.setattr("runwire_engine.direct_call.WatchedConnection", watch)
     await echoed(call, "a")
-    asyncio.get_running_loop().remove_reader(call.socket)
+    asyncio.get_running_loop().remove_reader(watched[0].socket)
     with anyio.fail_after(30):
         assert (await echoed(call, "b"))[0] == "b"
 
