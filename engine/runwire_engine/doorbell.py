@@ -73,8 +73,8 @@ class Doorbell:
         self._ringing: dict[int, Ringing] = {}
         self._rung = asyncio.Event()
         self._sending = False
-        # By the loop's clock; and what rings a moment later.
-        self._sent_at = 0.0
+        # When the last bell was sent, by the loop's clock; and what rings a moment after it.
+        self._sent_at: float | None = None
         self._soon: asyncio.TimerHandle | None = None
         # Whether the notification queue was full at the last try: told once, not at each bell.
         self._is_full = False
@@ -99,6 +99,9 @@ class Doorbell:
 
     def _ring_soon(self) -> None:
         """Ring that runs moved: at once, but for a bell that has just said so."""
+        if self._sent_at is None:
+            self._rung.set()
+            return
         loop = asyncio.get_running_loop()
         wait = self._sent_at + _GAP - loop.time()
         if wait <= 0:

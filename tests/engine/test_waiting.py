@@ -58,7 +58,8 @@ async def test_a_parent_waits_for_its_child_and_goes_on_with_its_output(bench: B
         return [result.ok, result.output, result.task]
 
     parent = defined(parenting)
-    async with bench.worker(parent, child):
+    # One slot: the child has it only once the parent has given it up.
+    async with bench.worker(parent, child, concurrency=1):
         row = await bench.finished(parent)
     assert (row.status, row.output) == ("COMPLETED", f'[true,"42","{child.id}"]')
     assert (row.attempt, row.execution, called) == (1, 2, 1)

@@ -144,8 +144,8 @@ async def test_each_of_many_sockets_gets_its_heartbeat_though_the_time_of_one_ca
     async with running_realtime(database_url, hub_heartbeat=0.5) as server, AsyncExitStack() as s:
         bearer = f"authorization: Bearer {server.key}"
         # In turns of a hundred.
-        sockets = [await s.enter_async_context(raw_socket(server.url, bearer)) for _ in range(250)]
         monkeypatch.setattr(DirectConnection, "tick", tick)
+        sockets = [await s.enter_async_context(raw_socket(server.url, bearer)) for _ in range(250)]
         ended = [await _until_heartbeat(socket) for socket in sockets]
     assert sorted(ended, key=str) == [CloseCode.INSUFFICIENT_STATE, *[None] * 249]
 
