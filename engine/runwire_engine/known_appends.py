@@ -24,7 +24,7 @@ from runwire_engine.database import Database
 from runwire_engine.direct_call import DirectCall
 from runwire_engine.doorbell import Doorbell
 from runwire_engine.driver_errors import translate
-from runwire_engine.errors import DatabaseUnavailableError, EngineError
+from runwire_engine.errors import CommitUnknownError, DatabaseUnavailableError, EngineError
 from runwire_engine.memory import PIECE_END, Expected, StreamMemory
 from runwire_engine.placement import Append, AppendAnswer, StreamState
 from runwire_engine.writers import Writer
@@ -143,6 +143,10 @@ class KnownAppends:
                 call = self._call.begin("streams.append_lone", {**common, **_lone(expected)})
             else:
                 call = self._call.begin("streams.append_known", {**common, **_several(expected)})
+        except CommitUnknownError as error:
+            # As one that was sent and has got no answer.
+            call = asyncio.get_running_loop().create_future()
+            call.set_exception(error)
         except (psycopg.Error, UnicodeError):
             return None  # there it is found out which of them cannot be stored
         memory.keep({}, expected.after)

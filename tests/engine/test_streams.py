@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import psycopg
 import pytest
 
 from runwire.errors import FencedError, InvalidValueError
@@ -22,6 +23,7 @@ from runwire_engine.errors import (
 )
 from runwire_engine.known_appends import KnownAppends
 from runwire_engine.streams import Append, AppendAnswer, AttemptMark, Streams
+from runwire_engine.watched_connection import WatchedConnection
 from tests.support.faultproxy import fault_proxy
 from tests.support.postgres import opened_database
 from tests.support.processes import until, until_async
@@ -523,6 +525,26 @@ async def test_flushes_that_get_through_after_they_were_given_up_double_nothing(
         assert await streams.append(env, own(run_id, "2")) == AppendAnswer(2, 3)
         assert await bodies(streams, env, run_id) == ["0", "1", "2"]
         assert await bodies(streams, env, run_id, "b") == ["0", "1"]
+
+
+@pytest.mark.parametrize("sent", [True, False])
+async def test_a_flush_that_may_not_have_been_sent_is_stored_once(
+    streams: Streams, database: Database, env: int, monkeypatch: pytest.MonkeyPatch, sent: bool
+) -> None:
+    run_id = await insert_run(database, env)
+    await streams.append(env, own(run_id, "0"))
+    flush = WatchedConnection.flush
+
+    def fail(watched: WatchedConnection) -> None:
+        monkeypatch.undo()
+        if sent:
+            flush(watched)
+        raise psycopg.OperationalError
+
+    monkeypatch.setattr(WatchedConnection, "flush", fail)
+    assert await streams.append(env, own(run_id, "1")) == AppendAnswer(1, 2)
+    assert await streams.append(env, own(run_id, "2")) == AppendAnswer(2, 3)
+    assert await bodies(streams, env, run_id) == ["0", "1", "2"]
 
 
 async def test_a_bell_that_fails_behind_its_commit_costs_and_doubles_nothing(
