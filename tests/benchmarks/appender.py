@@ -20,12 +20,14 @@ from runwire_engine.environments import Environments
 from runwire_engine.known_appends import Placed
 from runwire_engine.settings import EngineSettings
 from runwire_engine.streams import Append
+from runwire_realtime.garbage import spare_what_stays
 from tests.benchmarks.fed import as_json, events, stream_of
 
 
 async def main(run_id: str) -> None:
     async with open_engine(EngineSettings(), sweeping=False) as engine:
         environment_id = await Environments(engine.database).ensure("dev")
+        spare_what_stays()  # as a worker does
         streams, writer = engine.streams, f"benchmark-{os.getpid()}"
         under_way: deque[asyncio.Future[Placed]] = deque()
         async for arrived in events():
