@@ -21,16 +21,17 @@ import orjson
 from anyio.abc import TaskStatus
 
 from runwire.tasks import AnyTask
+from runwire_engine.bells import Bell
 from runwire_engine.bridge import Bridge, arrival, pending_promise
 from runwire_engine.captured_logs import capturing
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.children import Children, Mint
-from runwire_engine.doorbell import Bell, Listener
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.errors import DatabaseUnavailableError
 from runwire_engine.ids import new_worker_id
 from runwire_engine.inputs import InputBells
+from runwire_engine.listener import Listener
 from runwire_engine.migrations import require_schema
 from runwire_engine.schedules import declared
 from runwire_engine.settings import EngineSettings

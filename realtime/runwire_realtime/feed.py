@@ -14,12 +14,13 @@ from typing import Final, Literal, TypeAlias
 import anyio
 
 from runwire.wire import CloseCode, ErrorCode
+from runwire_engine.bells import Bell
 from runwire_engine.changes import Changes, EventRow, Place, Tail, is_cut_off, place, rotate
 from runwire_engine.database import Database, Transaction
-from runwire_engine.doorbell import Bell, Listener
 from runwire_engine.errors import EngineError, StatementTimeoutError
 from runwire_engine.followed import Touched
 from runwire_engine.following import Following
+from runwire_engine.listener import Listener
 from runwire_realtime.hub import Hub, RunEvent, event_of
 from runwire_realtime.reads import Reads
 from runwire_realtime.rotation import Rotation

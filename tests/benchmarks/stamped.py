@@ -18,8 +18,8 @@ from typing import Any, Final, TypeAlias
 
 import uvloop
 
-from runwire_engine.doorbell import Listener
 from runwire_engine.known_appends import KnownAppends
+from runwire_engine.listener import Listener
 from runwire_engine.streams import Streams
 from runwire_realtime.cli import main
 from runwire_realtime.owned_socket import OwnedSocket

@@ -7,8 +7,18 @@ import anyio
 import psycopg
 import pytest
 
-from runwire_engine.bells import MAX_PAYLOAD, Bell, ChunkRow, Ringing, StreamMoved, decode, encode
-from runwire_engine.doorbell import Control, Doorbell, Listener
+from runwire_engine.bells import (
+    MAX_PAYLOAD,
+    Bell,
+    ChunkRow,
+    Control,
+    Ringing,
+    StreamMoved,
+    decode,
+    encode,
+)
+from runwire_engine.doorbell import Doorbell
+from runwire_engine.listener import Listener
 from tests.support.faultproxy import fault_proxy
 from tests.support.pooler import pooler
 

@@ -5,10 +5,10 @@ import pytest
 from pydantic import ValidationError
 
 from runwire_engine.catalogue import TaskAnnouncement
-from runwire_engine.doorbell import Listener
 from runwire_engine.engine import open_engine
 from runwire_engine.environments import Environments
 from runwire_engine.flusher import FlusherClosedError
+from runwire_engine.listener import Listener
 from runwire_engine.outcomes import Completed
 from runwire_engine.settings import EngineSettings
 from runwire_engine.wanted_runs import NewRun

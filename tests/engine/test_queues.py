@@ -5,9 +5,9 @@ import pytest
 
 from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.claims import Claims
-from runwire_engine.doorbell import Listener
 from runwire_engine.engine import Engine
 from runwire_engine.errors import NoOverrideError, QueueNotFoundError
+from runwire_engine.listener import Listener
 from runwire_engine.outcomes import Completed
 from runwire_engine.wanted_runs import NewRun
 from tests.support.engines import ALL_TASKS, query, there, triggered

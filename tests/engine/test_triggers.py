@@ -8,9 +8,10 @@ import orjson
 import pytest
 
 from runwire.errors import FencedError
-from runwire_engine.doorbell import Doorbell, Listener
+from runwire_engine.doorbell import Doorbell
 from runwire_engine.engine import Engine, open_engine
 from runwire_engine.errors import DataRefusedError, TokenUsedError, UnknownTaskError
+from runwire_engine.listener import Listener
 from runwire_engine.outcomes import Canceled, Completed, Failed, Outcome
 from runwire_engine.settings import EngineSettings
 from runwire_engine.wanted_runs import NewRun, Parent, TriggerResult

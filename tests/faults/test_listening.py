@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from runwire_engine.doorbell import PING_EVERY, PING_WITHIN, Listener
+from runwire_engine.listener import PING_EVERY, PING_WITHIN, Listener
 from tests.support.engines import query
 from tests.support.faultproxy import fault_proxy
 from tests.support.parts import own_postgres

@@ -30,10 +30,11 @@ from runwire_engine.changes import read_by_txid
 from runwire_engine.claims import Claims
 from runwire_engine.database import Database, Row, Transaction
 from runwire_engine.direct_call import DirectCall
-from runwire_engine.doorbell import Doorbell, Listener
+from runwire_engine.doorbell import Doorbell
 from runwire_engine.environments import Environments
 from runwire_engine.errors import StatementTimeoutError
 from runwire_engine.following import Following
+from runwire_engine.listener import Listener
 from runwire_engine.outcomes import Outcomes
 from runwire_engine.run_metadata import RunMetadata
 from runwire_engine.runs import Runs
