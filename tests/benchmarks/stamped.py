@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 import uvloop
@@ -21,8 +22,8 @@ import uvloop
 from runwire_engine.known_appends import KnownAppends
 from runwire_engine.listener import Listener
 from runwire_engine.streams import Streams
+from runwire_realtime import delivery
 from runwire_realtime.cli import main
-from runwire_realtime.owned_socket import OwnedSocket
 from runwire_realtime.stream_topic import StreamTopic
 from tests.benchmarks import appender
 
@@ -33,8 +34,10 @@ Call: TypeAlias = Callable[..., Any]
 _passed: list[tuple[str, int, object]] = []
 
 
-def _note(owner: type, name: str, place: str, argument: int, *, after: bool = False) -> None:
-    """Note each call of a method, and the argument that holds the chunks."""
+def _note(
+    owner: type | ModuleType, name: str, place: str, argument: int, *, after: bool = False
+) -> None:
+    """Note each call of a method or a function, and the argument that holds the chunks."""
     function: Call = getattr(owner, name)
 
     def noting(*arguments: Any) -> Any:
@@ -63,7 +66,7 @@ if __name__ == "__main__":
     _note(KnownAppends, "begin", "sent", 3, after=True)
     _note(Listener, "_hear", "heard", 2)
     _note(StreamTopic, "extend", "in the ring", 1, after=True)
-    _note(OwnedSocket, "write_frame", "written", 1)
+    _note(delivery, "_write_to_all", "written", 1)
     threading.Thread(target=_tell, args=(fifo,), daemon=True).start()
     if role == "appender":
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
