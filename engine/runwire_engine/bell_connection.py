@@ -6,9 +6,8 @@ Their settings are for a network that fails: what does not answer is noticed, an
 import asyncio
 import logging
 import os
-import random
 import socket
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeAlias
 
@@ -37,7 +36,8 @@ _SESSION = {
     "tcp_user_timeout": "10000",
     "connect_timeout": "5",
 }
-_BACK_OFF = (0.05, 5.0)
+# From one try to connect to the next: the first wait and the longest, in seconds.
+BACK_OFF: Final = (0.05, 5.0)
 
 
 @asynccontextmanager
@@ -90,10 +90,3 @@ def _sever(connection: Connection) -> None:
             line.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # the other side was faster
-
-
-def back_offs() -> Iterator[float]:
-    wait, longest = _BACK_OFF
-    while True:
-        yield wait * random.uniform(0.5, 1.0)
-        wait = min(wait * 2, longest)

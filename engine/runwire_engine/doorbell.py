@@ -15,10 +15,11 @@ from contextlib import closing
 import anyio
 import psycopg
 
+from runwire_engine.back_off import back_offs
 from runwire_engine.bell_connection import (
+    BACK_OFF,
     SEND_WITHIN,
     Connection,
-    back_offs,
     connected,
     severed_after,
 )
@@ -108,11 +109,11 @@ class Doorbell:
 
     async def run(self) -> None:
         """Send bells until cancelled, over one connection that is opened again when it breaks."""
-        waits = back_offs()
+        waits = back_offs(*BACK_OFF)
         while True:
             try:
                 async with connected(self._dsn, "runwire-bell") as connection:
-                    waits = back_offs()
+                    waits = back_offs(*BACK_OFF)
                     with closing(Notifier(connection)) as notifier:
                         await self._send_all(notifier, connection)
             except (psycopg.Error, OSError) as error:

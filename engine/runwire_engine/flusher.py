@@ -16,13 +16,13 @@ and answer them: a task takes longer to wake, in a process that was idle longer 
 
 import asyncio
 import logging
-import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 import anyio
 
+from runwire_engine.back_off import back_offs
 from runwire_engine.errors import (
     DatabaseUnavailableError,
     DataRefusedError,
@@ -340,7 +340,7 @@ class Flusher(Generic[Item, Answer]):
         """Flush under one number, again while the database is away or a deadlock was lost."""
         deadline = asyncio.get_running_loop().time() + self._retry_for
         tries = 0
-        for wait in _back_offs():
+        for wait in back_offs(*_BACK_OFF):
             try:
                 return await self._call(number, items)
             except DatabaseUnavailableError as error:
@@ -404,11 +404,3 @@ def _outcome(promise: "Promised[Answer]", count: int) -> Sequence[Answer] | Sequ
     answers = promise.result()
     assert answers is not None
     return answers
-
-
-def _back_offs() -> Iterator[float]:
-    """Yield waits that double up to the longest, each with up to half of it taken off."""
-    wait, longest = _BACK_OFF
-    while True:
-        yield wait * random.uniform(0.5, 1.0)
-        wait = min(wait * 2, longest)

@@ -15,10 +15,11 @@ import psycopg
 from anyio.abc import TaskGroup
 from psycopg import sql
 
+from runwire_engine.back_off import back_offs
 from runwire_engine.bell_connection import (
+    BACK_OFF,
     SEND_WITHIN,
     Connection,
-    back_offs,
     connected,
     severed_after,
 )
@@ -103,7 +104,7 @@ class Listener:
         return self._ringing.take()
 
     async def _run(self) -> None:
-        waits = back_offs()
+        waits = back_offs(*BACK_OFF)
         told = False
         while True:
             try:
@@ -121,7 +122,7 @@ class Listener:
                 logger.log(level, "listening was interrupted: %s", _names(group))
                 told = True
             if self.listening:
-                waits = back_offs()
+                waits = back_offs(*BACK_OFF)
             self.listening = False
             await anyio.sleep(_POLL_ONLY_PAUSE if self.is_poll_only else next(waits))
 

@@ -173,15 +173,11 @@ async def record(tx: Transaction, environment_id: int, outcomes: Iterable[Outcom
 def _parameters(
     environment_id: int, outcomes: Iterable[Outcome], *, alone: bool = False
 ) -> dict[str, object]:
-    changes = [_change(outcome) for outcome in outcomes]
+    changes = _changes(outcomes)
     return {
+        **_ends(environment_id, changes),
         "alone": alone,
-        "environment_id": environment_id,
-        "ids": [change.run_id for change in changes],
-        "executions": [change.execution for change in changes],
         "statuses": [str(change.status) for change in changes],
-        "outputs": [change.output for change in changes],
-        "output_types": [change.output_type for change in changes],
         "errors": [change.error for change in changes],
         "delays": [change.delay for change in changes],
         "released": [change.released for change in changes],
@@ -189,8 +185,8 @@ def _parameters(
     }
 
 
-def _ends(environment_id: int, completed: Iterable[Completed]) -> dict[str, object]:
-    changes = [_change(o) for o in sorted(completed, key=lambda o: o.run_id)]
+def _ends(environment_id: int, changes: Sequence[_Change]) -> dict[str, object]:
+    """Return what is said of runs that returned."""
     return {
         "environment_id": environment_id,
         "ids": [change.run_id for change in changes],
@@ -198,6 +194,11 @@ def _ends(environment_id: int, completed: Iterable[Completed]) -> dict[str, obje
         "outputs": [change.output for change in changes],
         "output_types": [change.output_type for change in changes],
     }
+
+
+def _changes(outcomes: Iterable[Outcome]) -> list[_Change]:
+    """Return them in the order in which everybody locks runs."""
+    return [_change(outcome) for outcome in sorted(outcomes, key=lambda o: o.run_id)]
 
 
 class Outcomes:
@@ -295,7 +296,9 @@ class Outcomes:
         completed = [o for o in outcomes.values() if isinstance(o, Completed)]
         if len(completed) == len(outcomes):
             # As nearly all flushes are: for much less.
-            changed = await self._hot.all("outcomes.complete", _ends(environment_id, completed))
+            changed = await self._hot.all(
+                "outcomes.complete", _ends(environment_id, _changes(completed))
+            )
         else:
             changed = await self._hot.all(
                 "outcomes.record", _parameters(environment_id, outcomes.values(), alone=True)

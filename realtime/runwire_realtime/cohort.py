@@ -5,7 +5,8 @@ costs one write and nothing else. Whoever is not free when a frame is due leaves
 from before, and is served by its outbox until it has caught up.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Final
 
 from runwire_realtime.limits import HubLimits
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 # Makes a frame of messages.
 Framing = Callable[[Sequence[bytes]], bytes]
 # Brings a frame to each of the sockets that are free; returns the others.
-Send = Callable[[bytes, Iterable[Line]], Collection[Line]]
+Send = Callable[[bytes, Iterable[Line]], AbstractSet[Line]]
 
 # A turn of the loop writes to so many sockets, about 3 ms; others have theirs in between.
 MEMBERS: Final = 500

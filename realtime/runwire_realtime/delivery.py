@@ -146,16 +146,16 @@ class Delivery:
                     verifying.start_soon(connection.verify, token)
 
 
-def _write_to_all(now: float, frame: bytes, lines: Iterable[Line]) -> list[Line]:
+def _write_to_all(now: float, frame: bytes, lines: Iterable[Line]) -> set[Line]:
     """Write a frame to each socket that is free; return the others.
 
     The kernel gets it at once, which is all that is done for nearly every one of thousands.
     """
-    late: list[Line] = []
+    late: set[Line] = set()
     write, size = os.write, len(frame)
     for line in lines:
         if not line.is_free:
-            late.append(line)
+            late.add(line)
             continue
         line.written_at = now
         try:
@@ -169,13 +169,13 @@ def _write_to_all(now: float, frame: bytes, lines: Iterable[Line]) -> list[Line]
 
 def _gather_for_all(
     now: float, gathered: dict[Line, list[bytes]], frame: bytes, lines: Iterable[Line]
-) -> list[Line]:
+) -> set[Line]:
     """Keep a frame for each socket that is free; return the others."""
-    late: list[Line] = []
+    late: set[Line] = set()
     for line in lines:
         if line.is_free:
             line.written_at = now
             gathered[line].append(frame)
         else:
-            late.append(line)
+            late.add(line)
     return late

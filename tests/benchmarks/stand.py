@@ -67,12 +67,16 @@ class Stand:
 
     def new_run(self) -> str:
         """Queue a run that no worker will take, since it is due in a day: it only owns streams."""
-        return anyio.run(self._new_run)
+        return self.trigger(NewRun(task=_OWNER, payload=None, delay=86_400.0))
 
-    async def _new_run(self) -> str:
+    def trigger(self, new: NewRun) -> str:
+        """Make a run's task known, which may be before its worker does, and trigger the run."""
+        return anyio.run(self._trigger, new)
+
+    async def _trigger(self, new: NewRun) -> str:
         async with open_engine(EngineSettings(database_url=self.dsn), sweeping=False) as engine:
-            await engine.catalogue.announce(self.environment_id, [TaskAnnouncement(_OWNER, _OWNER)])
-            new = NewRun(task=_OWNER, payload=None, delay=86_400.0)
+            task = TaskAnnouncement(new.task, f"task/{new.task}")
+            await engine.catalogue.announce(self.environment_id, [task])
             return (await engine.runs.trigger(self.environment_id, new)).id
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import anyio
 import psycopg
 
-from runwire_engine.catalogue import TaskAnnouncement
 from runwire_engine.engine import open_engine
 from runwire_engine.settings import EngineSettings
 from runwire_engine.wanted_runs import NewRun
@@ -58,7 +57,7 @@ def relaying(stand: Stand, wanted: set[int]) -> Generator[tuple[str, int]]:
     with tempfile.TemporaryDirectory() as folder, working(stand, 1, wanted):
         pipe = Path(folder) / "events"
         os.mkfifo(pipe)
-        run_id = anyio.run(_relay, stand, str(pipe))
+        run_id = stand.trigger(NewRun(task="relay", payload=json.dumps(str(pipe))))
         end = _opened(pipe)
         try:
             yield run_id, end
@@ -67,15 +66,6 @@ def relaying(stand: Stand, wanted: set[int]) -> Generator[tuple[str, int]]:
             with psycopg.connect(stand.dsn, autocommit=True) as connection:
                 ended = "select count(*) from runwire.runs where status = 'COMPLETED' and id = "
                 _await(connection, f"{ended}'{run_id}'", 1, 30)
-
-
-async def _relay(stand: Stand, pipe: str) -> str:
-    async with open_engine(EngineSettings(database_url=stand.dsn), sweeping=False) as engine:
-        await engine.catalogue.announce(
-            stand.environment_id, [TaskAnnouncement("relay", "task/relay")]
-        )
-        new = NewRun(task="relay", payload=json.dumps(pipe))
-        return (await engine.runs.trigger(stand.environment_id, new)).id
 
 
 def _opened(pipe: Path) -> int:

@@ -12,15 +12,15 @@ def joined(messages: Sequence[bytes]) -> bytes:
     return b"[" + b",".join(messages) + b"]"
 
 
-def send(now: float, frame: bytes, lines: Iterable[Line]) -> list[Line]:
+def send(now: float, frame: bytes, lines: Iterable[Line]) -> set[Line]:
     """Write a frame to each line that is free; return the others."""
-    late: list[Line] = []
+    late: set[Line] = set()
     for line in list(lines):
         if line.is_free:
             line.written_at = now
             line.write(frame)
         else:
-            late.append(line)
+            late.add(line)
     return late
 
 
